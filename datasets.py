@@ -1,0 +1,267 @@
+"""A data set's name -> its images and facts. The form of the files (image folders, the official CIFAR batches, SVHN's .mat
+files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
+"""
+import os
+import pickle
+import tarfile
+from typing import List, NamedTuple, Optional
+
+import numpy as np
+from PIL import Image
+
+from utils import InputError, decode_images, hold_out, image_files, list_image_folder
+
+
+class Preset(NamedTuple):
+    """The method's settings that depend on the data set (METHOD.md, "Presets a data set")."""
+    whiten: bool = True
+    flip: bool = True               # False where a mirrored image is another class or none
+    batch_size: int = 16
+    epochs: int = 300               # asl and supervised
+    ssl_epochs: int = 50
+    steps: Optional[int] = None     # instead of epochs: train about this many steps
+
+
+PRESETS = {
+    'cifar10': Preset(),
+    'cifar100': Preset(),
+    'svhn': Preset(whiten=False, flip=False, ssl_epochs=30),
+    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400),
+    'folder': Preset(),
+}
+
+
+class Dataset(NamedTuple):
+    """Images are uint8 (n, s, s, 3), labels int64 (n,), names the files' paths below the data folder or their indices."""
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    train_names: List[str]
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    test_names: List[str]
+    class_names: List[str]
+    unlabeled_images: Optional[np.ndarray] = None       # beyond the training images; from an `unlabeled` folder
+
+
+def load_dataset(data, directory=None, image_size=32, with_unlabeled=True):
+    """Read the data set `data` (a key of PRESETS) from `directory`, or from where it is looked for by default.
+
+    Raises InputError naming the file or folder that is missing, damaged or not of a known form.
+    """
+    if data == 'digits':
+        return _load_digits(image_size)
+    if directory is None:
+        directory = _default_directory(data)
+    if not os.path.exists(directory):
+        raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.' % directory)
+    archive = _find(directory, CIFAR_ARCHIVES.values())
+    if archive:
+        return _resized(_load_cifar(data, _read_archive(archive), archive), image_size)
+    batch = _find(directory, CIFAR_FILES, inside=CIFAR_FOLDERS)
+    if batch:
+        folder = os.path.dirname(batch)
+        return _resized(_load_cifar(data, _read_batches(folder), folder), image_size)
+    if _find(directory, SVHN_FILES):
+        return _resized(_load_svhn(directory), image_size)
+    return _load_folders(directory, image_size, with_unlabeled)
+
+
+def _find(directory, names, inside=('',)):
+    """The first of `names` that is a file in `directory`, or `directory` itself if it is an archive; else None."""
+    if os.path.isfile(directory):
+        return directory if directory.endswith(('.tar.gz', '.tgz')) else None
+    paths = (os.path.join(directory, folder, name) for folder in inside for name in names)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _default_directory(data):
+    if data == 'folder':
+        raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
+    directory = os.path.join('dataset', data.replace('cifar', 'cifar-'))
+    if not os.path.exists(directory):
+        if data not in CIFAR_ARCHIVES:
+            raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
+                             'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
+        _download(data, directory)
+    return directory
+
+
+# Image folders ------------------------------------------------------------------------------------------------------
+
+def _load_folders(directory, image_size, with_unlabeled):
+    """train/CLASS/* with test/CLASS/*; or CLASS/* (below train or directly), of which a sixth is held out for test."""
+    if not os.path.isdir(directory):
+        raise InputError('--dataset %s: neither a folder nor a CIFAR .tar.gz archive; give one of these.' % directory)
+    train, test = os.path.join(directory, 'train'), os.path.join(directory, 'test')
+    if os.path.isdir(test) and not os.path.isdir(train):
+        raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
+    paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory)
+    if os.path.isdir(test):
+        test_paths, test_labels, test_classes = list_image_folder(test)
+        unknown = sorted(set(test_classes) - set(class_names))
+        if unknown:
+            raise InputError('%s: no such class in %s; add its training images or remove the folder.'
+                             % (os.path.join(test, unknown[0]), train))
+        test_labels = np.array([class_names.index(name) for name in test_classes])[test_labels]
+    else:
+        held = hold_out(labels, 6)
+        alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)
+        if len(alone):
+            raise InputError('%s: holds one image, and one of each class is kept for test; add images or a test folder.'
+                             % os.path.dirname(paths[np.flatnonzero(labels == alone[0])[0]]))
+        print('No test folder: a sixth of each class, %d of %d images, the same at every run, is held out for test.'
+              % (held.sum(), len(held)))
+        test_paths, test_labels = [p for p, h in zip(paths, held) if h], labels[held]
+        paths, labels = [p for p, h in zip(paths, held) if not h], labels[~held]
+    unlabeled = os.path.join(directory, 'unlabeled')
+    extra = image_files(unlabeled) if with_unlabeled and os.path.isdir(unlabeled) else []
+    images = decode_images(paths + test_paths + extra, image_size)
+    train_images, test_images, extra_images = np.split(images, [len(paths), len(paths) + len(test_paths)])
+    names = [os.path.relpath(path, directory) for path in paths + test_paths]
+    return Dataset(train_images, labels, names[:len(paths)], test_images, test_labels, names[len(paths):],
+                   class_names, extra_images if extra else None)
+
+
+# CIFAR's official batches ---------------------------------------------------------------------------------------------
+
+CIFAR_ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
+CIFAR_FOLDERS = ('', 'cifar-10-batches-py', 'cifar-100-python')
+CIFAR_SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
+                'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
+CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
+CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
+CIFAR_FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
+
+
+def _load_cifar(data, files, source):
+    """files: file name -> unpickled dict. Returns the Dataset of CIFAR-10 or CIFAR-100, whichever the files are."""
+    if not files:
+        raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
+    found = 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
+    if data.startswith('cifar') and data != found:
+        raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
+    train, test, meta, labels_key, names_key = CIFAR10 if found == 'cifar10' else CIFAR100
+    try:
+        class_names = [name.decode() for name in files[meta][names_key]]
+        parts = [_cifar_arrays(files[name], labels_key, len(class_names)) for name in train + [test]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
+                         % (source, error or type(error).__name__)) from None
+    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
+    test_images, test_labels = parts[-1]
+    return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
+                   test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names)
+
+
+def _cifar_arrays(batch, labels_key, classes):
+    """A batch's (images uint8 (n, 32, 32, 3), labels int64 (n,)) from its rows of 3 x 32 x 32 bytes."""
+    images = np.asarray(batch[b'data'], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = np.asarray(batch[labels_key], np.int64)
+    if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError('labels do not fit the images')
+    return np.ascontiguousarray(images), labels
+
+
+def _read_archive(path):
+    files = {}
+    try:
+        with tarfile.open(path, 'r:gz') as archive:
+            for member in archive:
+                name = os.path.basename(member.name)
+                if member.isfile() and name in CIFAR_FILES:
+                    files[name] = _unpickle(archive.extractfile(member), '%s in %s' % (name, path))
+    except (tarfile.TarError, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
+        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, error)) from None
+    return files
+
+
+def _read_batches(folder):
+    files = {}
+    for name in CIFAR_FILES:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with open(path, 'rb') as file:
+                files[name] = _unpickle(file, path)
+    return files
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numpy arrays in plain containers and refuses every other name: a pickle may otherwise run any code."""
+    ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'), ('numpy.core.multiarray', '_reconstruct'),
+               ('numpy.core.multiarray', 'scalar'), ('numpy.core.numeric', '_frombuffer')}
+
+    def find_class(self, module, name):
+        if (module.replace('numpy._core', 'numpy.core'), name) not in self.ALLOWED:
+            raise pickle.UnpicklingError('it asks for %s.%s' % (module, name))
+        core = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'     # numpy 2 renamed it
+        return super().find_class(module.replace('numpy._core', 'numpy.core').replace('numpy.core', core), name)
+
+
+def _unpickle(file, what):
+    try:
+        return _ArraysOnly(file, encoding='bytes').load()
+    except Exception as error:      # a damaged pickle raises nearly anything
+        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, error)) from None
+
+
+def _download(data, directory):
+    """Fetch the official archive once, its checksum verified."""
+    from runtime import keras       # the one case in which TensorFlow is imported before the data is checked
+    name = CIFAR_ARCHIVES[data]
+    try:
+        os.makedirs(directory, exist_ok=True)
+        keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=directory, cache_subdir='',
+                             file_hash=CIFAR_SHA256[data])
+    except Exception as error:      # get_file raises a plain Exception
+        if not os.listdir(directory):
+            os.rmdir(directory)
+        raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
+                         % (directory, ' '.join(str(error).split()), name)) from None
+
+
+# SVHN and digits ----------------------------------------------------------------------------------------------------
+
+SVHN_FILES = 'train_32x32.mat', 'test_32x32.mat'
+
+
+def _load_svhn(directory):
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise InputError("%s: SVHN's .mat files need scipy: pip install scipy." % directory) from None
+    parts = []
+    for name in SVHN_FILES:
+        path = os.path.join(directory, name)
+        try:
+            content = loadmat(path)
+            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel().astype(np.int64) % 10   # 10 means 0
+            if images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
+                raise ValueError('images %s, labels %s' % (images.shape, labels.shape))
+        except Exception as error:  # a damaged file raises nearly anything
+            raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, error)) from None
+        parts += [np.ascontiguousarray(images, np.uint8), labels, [str(i) for i in range(len(labels))]]
+    return Dataset(*parts, class_names=[str(digit) for digit in range(10)])
+
+
+def _load_digits(image_size):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 values 0-16, a stratified fifth held out for test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError('--data digits comes with scikit-learn: pip install scikit-learn.') from None
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    held = hold_out(digits.target, 5)
+    names = np.arange(len(held)).astype(str)
+    return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held], digits.target[held],
+                            list(names[held]), [str(digit) for digit in range(10)]), image_size)
+
+
+def _resized(dataset, image_size):
+    """The data set with its images brought to image_size, bilinearly as image files are."""
+    def resize(images):
+        if images.shape[1] == image_size:
+            return images
+        return np.stack([Image.fromarray(image).resize((image_size, image_size), Image.BILINEAR) for image in images])
+    return dataset._replace(train_images=resize(dataset.train_images), test_images=resize(dataset.test_images))

@@ -1,0 +1,13 @@
+"""The 13-layer ConvNet of Temporal Ensembling and Mean Teacher: 3,126,656 parameters at three input channels."""
+from networks.layers import Layers, chain
+
+
+def trunk(dropout=0.0, seed=0):
+    """A function from images (n, 32, 32, 3) to features (n, 6, 6, 128); calling it twice shares its weights."""
+    make = Layers(slope=0.1, use_bias=True, seed=seed)
+    return chain(
+        make.conv_norm(128, 3), make.conv_norm(128, 3), make.conv_norm(128, 3),
+        make.pool(), make.dropout(dropout),
+        make.conv_norm(256, 3), make.conv_norm(256, 3), make.conv_norm(256, 3),
+        make.pool(), make.dropout(dropout),
+        make.conv_norm(512, 3, padding='valid'), make.conv_norm(256, 1), make.conv_norm(128, 1))

@@ -1,0 +1,13 @@
+"""Network in Network: 1,008,512 parameters at three input channels."""
+from networks.layers import Layers, chain
+
+
+def trunk(dropout=0.0, seed=0):
+    """A function from images (n, 32, 32, 3) to features (n, 8, 8, 192); calling it twice shares its weights."""
+    make = Layers(slope=0.0, use_bias=True, seed=seed)
+    return chain(
+        make.conv_norm(192, 5), make.conv_norm(160, 1), make.conv_norm(96, 1),
+        make.pool(), make.dropout(dropout),
+        make.conv_norm(192, 5), make.conv_norm(192, 1), make.conv_norm(192, 1),
+        make.pool(), make.dropout(dropout),
+        make.conv_norm(192, 3), make.conv_norm(192, 1), make.conv_norm(192, 1))

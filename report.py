@@ -1,0 +1,190 @@
+"""What a run leaves behind in its folder: the flags, the labeled split, the log, the result."""
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL
+
+from utils import InputError
+
+PROJECT = os.path.dirname(os.path.abspath(__file__))
+
+
+class Run:
+    """The folder of one run: made and tried for writing at once, so that a run fails before its work and not after it.
+
+    Raises InputError when the folder cannot be written, or holds a run and `resume` is not set.
+    """
+
+    def __init__(self, folder, resume=None):
+        self.folder = folder
+        self.resuming = stored_record(folder) is not None
+        if self.resuming and not resume:
+            raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
+        write_whole(self.path('.writable'), b'')
+        os.remove(self.path('.writable'))
+
+    def path(self, name):
+        """A file's path in the run's folder."""
+        return os.path.join(self.folder, name)
+
+    def start(self, flags, dataset, labeled):
+        """Record what the run is, or when resuming, see that it is the same one. From here on the folder holds a run.
+
+        Raises InputError when the images differ from those the run was started with.
+        """
+        checksum = data_checksum(dataset)
+        if self.resuming:
+            if stored_record(self.folder)['data_checksum'] != checksum:
+                raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
+                                 'or another --result.' % self.folder)
+            return
+        write_table(self.path('labeled.csv'), [
+            {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
+        write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
+                                            'flags': flags, 'data_checksum': checksum})
+
+    def read_split(self):
+        """The indices of the labeled images as the run was started: int64 (labels,)."""
+        with open(self.path('labeled.csv'), newline='') as file:
+            return np.array([int(row['index']) for row in csv.DictReader(file)])
+
+    def log(self, rows):
+        """Write log.csv, a row for each epoch so far."""
+        write_table(self.path('log.csv'), rows)
+
+    def finish(self, dataset, dense, plain, rows, batches, clock):
+        """Write result.json and return the error rate.
+
+        dense, plain: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
+        """
+        labels, names = dataset.test_labels, dataset.class_names
+        confusion = confusion_matrix(dense.argmax(axis=1), labels, len(names))
+        counts = confusion.sum(axis=1)
+        per_class = {name: float(1 - right / count) for name, right, count in zip(names, confusion.diagonal(), counts) if count}
+        record = stored_record(self.folder)
+        images_per_step = sum(len(images) for images in batches[0][0].values())
+        seconds = sum(row['seconds'] for row in rows)
+        result = {
+            'classification_error_rate': error_rate(dense, labels),
+            'classification_error_rate_1_view': error_rate(plain, labels),
+            'balanced_error_rate': float(np.mean(list(per_class.values()))),
+            'per_class_error_rate': per_class,
+            'confusion_matrix': confusion.tolist(),
+            'steps': rows[-1]['step'],
+            'images_per_step': images_per_step,
+            'seconds_per_step': seconds / rows[-1]['step'],
+            'images_per_second': images_per_step * rows[-1]['step'] / seconds,
+            'seconds': clock.laps,
+            'versions': versions(),
+            'git_revision': git_revision(),
+            **record,
+        }
+        write_json(self.path('result.json'), result)
+        return result['classification_error_rate']
+
+
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    def __init__(self):
+        self.laps, self._since = {}, time.perf_counter()
+
+    def lap(self, name):
+        """Everything since the last lap was `name`."""
+        now = time.perf_counter()
+        self.laps[name], self._since = now - self._since, now
+
+
+def error_rate(probabilities, labels):
+    """The share of images whose most probable class is not their label."""
+    return float(np.mean(probabilities.argmax(axis=1) != labels))
+
+
+def confusion_matrix(predicted, labels, classes):
+    """int64 (classes, classes): how many images of each class (row) were taken for each class (column)."""
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (labels, predicted), 1)
+    return matrix
+
+
+def stored_record(folder):
+    """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
+    path = os.path.join(folder, 'args.json')
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError('%s: not the record of a run (%s); give another --result.' % (path, error)) from None
+
+
+def data_checksum(dataset):
+    """SHA-256 over all images and labels and the class names."""
+    digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels, dataset.unlabeled_images):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def versions():
+    """The versions that could change a result."""
+    from runtime import tf
+    return {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__, 'pillow': PIL.__version__,
+            'platform': platform.platform()}
+
+
+def git_revision():
+    """The checkout's revision, with -dirty if files differ from it; None outside a checkout."""
+    try:
+        return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*'],
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout.decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_whole(path, data):
+    """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
+
+    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
+    """
+    beside = path + '.part'
+    try:
+        with open(beside, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        if os.path.exists(beside):
+            os.remove(beside)
+        raise InputError('%s: cannot be written (%s); make room or give another --result. What was saved before is whole.'
+                         % (path, error.strerror)) from None
+
+
+def write_json(path, content):
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
+
+
+def write_table(path, rows):
+    """Write dicts as a CSV file, whole or not at all; its columns are all their keys."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(path, text.getvalue().encode())

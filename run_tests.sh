@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs the tests with the interpreter that run_1p.sh trains with. Arguments go to pytest, paths are seen from here:
+#     bash run_tests.sh -k digits
+#     bash run_tests.sh tests/test_run_1p.py
+set -eu
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+
+requirements=$here/tests/requirements.txt
+pytest=$venv/pytest
+
+# In a folder of its own, so that an installation that fails or is cut off leaves the training's packages alone.
+make_pytest() {
+    "$python" -m pip install --target "$pytest" -r "$requirements"
+}
+
+if [[ $python == "$venv/bin/python" ]]; then
+    fill "$pytest" "$requirements" make_pytest "$python" || exit
+    export PYTHONPATH="$pytest${PYTHONPATH:+:$PYTHONPATH}"
+elif ! "$python" -c 'import pytest' >/dev/null 2>&1; then
+    fail "$python has no pytest, which the tests need: run $python -m pip install -r $requirements"
+fi
+
+# A relative PYTHON is seen from the caller's folder.
+if [[ $python == [!/]*/* ]]; then python=$PWD/$python; fi
+cd "$here"
+exec "$python" -m pytest --rootdir=. -o testpaths=tests "$@"

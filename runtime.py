@@ -1,0 +1,158 @@
+"""CPU, GPU or Ascend NPU: which TensorFlow, which session, which precision, which optimizer. The only file that names npu_bridge.
+
+`tf` and `keras` are taken from here: the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and the Keras
+inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
+"""
+import contextlib
+import glob
+import importlib.util
+import json
+import os
+import warnings
+from typing import NamedTuple, Optional
+
+from utils import InputError
+
+os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
+warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
+import tensorflow.compat.v1 as tf  # noqa: E402
+
+if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):
+    raise InputError('TensorFlow %s needs the package tf_keras: pip install -r requirements.txt.' % tf.__version__)
+tf.logging.set_verbosity(tf.logging.ERROR)
+tf.disable_v2_behavior()
+from tensorflow.compat.v1 import keras  # noqa: E402
+
+NPU_NODES = '/dev/davinci[0-9]*'
+NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
+PRECISION_MODES = NPU_PRECISION_MODES + ('mixed',)
+
+
+class Options(NamedTuple):
+    """What the device flags ask for. Folders are absolute paths, created when the session is opened; None is off."""
+    precision_mode: Optional[str] = None
+    over_dump: Optional[str] = None         # folder for the NPU's overflow detection
+    data_dump: Optional[str] = None         # folder for the NPU's dump of operator inputs and outputs
+    data_dump_step: str = '0'               # '0', '0|5|10-20'
+    profiling: Optional[str] = None         # folder
+    autotune: bool = False
+
+
+def choose_device(requested='auto'):
+    """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
+
+    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend variables everywhere.
+    """
+    if requested == 'npu':
+        _adapter()
+    if requested == 'gpu' and not _gpus():
+        raise InputError('--device gpu: TensorFlow %s finds no GPU it can use; install its CUDA libraries or say --device cpu.'
+                         % tf.__version__)
+    if requested != 'auto':
+        return requested, 'asked for'
+    if not importlib.util.find_spec('npu_bridge'):
+        npu = 'no npu_bridge'
+    elif not glob.glob(NPU_NODES):
+        npu = 'npu_bridge but no %s' % NPU_NODES
+    else:
+        return 'npu', 'npu_bridge and %s are there' % glob.glob(NPU_NODES)[0]
+    return ('gpu', npu + '; TensorFlow finds a GPU') if _gpus() else ('cpu', npu + '; TensorFlow finds no GPU')
+
+
+def check_precision(device, mode):
+    """Raises InputError when the device cannot compute in `mode`."""
+    offered = {'npu': NPU_PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
+    if mode and mode not in offered:
+        raise InputError('--precision-mode %s: a run on the %s %s.' % (mode, device, (
+            'offers %s' % ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
+
+
+@contextlib.contextmanager
+def open_session(device, options=Options()):
+    """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
+
+    On the NPU every computation of the block, training or prediction, runs in this session, which carries the NpuOptimizer.
+    """
+    keras.backend.clear_session()
+    for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
+        os.makedirs(folder, exist_ok=True)
+    if device == 'npu':
+        config = _npu_config(options)
+    elif device == 'gpu':
+        config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+    else:
+        config = tf.ConfigProto(device_count={'GPU': 0})
+    session = tf.Session(config=config)
+    keras.backend.set_session(session)
+    try:
+        yield session
+    finally:
+        session.close()
+        keras.backend.clear_session()
+
+
+def optimizer(device, learning_rate, momentum, options=Options()):
+    """Keras' SGD with Nesterov momentum, for the device: on the NPU wrapped by the adapter, which averages gradients over ranks.
+
+    With precision 'mixed' on a GPU: TensorFlow's graph rewrite and loss scaling; call it before open_session, whose session
+    then rewrites its graphs.
+    """
+    sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
+    if device == 'npu':
+        return _adapter().npu_distributed_optimizer_wrapper(sgd)
+    if options.precision_mode == 'mixed':
+        return tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
+    return sgd
+
+
+def _gpus():
+    return tf.config.experimental.list_physical_devices('GPU')
+
+
+def _adapter():
+    """npu_bridge's names. Imported for an NPU run only: later lines patch every tf.Session when imported."""
+    try:
+        import npu_bridge.npu_init
+    except Exception as error:      # a broken installation raises other types than ImportError too
+        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install it for TensorFlow %s '
+                         'or say --device cpu.' % (type(error).__name__, error, tf.__version__)) from None
+    return npu_bridge.npu_init
+
+
+def _npu_config(options):
+    """The session's ConfigProto with the NpuOptimizer. The adapter ignores a value in the wrong field, so types matter here."""
+    parameters = {
+        'use_off_line': True,
+        'op_debug_level': 0,
+        'graph_run_mode': 1,            # train
+        'iterations_per_loop': 1,
+        'precision_mode': options.precision_mode or 'allow_fp32_to_fp16',
+    }
+    if int(os.environ.get('RANK_SIZE') or 1) > 1:
+        parameters['hcom_parallel'] = True
+    if options.over_dump:
+        parameters.update(enable_dump_debug=True, dump_path=options.over_dump, dump_debug_mode='all')
+    if options.data_dump:
+        parameters.update(enable_dump=True, dump_path=options.data_dump, dump_step=options.data_dump_step, dump_mode='all')
+    if options.profiling:
+        parameters.update(profiling_mode=True, profiling_options=json.dumps({
+            'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}))
+    if options.autotune:
+        parameters['auto_tune_mode'] = 'RL,GA'
+
+    config = tf.ConfigProto()
+    custom = config.graph_options.rewrite_options.custom_optimizers.add()
+    custom.name = 'NpuOptimizer'
+    for key, value in parameters.items():
+        if isinstance(value, bool):
+            custom.parameter_map[key].b = value
+        elif isinstance(value, int):
+            custom.parameter_map[key].i = value
+        else:
+            custom.parameter_map[key].s = tf.compat.as_bytes(value)
+    off = _adapter().RewriterConfig.OFF
+    config.graph_options.rewrite_options.remapping = off
+    config.graph_options.rewrite_options.memory_optimization = off
+    return _adapter().npu_config_proto(config)

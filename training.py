@@ -1,0 +1,159 @@
+"""The training loop and what happens around a step: learning rate, progress line, checkpoints, evaluation."""
+import collections
+import math
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import List, NamedTuple
+
+import numpy as np
+
+from networks.layers import step_variable
+from runtime import keras
+from utils import RunError, test_views
+
+MOMENTUM = 0.9
+EVALUATION_BATCH = 250      # images at most
+
+
+class Diverged(RunError):
+    """The loss or a weight is no longer a finite number."""
+    status = 3
+
+    def __init__(self, where):
+        super().__init__('Training diverged: %s; start again with a lower --lr. Checkpoints made before are whole.' % where)
+
+
+class Interrupted(RunError):
+    """SIGTERM or Ctrl-C arrived."""
+
+    def __init__(self, number):
+        super().__init__('Stopped by %s; go on with --resume.' % signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class Progress(NamedTuple):
+    """How far a run has come: all that a checkpoint holds beside the weights."""
+    step: int = 0               # steps done
+    totals: dict = {}           # sums over the steps of the unfinished epoch, figure by figure
+    rows: List[dict] = []       # a row of figures for each finished epoch
+
+
+def learning_rate(base, t, steps):
+    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5 (METHOD)."""
+    return base * (1 - t / steps) ** 0.5
+
+
+def compile_model(model, optimizer):
+    """The loss is the plain sum of the outputs' cross-entropies, plus the L2 terms of the kernels."""
+    one_output = len(model.outputs) == 1        # Keras then has no loss of its own without L2
+    model.compile(optimizer, loss='categorical_crossentropy',
+                  metrics=['categorical_crossentropy', 'accuracy'] if one_output else ['accuracy'])
+
+
+def figure_names(model):
+    """What train_on_batch returns, in the same words for every method and Keras."""
+    if len(model.outputs) == 1:
+        return ['loss', 'super_clf_loss', 'super_clf_acc']
+    return ['loss', 'self_clf_loss', 'super_clf_loss', 'self_clf_acc', 'super_clf_acc']
+
+
+def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, verbose=True):
+    """Run every step from progress.step on with train_on_batch, and Keras' progress line for each epoch.
+
+    batches[t] is step t's (inputs, targets). after_epoch(rows) gets a row of means for each finished epoch and may add to the
+    last; after_step(progress, stopping) may save. What a step uses follows from its number alone, so that a run goes on exactly
+    where another stopped. Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
+    """
+    names, last = figure_names(model), steps_per_epoch * epochs
+    upcoming = prefetch(batches.__getitem__, range(progress.step, last))
+    while progress.step < last:
+        epoch, done = divmod(progress.step, steps_per_epoch)
+        bar = keras.utils.Progbar(steps_per_epoch, verbose=int(verbose))
+        if verbose:
+            print('Epoch %d/%d' % (epoch + 1, epochs))
+        if done:
+            bar.update(done, [(name, progress.totals[name] / done) for name in names])
+        for t in range(progress.step, (epoch + 1) * steps_per_epoch):
+            started, rate = time.perf_counter(), learning_rate(base_rate, t, last)
+            keras.backend.set_value(model.optimizer.lr, rate)
+            keras.backend.set_value(step_variable(), t)
+            figures = dict(zip(names, map(float, model.train_on_batch(*next(upcoming)))))
+            if not np.isfinite(figures['loss']):
+                raise Diverged('at step %d the loss is %s' % (t, figures['loss']))
+            bar.update(t + 1 - epoch * steps_per_epoch, figures.items())
+            figures['seconds'] = time.perf_counter() - started
+            progress = progress._replace(step=t + 1, totals={
+                name: progress.totals.get(name, 0) + value for name, value in figures.items()})
+            if progress.step % steps_per_epoch == 0:
+                row = dict(epoch=epoch + 1, step=progress.step, learning_rate=rate, seconds=progress.totals.pop('seconds'),
+                           **{name: total / steps_per_epoch for name, total in progress.totals.items()})
+                progress = progress._replace(totals={}, rows=progress.rows + [row])
+                after_epoch(progress.rows)
+            after_step(progress, stop.number is not None)
+            stop.check()
+    return progress
+
+
+def prefetch(make, keys, workers=2, ahead=4):
+    """Yield make(key) for each key in order, made ahead in threads: numpy's generators and copies release the interpreter."""
+    keys, pending = iter(keys), collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
+            if not pending:
+                return
+            yield pending.popleft().result()
+
+
+class StopSignals:
+    """Within the block SIGTERM and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once."""
+
+    def __init__(self):
+        self.number = None
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def check(self):
+        """Raises Interrupted if a signal has come."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+
+class DenseEvaluator:
+    """A model's probabilities for the test images: the mean softmax over their views, and the softmax of the first view alone.
+
+    images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
+    """
+
+    def __init__(self, model, images, seed, flip, stop):
+        self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
+
+    def __call__(self):
+        """Two float32 arrays (n, classes): the mean over all views, and the view that is the image itself."""
+        size = math.ceil(len(self.images) / math.ceil(len(self.images) / EVALUATION_BATCH))
+        dense, plain = [], []
+        for views in prefetch(lambda i: self._views(i, size), range(0, len(self.images), size)):
+            outputs = []
+            for view in views:
+                outputs.append(self.model.predict_on_batch(view))
+                self.stop.check()
+            dense.append(np.mean(outputs, axis=0))
+            plain.append(outputs[0])
+        return np.concatenate(dense)[:len(self.images)], np.concatenate(plain)[:len(self.images)]
+
+    def _views(self, first, size):
+        """The views of `size` images; the last ones are padded with zeros, for a batch of another size is another graph on an NPU."""
+        images = self.images[first:first + size]
+        padding = [(0, size - len(images))] + [(0, 0)] * 3
+        return [np.pad(view, padding, mode='constant') for view in test_views(images, first, self.seed, self.flip)]

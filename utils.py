@@ -1,0 +1,331 @@
+"""Images as numpy arrays, from an image folder to the two-branch batch.
+
+An image travels through this file from top to bottom: it is read and brought to one size (uint8), contrast normalised and
+whitened (float32), chosen into the labeled subset, and drawn into batches. Everything random is a pure function of a seed and
+a number (a step, a pass, an image), so nothing here keeps state. numpy and Pillow only.
+"""
+import functools
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+SHIFTS = (-2, -1, 0, 1, 2)          # pixels; training
+TEST_SHIFTS = (-2, -1, 1, 2)        # pixels; a shifted test view always moves
+NOISE = 0.15                        # standard deviation, on normalised images
+SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
+
+
+class RunError(Exception):
+    """Ends a program: the message is one plain sentence for the user, `status` the exit status."""
+    status = 1
+
+
+class InputError(RunError, ValueError):
+    """A wrong flag, file or folder; the message names it and the remedy."""
+    status = 2
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+def decode_image(path, image_size=32):
+    """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, resized bilinearly.
+
+    Raises InputError naming the file when it cannot be read as an image to its last byte.
+    """
+    try:
+        with Image.open(path) as source:
+            image = ImageOps.exif_transpose(source)
+            if image.mode.startswith('I'):           # 16-bit grey; convert('RGB') would clip it to white
+                values = np.asarray(image, np.float32)
+                image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+            if image.mode == 'P':                    # its transparency, in bytes, has no direct way to RGB
+                image = image.convert('RGBA')
+            image = image.convert('RGB')
+            if image.size != (image_size, image_size):
+                image = image.resize((image_size, image_size), Image.BILINEAR)
+            return np.asarray(image)
+    except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
+        raise InputError('%s: cannot be read as an image (%s); replace or remove the file.'
+                         % (path, ' '.join(str(error).split()) or type(error).__name__)) from None
+
+
+def decode_images(paths, image_size=32):
+    """Decode the files on all cores, with a progress bar on a terminal: uint8 (n, s, s, 3) in the order of `paths`.
+
+    Raises InputError naming the first file that cannot be read.
+    """
+    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+
+    def decode(block):
+        for i in range(block, min(block + 64, len(paths))):
+            images[i] = decode_image(paths[i], image_size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = range(0, len(paths), 64)
+        for _ in progress(pool.map(decode, blocks), len(blocks), 'Reading %d images' % len(paths)):
+            pass
+    return images
+
+
+def progress(steps, total, title):
+    """Pass `steps` on, drawing a bar on standard error when that is a terminal."""
+    draw = sys.stderr.isatty()
+    for done, step in enumerate(steps, 1):
+        if draw:
+            sys.stderr.write('\r%s [%-30s]%s' % (title, '=' * (30 * done // total), '\n' if done == total else ''))
+            sys.stderr.flush()
+        yield step
+
+
+def image_files(directory):
+    """The image files of a folder, sorted; stray files (.DS_Store, Thumbs.db, notes) and folders are passed over."""
+    return [os.path.join(directory, name) for name in sorted(os.listdir(directory))
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+            and os.path.isfile(os.path.join(directory, name))]
+
+
+def list_image_folder(directory):
+    """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in sorted order.
+
+    A folder named `unlabeled` is not a class. Raises InputError when the folder, a class or its images are missing.
+    """
+    if not os.path.isdir(directory):
+        raise InputError('%s: no such folder; give one that holds a folder of images for each class.' % directory)
+    class_names = [name for name in sorted(os.listdir(directory)) if not name.startswith(('.', '__'))
+                   and name != 'unlabeled' and os.path.isdir(os.path.join(directory, name))]
+    if len(class_names) < 2:
+        raise InputError('%s: holds %s; a classifier needs at least two folders of images, one for each class.' % (
+            directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders'))
+    files = [image_files(os.path.join(directory, name)) for name in class_names]
+    for name, found in zip(class_names, files):
+        if not found:
+            raise InputError('%s: holds no images; add some or remove the folder.' % os.path.join(directory, name))
+    labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
+    return sum(files, []), labels, class_names
+
+
+def load_image_folder(directory, image_size=32):
+    """Read a folder that holds a folder a class: (images uint8 (n, s, s, 3), labels int64 (n,), class names).
+
+    Classes and files come in sorted order. Raises InputError as list_image_folder and decode_images do.
+    """
+    paths, labels, class_names = list_image_folder(directory)
+    return decode_images(paths, image_size), labels, class_names
+
+
+# Normalising --------------------------------------------------------------------------------------------------------
+
+def global_contrast_normalize(images, scale=55, eps=1e-10):
+    """Subtract each image's mean over all its values and divide by its L2 norm, times `scale` (METHOD: 55).
+
+    images: (n, h, w, 3), values 0-255, any dtype, left as they were. Returns float32 (n, h, w, 3). An image whose norm
+    is below `eps` becomes zero. The mean is summed in float64, so that a constant image is exactly its mean.
+    """
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    norm = np.sqrt(np.einsum('ij,ij->i', flat, flat))[:, None]
+    flat *= np.where(norm < eps, 0, scale / np.maximum(norm, eps)).astype(np.float32)
+    return flat.reshape(images.shape)
+
+
+class Whitener:
+    """(images - mean) times a symmetric matrix. mean: float32 (d,); matrix: float32 (d, d); d = h * w * 3."""
+
+    def __init__(self, mean, matrix):
+        self.mean, self.matrix = mean, matrix
+
+    def __call__(self, images):
+        """Whiten float32 (n, h, w, 3) images into new ones of the same shape."""
+        flat = images.reshape(len(images), -1).astype(np.float32, copy=False)
+        return ((flat - self.mean) @ self.matrix).reshape(images.shape)
+
+
+def zca_whitener(images, identity_scale=0.1, eps=1e-10):
+    """Fit ZCA whitening: U diag((S + eps)^-1/2) U^T of the images' covariance (by n - 1) + identity_scale * I.
+
+    images: contrast-normalised float32 (n, h, w, 3), left as they were. Returns a Whitener.
+    """
+    return fit_whitener(chunks(images), identity_scale, eps)
+
+
+def fit_whitener(parts, identity_scale=0.1, eps=1e-10):
+    """zca_whitener over an iterable of (n_i, h, w, 3) parts, so that a whole float32 copy never has to exist.
+
+    Products are float32, their sums float64: to the 1e-3 of a float64 computation at half its time.
+    """
+    count, total, products = 0, 0, np.float64(0)
+    for part in parts:
+        flat = part.reshape(len(part), -1)
+        count += len(flat)
+        total = total + flat.sum(axis=0, dtype=np.float64)
+        products = np.add(products, flat.T @ flat, dtype=np.float64)
+    mean = total / count
+    covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
+    covariance.flat[::len(mean) + 1] += identity_scale
+    values, vectors = np.linalg.eigh(covariance)
+    matrix = (vectors / np.sqrt(values + eps)) @ vectors.T
+    return Whitener(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def chunks(array, size=2000):
+    """Consecutive slices of an array, at most `size` long."""
+    return (array[i:i + size] for i in range(0, len(array), size))
+
+
+# Choosing the labeled subset ----------------------------------------------------------------------------------------
+
+def stratified_sample(labels, labels_per_class, seed=1, class_names=None):
+    """The published split: one RandomState(seed); class after class, shuffle its indices and take the first ones.
+
+    labels: int (n,). Returns int64 indices, class by class. Raises InputError naming a class that has too few images.
+    """
+    rng, chosen = np.random.RandomState(seed), []
+    for label in np.unique(labels):
+        indices = np.flatnonzero(labels == label)
+        if len(indices) < labels_per_class:
+            raise InputError('class %s has %d training images, fewer than the %d labels a class asked for; lower --labels.'
+                             % (class_names[label] if class_names else label, len(indices), labels_per_class))
+        rng.shuffle(indices)
+        chosen.append(indices[:labels_per_class])
+    return np.concatenate(chosen)
+
+
+def hold_out(labels, part):
+    """Every run the same one in `part` of each class, at least one image: a boolean mask (n,) of the test images."""
+    rng, held = np.random.RandomState(0), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        held[indices[:max(1, len(indices) // part)]] = True
+    return held
+
+
+# Augmenting: the random choice apart from the deterministic act ---------------------------------------------------------
+
+def generator(*key):
+    """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of numpy's."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+
+
+def draw_shifts(rng, n, choices=SHIFTS):
+    """Draw (dy, dx), each int (n,), pixels downwards and to the right."""
+    return rng.choice(choices, n), rng.choice(choices, n)
+
+
+def shift(images, dy, dx, indices=None):
+    """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's 'reflect').
+
+    images: (n, h, w, c). indices: which images to take, all by default. Returns a new array.
+    """
+    n, h, w, c = images.shape
+    indices = np.arange(n) if indices is None else indices
+    rows, columns = _mirrored(h, dy), _mirrored(w, dx)
+    pixels = (indices[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
+    return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(len(indices), h, w, c)
+
+
+def _mirrored(size, shifts):
+    """Which source pixel each pixel of a shifted axis comes from: int (n, size)."""
+    source = (np.arange(size) - shifts[:, None]) % (2 * size)
+    return np.where(source < size, source, 2 * size - 1 - source)
+
+
+def draw_noise(rng, shape):
+    """Gaussian noise of the method's strength: float32 of `shape`."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise *= np.float32(NOISE)
+    return noise
+
+
+def flip_left_right(images):
+    """Mirror images (n, h, w, c) left to right: a view, nothing is copied."""
+    return images[:, :, ::-1]
+
+
+# The proxy task: a transform's place in the table is its label. Rotations are counter-clockwise.
+PROXY_TRANSFORMS = (
+    ('rotate by 0', lambda images: images),
+    ('rotate by 90', lambda images: np.rot90(images, 1, axes=(1, 2))),
+    ('rotate by 180', lambda images: np.rot90(images, 2, axes=(1, 2))),
+    ('rotate by 270', lambda images: np.rot90(images, 3, axes=(1, 2))),
+    ('flip left-right', flip_left_right),
+    ('flip up-down', lambda images: images[:, ::-1]),
+)
+
+
+def proxy_views(images):
+    """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c), labels (6n,))."""
+    views = np.concatenate([transform(images) for _, transform in PROXY_TRANSFORMS])
+    return views, np.repeat(np.arange(len(PROXY_TRANSFORMS)), len(images))
+
+
+# Batches ------------------------------------------------------------------------------------------------------------
+
+class TwoBranchBatches:
+    """batches[t] is the batch of step t: a pure function of (seed, t, rank), for any t >= 0, in any thread.
+
+    labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self branch draws from
+    (for asl the labeled images again; None for the supervised method, which has no self branch). labels_one_hot: (n, classes).
+    A step takes batch_size images for the self branch, six views of each, and as many labeled ones as there are views, or
+    batch_size without `oversample`. Each branch walks through its images pass after pass, each in a fresh order;
+    the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
+    """
+
+    def __init__(self, labeled_images, labels_one_hot, unlabeled_images, batch_size=16, flip=True, seed=0,
+                 rank=0, ranks=1, oversample=True):
+        self.labeled_images, self.labels = labeled_images, np.asarray(labels_one_hot, np.float32)
+        self.unlabeled_images = unlabeled_images
+        self.batch_size, self.flip = batch_size, flip
+        self.super_size = batch_size * (len(PROXY_TRANSFORMS) if oversample else 1)
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self._order = functools.lru_cache(maxsize=8)(self._draw_order)    # spares drawing a long pass at every step
+
+    def __getitem__(self, t):
+        """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
+        indices, images, rng = self._draw(SUPER, self.labeled_images, self.super_size, t)
+        if self.flip:
+            mirrored = rng.integers(2, size=len(images)) == 1
+            images[mirrored] = flip_left_right(images[mirrored])
+        images += draw_noise(rng, images.shape)
+        inputs, targets = {'super_data': images}, {'super_clf': self.labels[indices]}
+        if self.unlabeled_images is not None:
+            _, images, rng = self._draw(SELF, self.unlabeled_images, self.batch_size, t)
+            images += draw_noise(rng, images.shape)
+            inputs['self_data'], proxy_labels = proxy_views(images)
+            targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
+        return inputs, targets
+
+    def _draw(self, branch, images, size, t):
+        """The indices, the shifted copies of a branch's next `size` images and the generator for what follows."""
+        rng = generator(self.seed, branch, t, self.rank)
+        positions = (t * self.ranks + self.rank) * size + np.arange(size)
+        passes, places = np.divmod(positions, len(images))
+        indices = np.concatenate([self._order(branch, len(images), number)[places[passes == number]]
+                                  for number in range(passes[0], passes[-1] + 1)])
+        return indices, shift(images, *draw_shifts(rng, size), indices=indices), rng
+
+    def _draw_order(self, branch, n, number):
+        """The order of a branch's images in its pass `number`."""
+        return generator(self.seed, PASS, branch, number).permutation(n)
+
+
+def test_views(images, first, seed, flip=True):
+    """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them at a time.
+
+    images: normalised float32 (n, s, s, 3). The first view is the images themselves; then shifted, with noise, shifted with
+    noise, and the left-right flip of each with fresh noise. Each depends on the seed and the image's number alone.
+    """
+    dy, dx = np.empty((2, len(images)), int)
+    noise = np.empty((len(images), 4 if flip else 2) + images.shape[1:], np.float32)
+    for i in range(len(images)):
+        rng = generator(seed, TEST, first + i)
+        dy[i:i + 1], dx[i:i + 1] = draw_shifts(rng, 1, TEST_SHIFTS)
+        noise[i] = draw_noise(rng, noise.shape[1:])
+    shifted = shift(images, dy, dx)
+    yield from (images, shifted, images + noise[:, 0], shifted + noise[:, 1])
+    if flip:
+        mirrored, mirrored_shifted = flip_left_right(images), flip_left_right(shifted)
+        yield from (mirrored, mirrored_shifted, mirrored + noise[:, 2], mirrored_shifted + noise[:, 3])
