@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from report import write_whole
+from record import write_whole
 from training import Diverged, Progress
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged

@@ -12,8 +12,9 @@ import numpy as np
 
 from networks import TRUNKS
 from networks.sesemi import head
-from report import write_whole
+from record import write_whole
 from runtime import keras
+from utils import InputError
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
@@ -77,6 +78,16 @@ def portable_config(config):
     return {'class_name': 'Model', 'config': {
         'name': 'sesemi', 'layers': layers,
         'input_layers': config['config']['input_layers'], 'output_layers': config['config']['output_layers']}}
+
+
+def read_class_names(path):
+    """The class names saved with a classifier. Raises InputError when the file is not one that this program saved."""
+    try:
+        with h5py.File(path, 'r') as file:
+            return json.loads(_text(file.attrs['sesemi']))['class_names']
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
+                         % (path, error)) from None
 
 
 def _text(attribute):

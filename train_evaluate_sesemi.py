@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-import report
+import record
 from datasets import PRESETS, load_dataset
 from utils import (InputError, RunError, TwoBranchBatches, Whitener, chunks, fit_whitener, global_contrast_normalize,
                    stratified_sample)
@@ -24,8 +24,8 @@ def train_and_evaluate(args):
 
     args: what parse_args returns. Raises InputError, training.Diverged and training.Interrupted.
     """
-    clock = report.Clock()
-    run = report.Run(args.result, resume=args.resume)
+    clock = record.Clock()
+    run = record.Run(args.result, resume=args.resume)
     dataset = load_dataset(args.data, args.dataset, args.image_size, with_unlabeled=args.method == 'ssl')
     labeled = run.read_split() if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
@@ -58,7 +58,7 @@ def train_and_evaluate(args):
 
         def after_epoch(rows):
             if args.eval_every and rows[-1]['epoch'] % args.eval_every == 0:
-                rows[-1]['error'] = report.error_rate(evaluate()[0], dataset.test_labels)
+                rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
             run.log(rows)
 
         progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, checkpoints.restore(),
@@ -212,10 +212,10 @@ def parse_args(argv):
 
 def stored_flags(args):
     """The flags that the run to be resumed was started with; None when there is none to resume."""
-    record = report.stored_record(args['result']) if args['resume'] else None
-    if args['resume'] == 'yes' and not record:
+    stored = record.stored_record(args['result']) if args['resume'] else None
+    if args['resume'] == 'yes' and not stored:
         raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % args['result'])
-    return record and record['flags']
+    return stored and stored['flags']
 
 
 def _whole(least):

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its folder: the flags, the labeled split, the log, the result."""
+"""The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
 import csv
 import hashlib
 import io
