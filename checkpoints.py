@@ -23,6 +23,8 @@ class Checkpoints:
     def __init__(self, folder, model, steps_per_epoch, minutes):
         self.folder, self.model, self.steps_per_epoch, self.minutes = folder, model, steps_per_epoch, minutes
         self.saved = time.monotonic()
+        # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its scale anew.
+        self.optimizer = getattr(model.optimizer, '_optimizer', model.optimizer)
 
     def after_step(self, progress, stopping):
         """Save when the run is stopping, at the end of an epoch if the last checkpoint is 30 s old, and every `minutes`."""
@@ -33,7 +35,7 @@ class Checkpoints:
 
     def save(self, progress):
         """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that are not finite."""
-        weights, state = self.model.get_weights(), self.model.optimizer.get_weights()
+        weights, state = self.model.get_weights(), self.optimizer.get_weights()
         if not all(np.isfinite(array).all() for array in weights):
             raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
         memory = io.BytesIO()
@@ -60,7 +62,7 @@ class Checkpoints:
                 print('%s: damaged (%s); the checkpoint before it is used.' % (path, error), file=sys.stderr)
                 continue
             self.model._make_train_function()   # the optimizer's variables exist from here on
-            for part, kind in ((self.model, 'weight'), (self.model.optimizer, 'optimizer')):
+            for part, kind in ((self.model, 'weight'), (self.optimizer, 'optimizer')):
                 part.set_weights([arrays['%s_%d' % (kind, i)] for i in range(sum(name.startswith(kind) for name in arrays))])
             return progress
         return Progress()

@@ -24,10 +24,11 @@ if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.u
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig  # noqa: E402
 
 NPU_NODES = '/dev/davinci[0-9]*'
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
-PRECISION_MODES = NPU_PRECISION_MODES + ('mixed',)
+PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
 
 
 class Options(NamedTuple):
@@ -61,12 +62,20 @@ def choose_device(requested='auto'):
     return ('gpu', npu + '; TensorFlow finds a GPU') if _gpus() else ('cpu', npu + '; TensorFlow finds no GPU')
 
 
-def check_precision(device, mode):
-    """Raises InputError when the device cannot compute in `mode`."""
+def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
+    """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
     offered = {'npu': NPU_PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
-    if mode and mode not in offered:
-        raise InputError('--precision-mode %s: a run on the %s %s.' % (mode, device, (
-            'offers %s' % ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
+    if precision_mode and precision_mode not in offered:
+        raise InputError('--precision-mode %s: the %s %s.' % (precision_mode, device, (
+            'offers ' + ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
+    for flag, on in (('--over-dump', over_dump), ('--data-dump', data_dump), ('--autotune', autotune)):
+        if on and device != 'npu':
+            raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
+
+    def below(name, on):
+        return os.path.join(os.path.abspath(folder), name) if on else None
+    return Options(precision_mode, below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step,
+                   below('profiling', profiling), autotune)
 
 
 @contextlib.contextmanager
@@ -82,6 +91,8 @@ def open_session(device, options=Options()):
         config = _npu_config(options)
     elif device == 'gpu':
         config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+        if options.precision_mode == 'mixed':
+            config.graph_options.rewrite_options.auto_mixed_precision = RewriterConfig.ON
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
     session = tf.Session(config=config)
@@ -96,8 +107,7 @@ def open_session(device, options=Options()):
 def optimizer(device, learning_rate, momentum, options=Options()):
     """Keras' SGD with Nesterov momentum, for the device: on the NPU wrapped by the adapter, which averages gradients over ranks.
 
-    With precision 'mixed' on a GPU: TensorFlow's graph rewrite and loss scaling; call it before open_session, whose session
-    then rewrites its graphs.
+    With precision 'mixed' on a GPU it scales the loss for the session's graph rewrite.
     """
     sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
     if device == 'npu':
@@ -105,6 +115,13 @@ def optimizer(device, learning_rate, momentum, options=Options()):
     if options.precision_mode == 'mixed':
         return tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
     return sgd
+
+
+def profiler(device, options):
+    """Keras callbacks that trace a step for TensorBoard; none on the NPU, whose session profiles by itself."""
+    if device == 'npu' or not options.profiling:
+        return []
+    return [keras.callbacks.TensorBoard(options.profiling, write_graph=False, profile_batch=PROFILED_STEP)]
 
 
 def _gpus():
@@ -152,7 +169,6 @@ def _npu_config(options):
             custom.parameter_map[key].i = value
         else:
             custom.parameter_map[key].s = tf.compat.as_bytes(value)
-    off = _adapter().RewriterConfig.OFF
-    config.graph_options.rewrite_options.remapping = off
-    config.graph_options.rewrite_options.memory_optimization = off
+    config.graph_options.rewrite_options.remapping = RewriterConfig.OFF
+    config.graph_options.rewrite_options.memory_optimization = RewriterConfig.OFF
     return _adapter().npu_config_proto(config)

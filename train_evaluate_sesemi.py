@@ -4,7 +4,6 @@ Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Sup
 Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2: wrong input; 3: training diverged;
 130 and 143: stopped by Ctrl-C and SIGTERM after saving a checkpoint, from which --resume goes on.
 """
-import argparse
 import sys
 from typing import NamedTuple, Optional
 
@@ -12,11 +11,9 @@ import numpy as np
 
 import record
 from datasets import PRESETS, load_dataset
+from flags import parse_args
 from utils import (InputError, RunError, TwoBranchBatches, Whitener, chunks, fit_whitener, global_contrast_normalize,
                    stratified_sample)
-
-NETWORKS = ('convnet', 'nin', 'wrn')
-METHODS = ('asl', 'ssl', 'supervised')
 
 
 def train_and_evaluate(args):
@@ -37,6 +34,8 @@ def train_and_evaluate(args):
     import training
     from checkpoints import Checkpoints
     device, why = runtime.choose_device(args.device)
+    options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
+                                     args.data_dump_step, args.profiling, args.autotune)
     run.start(vars(args), dataset, labeled)
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
@@ -48,11 +47,11 @@ def train_and_evaluate(args):
                                oversample=not args.no_oversample)
     clock.lap('preparing')
 
-    with runtime.open_session(device), training.StopSignals() as stop:
+    with runtime.open_session(device, options), training.StopSignals() as stop:
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
-        training.compile_model(model, runtime.optimizer(device, args.lr, training.MOMENTUM))
+        training.compile_model(model, runtime.optimizer(device, args.lr, training.MOMENTUM, options))
         evaluate = training.DenseEvaluator(inference_model, images.test, args.seed, args.flip, stop)
         checkpoints = Checkpoints(run.path('checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
 
@@ -62,7 +61,7 @@ def train_and_evaluate(args):
             run.log(rows)
 
         progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, checkpoints.restore(),
-                                  checkpoints.after_step, after_epoch, stop)
+                                  checkpoints.after_step, after_epoch, stop, runtime.profiler(device, options))
         checkpoints.save(progress)
         clock.lap('training')
         dense, plain = evaluate()
@@ -143,101 +142,6 @@ def prepare_images(dataset, labeled, method, whiten):
         return Images(unlabeled[labeled], unlabeled, prepare(dataset.test_images), whitener)
     labeled_images = prepare(dataset.train_images[labeled])
     return Images(labeled_images, labeled_images if method == 'asl' else None, prepare(dataset.test_images), whitener)
-
-
-# Flags --------------------------------------------------------------------------------------------------------------
-
-# What defines a run: resuming with another value of one of these would be another run.
-DEFAULTS = {
-    'data': 'cifar10', 'network': 'convnet', 'labels': 1000, 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05,
-    'no_oversample': False, 'no_flip': False, 'image_size': 32, 'seed': 0, 'split_seed': 1,
-}
-OTHER_DEFAULTS = {'dataset': None, 'result': 'result', 'resume': None, 'eval_every': None, 'checkpoint_minutes': 10.0,
-                  'device': 'auto'}
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError('%s; --help lists the flags.' % message)
-
-
-def parse_args(argv):
-    """The flags as a Namespace, each given or set to its default, or when resuming to the value the run was started with."""
-    parser = Parser(prog='train_evaluate_sesemi.py', description=__doc__.split('\n')[0], allow_abbrev=False)
-    group = parser.add_argument_group('data')
-    group.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
-    group.add_argument('--dataset', metavar='DIR', help='folder of the files: train/CLASS/* and test/CLASS/*, or CLASS/*, or '
-                       'the official CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, ...)')
-    group.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
-    group.add_argument('--split-seed', type=_whole(0), metavar='N', help='which images are labeled (default: 1, the published split)')
-    group.add_argument('--image-size', type=_whole(1), metavar='N', help=argparse.SUPPRESS)
-    group.add_argument('--no-flip', action='store_const', const=True, help='images have a left and a right (text, digits)')
-
-    group = parser.add_argument_group('method')
-    group.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
-    group.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
-                       'none (default: asl)')
-    group.add_argument('--epochs', type=_whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 400 steps)')
-    group.add_argument('--batch-size', type=_whole(1), metavar='N', help='self-supervised images a step, each in six views, beside '
-                       'six times as many labeled ones (default: 16; digits: 4)')
-    group.add_argument('--lr', type=_positive, metavar='X', help='learning rate of the first step (default: 0.05)')
-    group.add_argument('--no-oversample', action='store_const', const=True, help='as many labeled images a step as '
-                       'self-supervised ones, not six times as many')
-    group.add_argument('--seed', type=_whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
-
-    group = parser.add_argument_group('run')
-    group.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
-    group.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; '
-                       'auto: or start it')
-    group.add_argument('--eval-every', type=_whole(0), metavar='N', help='also evaluate every N epochs (default: ssl 1, else 0: '
-                       'at the end only)')
-    group.add_argument('--checkpoint-minutes', type=_positive, metavar='X', help='longest time between checkpoints (default: 10)')
-    group.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
-
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    args = {**DEFAULTS, **OTHER_DEFAULTS, **given}
-    stored = stored_flags(args)
-    for name in DEFAULTS if stored else ():
-        if given.get(name, stored[name]) != stored[name]:
-            raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another --result.'
-                             % (args['result'], name.replace('_', '-'), stored[name], given[name]))
-        args[name] = stored[name]
-    preset = PRESETS[args['data']]
-    args['batch_size'] = args['batch_size'] or preset.batch_size
-    args['flip'] = preset.flip and not args['no_flip']
-    if args['eval_every'] is None:
-        args['eval_every'] = 1 if args['method'] == 'ssl' else 0
-    return argparse.Namespace(**args)
-
-
-def stored_flags(args):
-    """The flags that the run to be resumed was started with; None when there is none to resume."""
-    stored = record.stored_record(args['result']) if args['resume'] else None
-    if args['resume'] == 'yes' and not stored:
-        raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % args['result'])
-    return stored and stored['flags']
-
-
-def _whole(least):
-    def parse(text):
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError('%s is not a whole number from %d up' % (text, least))
-        return int(text)
-    return parse
-
-
-def _labels(text):
-    return text if text == 'all' else _whole(1)(text)
-
-
-def _positive(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError('%s is not a number above 0' % text)
-    return value
 
 
 def main(argv):

@@ -58,14 +58,19 @@ def figure_names(model):
     return ['loss', 'self_clf_loss', 'super_clf_loss', 'self_clf_acc', 'super_clf_acc']
 
 
-def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, verbose=True):
+def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, callbacks=(),
+          verbose=True):
     """Run every step from progress.step on with train_on_batch, and Keras' progress line for each epoch.
 
     batches[t] is step t's (inputs, targets). after_epoch(rows) gets a row of means for each finished epoch and may add to the
-    last; after_step(progress, stopping) may save. What a step uses follows from its number alone, so that a run goes on exactly
-    where another stopped. Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
+    last; after_step(progress, stopping) may save. Keras callbacks are told of the start of training and of each step.
+    What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
+    Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """
     names, last = figure_names(model), steps_per_epoch * epochs
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.on_train_begin()
     upcoming = prefetch(batches.__getitem__, range(progress.step, last))
     while progress.step < last:
         epoch, done = divmod(progress.step, steps_per_epoch)
@@ -78,7 +83,11 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
             started, rate = time.perf_counter(), learning_rate(base_rate, t, last)
             keras.backend.set_value(model.optimizer.lr, rate)
             keras.backend.set_value(step_variable(), t)
+            for callback in callbacks:
+                callback.on_train_batch_begin(t)
             figures = dict(zip(names, map(float, model.train_on_batch(*next(upcoming)))))
+            for callback in callbacks:
+                callback.on_train_batch_end(t)
             if not np.isfinite(figures['loss']):
                 raise Diverged('at step %d the loss is %s' % (t, figures['loss']))
             bar.update(t + 1 - epoch * steps_per_epoch, figures.items())

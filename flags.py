@@ -1,0 +1,138 @@
+"""The command line of train_evaluate_sesemi.py."""
+import argparse
+
+import record
+from datasets import PRESETS
+from utils import InputError
+
+NETWORKS = ('convnet', 'nin', 'wrn')
+METHODS = ('asl', 'ssl', 'supervised')
+
+# What makes a run the one it is: with another value it would be another run, so --resume takes none.
+DEFINING = {
+    'data': 'cifar10', 'labels': 1000, 'split_seed': 1, 'image_size': 32, 'no_flip': False,
+    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05, 'no_oversample': False, 'seed': 0,
+}
+DEFAULTS = dict(
+    DEFINING, dataset=None, result='result', resume=None, eval_every=None, checkpoint_minutes=10.0,
+    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False)
+
+
+def parse_args(argv):
+    """Every flag as given, else as the run to be resumed was started with, else as its default: a Namespace.
+
+    Flags may be spelled with underscores too, as ModelArts and older ports have them. Beside the flags it has `flip`.
+    Raises InputError naming the flag.
+    """
+    argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--') else word
+            for word in argv]
+    given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
+    args = {**DEFAULTS, **given}
+    stored = _stored_flags(args)
+    for name in DEFINING if stored else ():
+        if given.get(name, stored[name]) != stored[name]:
+            raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another --result.'
+                             % (args['result'], name.replace('_', '-'), stored[name], given[name]))
+        args[name] = stored[name]
+    if args['over_dump'] and args['data_dump']:
+        raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
+    preset = PRESETS[args['data']]
+    args['batch_size'] = args['batch_size'] or preset.batch_size
+    args['flip'] = preset.flip and not args['no_flip']
+    if args['eval_every'] is None:
+        args['eval_every'] = 1 if args['method'] == 'ssl' else 0
+    return argparse.Namespace(**args)
+
+
+def _stored_flags(args):
+    """The flags that the run to be resumed was started with; None when there is none to resume."""
+    stored = record.stored_record(args['result']) if args['resume'] else None
+    if args['resume'] == 'yes' and not stored:
+        raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % args['result'])
+    return stored and stored['flags']
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError('%s; --help lists the flags.' % message)
+
+
+def _parser():
+    """The parser. No flag has a default of its own: parse_args must see which ones were given."""
+    parser = _Parser(prog='train_evaluate_sesemi.py', allow_abbrev=False,
+                     description='Train and evaluate SESEMI: image classification from few labels, regularised by predicting '
+                     'rotations and flips. --flag value and --flag=value are the same.')
+
+    data = parser.add_argument_group('data')
+    data.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
+    data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or the official '
+                      'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
+    data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
+    data.add_argument('--split-seed', type=_whole(0), metavar='N', help='chooses which (default: 1, the published split)')
+    data.add_argument('--image-size', type=_whole(1), metavar='N', help=argparse.SUPPRESS)
+    data.add_argument('--no-flip', **_SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
+
+    method = parser.add_argument_group('method')
+    method.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
+    method.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
+                        'none (default: asl)')
+    method.add_argument('--epochs', type=_whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 400 steps)')
+    method.add_argument('--batch-size', type=_whole(1), metavar='N', help='images of the self branch a step, six views of each, '
+                        'beside six times as many labeled ones (default: 16; digits: 4)')
+    method.add_argument('--lr', type=_positive, metavar='X', help='learning rate of the first step (default: 0.05)')
+    method.add_argument('--no-oversample', **_SWITCH, help='only as many labeled images a step as the self branch has')
+    method.add_argument('--seed', type=_whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
+
+    run = parser.add_argument_group('run')
+    run.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
+    run.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; auto: '
+                     'start it if there is none')
+    run.add_argument('--eval-every', type=_whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
+                     '0, not; ssl: 1)')
+    run.add_argument('--checkpoint-minutes', type=_positive, metavar='X', help='longest time between checkpoints (default: 10)')
+
+    device = parser.add_argument_group('device')
+    device.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
+    device.add_argument('--precision-mode', metavar='MODE', help='npu: allow_fp32_to_fp16 (the default there), force_fp16, '
+                        'must_keep_origin_dtype, allow_mix_precision; gpu: mixed; the cpu has float32 only')
+    device.add_argument('--profiling', **_SWITCH, help='trace into RESULT/profiling')
+    device.add_argument('--autotune', **_SWITCH, help='npu: tune the operators (RL, GA)')
+    device.add_argument('--over-dump', **_SWITCH, help='npu: overflow detection into RESULT/over_dump')
+    device.add_argument('--data-dump', **_SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
+    device.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
+
+    older = parser.add_argument_group("older ports' flags")
+    older.add_argument('--gpu-id', metavar='N', help='the GPU to use, as CUDA_VISIBLE_DEVICES has it')
+    older.add_argument('--obs-url', metavar='URL', help='not used: boot_modelarts.py copies the results')
+    return parser
+
+
+def _switched(text):
+    if text.lower() not in ('true', 'false'):
+        raise argparse.ArgumentTypeError('%s is neither True nor False' % text)
+    return text.lower() == 'true'
+
+
+_SWITCH = {'nargs': '?', 'const': True, 'type': _switched, 'metavar': 'True|False'}     # job parameters always have a value
+
+
+def _whole(least):
+    def parse(text):
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError('%s is not a whole number from %d up' % (text, least))
+        return int(text)
+    return parse
+
+
+def _labels(text):
+    return text if text == 'all' else _whole(1)(text)
+
+
+def _positive(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError('%s is not a number above 0' % text)
+    return value
