@@ -14,7 +14,7 @@ from networks import TRUNKS
 from networks.sesemi import head
 from record import write_whole
 from runtime import keras
-from utils import InputError
+from utils import ChannelStandardizer, InputError, Whitener
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
@@ -29,25 +29,27 @@ SETTINGS = {
 def build_classifier(network, inference_model, whitener=None, scale=55):
     """The inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
 
-    whitener: a utils.Whitener, or None for a data set that is only contrast normalised. The layer `whitened` gives what the
-    trunk is fed; every layer behind it carries the name and the weights it has in the inference model.
+    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. The layer
+    `whitened` gives what the trunk is fed; every layer behind it has the name and weights it has in the inference model.
     """
     shape = tuple(int(side) for side in inference_model.input_shape[1:])
     classes, size = int(inference_model.output_shape[-1]), int(np.prod(shape))
     image = keras.layers.Input(shape, name='image')
     x = keras.layers.Flatten(name='flat')(image)
-    # Dividing by the standard deviation instead of the L2 norm makes values sqrt(size) times as large.
-    gain = scale / np.sqrt(size)
-    if whitener:
-        contrast = keras.layers.LayerNormalization(center=False, scale=False, epsilon=1e-8, name='contrast')
+    gain = np.float32(scale / np.sqrt(size))    # layer normalisation divides by the deviation, not by the L2 norm
+    contrast = keras.layers.LayerNormalization(center=False, epsilon=1e-8, name='contrast')
+    x = contrast(x)
+    contrast.set_weights([np.full(size, gain)])
+    if isinstance(whitener, Whitener):
         whiten = keras.layers.Dense(size, name='whiten')
-        x = whiten(contrast(x))
-        whiten.set_weights([whitener.matrix * np.float32(gain), -(whitener.mean @ whitener.matrix)])
+        x = whiten(x)
+        whiten.set_weights([whitener.matrix, -(whitener.mean @ whitener.matrix)])
+    if isinstance(whitener, ChannelStandardizer):
+        standardize = keras.layers.Conv2D(shape[-1], 1, name='whitened')
+        x = standardize(keras.layers.Reshape(shape, name='contrasted')(x))
+        standardize.set_weights([np.diag(1 / whitener.deviation)[None, None], -whitener.mean / whitener.deviation])
     else:
-        contrast = keras.layers.LayerNormalization(center=False, epsilon=1e-8, name='contrast')
-        x = contrast(x)
-        contrast.set_weights([np.full(size, gain, np.float32)])
-    x = keras.layers.Reshape(shape, name='whitened')(x)
+        x = keras.layers.Reshape(shape, name='whitened')(x)
     model = keras.Model(image, head('super', classes)(TRUNKS[network]()(x)))
     for layer in inference_model.layers:
         if layer.weights:
@@ -55,8 +57,8 @@ def build_classifier(network, inference_model, whitener=None, scale=55):
     return model
 
 
-def save_classifier(path, model, class_names):
-    """Write the classifier and its class names to the h5 file `path`, whole or not at all.
+def save_classifier(path, model, class_names, fit='stretch'):
+    """Write the classifier, its class names and the utils.FITS key of its images to the h5 file `path`, whole or not at all.
 
     The file is made in memory first: Keras writing to a full disk crashes the interpreter. Raises InputError as write_whole.
     """
@@ -65,7 +67,7 @@ def save_classifier(path, model, class_names):
         model.save(file, include_optimizer=False)
         file.attrs['model_config'] = json.dumps(portable_config(json.loads(_text(file.attrs['model_config'])))).encode()
         file.attrs['keras_version'] = b'2.2.4-tf'
-        file.attrs['sesemi'] = json.dumps({'class_names': class_names}).encode()
+        file.attrs['sesemi'] = json.dumps({'class_names': class_names, 'fit': fit}).encode()
     write_whole(path, memory.getvalue())
 
 
@@ -80,11 +82,11 @@ def portable_config(config):
         'input_layers': config['config']['input_layers'], 'output_layers': config['config']['output_layers']}}
 
 
-def read_class_names(path):
-    """The class names saved with a classifier. Raises InputError when the file is not one that this program saved."""
+def read_facts(path):
+    """What is saved with a classifier: {'class_names': [...], 'fit': ...}. Raises InputError when the file is not one that this program saved."""
     try:
         with h5py.File(path, 'r') as file:
-            return json.loads(_text(file.attrs['sesemi']))['class_names']
+            return json.loads(_text(file.attrs['sesemi']))
     except (OSError, KeyError, ValueError) as error:
         raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
                          % (path, error)) from None

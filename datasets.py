@@ -1,6 +1,7 @@
-"""A data set's name -> its images and facts. The form of the files (image folders, the official CIFAR batches, SVHN's .mat
-files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
+"""A data set's name -> its images and facts. The form of the files (image folders, a list of files, the official CIFAR batches,
+SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
 """
+import csv
 import os
 import pickle
 import tarfile
@@ -43,9 +44,10 @@ class Dataset(NamedTuple):
     unlabeled_images: Optional[np.ndarray] = None       # beyond the training images; from an `unlabeled` folder
 
 
-def load_dataset(data, directory=None, image_size=32, with_unlabeled=True):
+def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True):
     """Read the data set `data` (a key of PRESETS) from `directory`, or from where it is looked for by default.
 
+    fit: a key of utils.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
     Raises InputError naming the file or folder that is missing, damaged or not of a known form.
     """
     if data == 'digits':
@@ -63,7 +65,8 @@ def load_dataset(data, directory=None, image_size=32, with_unlabeled=True):
         return _resized(_load_cifar(data, _read_batches(folder), folder), image_size)
     if _find(directory, SVHN_FILES):
         return _resized(_load_svhn(directory), image_size)
-    return _load_folders(directory, image_size, with_unlabeled)
+    load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
+    return load(directory, image_size, fit, with_unlabeled)
 
 
 def _find(directory, names, inside=('',)):
@@ -86,38 +89,73 @@ def _default_directory(data):
     return directory
 
 
-# Image folders ------------------------------------------------------------------------------------------------------
+# Image files --------------------------------------------------------------------------------------------------------
 
-def _load_folders(directory, image_size, with_unlabeled):
-    """train/CLASS/* with test/CLASS/*; or CLASS/* (below train or directly), of which a sixth is held out for test."""
+def _load_folders(directory, image_size, fit, with_unlabeled):
+    """train/CLASS/* with test/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
     if not os.path.isdir(directory):
-        raise InputError('--dataset %s: neither a folder nor a CIFAR .tar.gz archive; give one of these.' % directory)
+        raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
+                         % directory)
     train, test = os.path.join(directory, 'train'), os.path.join(directory, 'test')
+    unlabeled = os.path.join(directory, 'unlabeled')
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
     paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory)
+    test_paths, test_labels = [], None
     if os.path.isdir(test):
         test_paths, test_labels, test_classes = list_image_folder(test)
-        unknown = sorted(set(test_classes) - set(class_names))
-        if unknown:
-            raise InputError('%s: no such class in %s; add its training images or remove the folder.'
-                             % (os.path.join(test, unknown[0]), train))
+        for name in test_classes:
+            if name not in class_names:
+                raise InputError('%s: no such class in %s; add its training images or remove the folder.'
+                                 % (os.path.join(test, name), train))
         test_labels = np.array([class_names.index(name) for name in test_classes])[test_labels]
-    else:
+    extra = image_files(unlabeled) if with_unlabeled and os.path.isdir(unlabeled) else []
+    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit)
+
+
+def _load_list(path, image_size, fit, with_unlabeled):
+    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the default, or test)."""
+    directory = os.path.dirname(path)
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError('%s: cannot be read as a CSV file (%s).' % (path, error)) from None
+    if not rows or not {'path', 'label'} <= set(rows[0]):
+        raise InputError('%s: needs a header with the columns path, label and split, and a line for each image.' % path)
+    parts = {'train': [], 'test': [], 'unlabeled': []}
+    for line, row in enumerate(rows, 2):
+        part = row.get('split') or 'train'
+        if part not in ('train', 'test') or part == 'test' and not row['label']:
+            raise InputError('%s, line %d: split must be train or test, and a test image needs a label.' % (path, line))
+        parts[part if row['label'] else 'unlabeled'].append((os.path.join(directory, row['path']), row['label']))
+    class_names = sorted({label for _, label in parts['train']})
+    unknown = sorted({label for _, label in parts['test']} - set(class_names))
+    if unknown or len(class_names) < 2:
+        raise InputError('%s: %s.' % (path, 'the test class %s has no training images; add some' % unknown[0] if unknown else
+                                      'needs training images of at least two classes'))
+    (paths, labels), (test_paths, test_labels) = (
+        ([file for file, _ in parts[part]], np.array([class_names.index(label) for _, label in parts[part]], np.int64))
+        for part in ('train', 'test'))
+    extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
+    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit)
+
+
+def _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit):
+    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test."""
+    if not test_paths:
         held = hold_out(labels, 6)
         alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)
         if len(alone):
-            raise InputError('%s: holds one image, and one of each class is kept for test; add images or a test folder.'
-                             % os.path.dirname(paths[np.flatnonzero(labels == alone[0])[0]]))
-        print('No test folder: a sixth of each class, %d of %d images, the same at every run, is held out for test.'
+            raise InputError('%s: class %s has one image, and one of each class is kept for test; add images, or test files.'
+                             % (directory, class_names[alone[0]]))
+        print('No test images: a sixth of each class, %d of %d images, the same at every run, is held out for test.'
               % (held.sum(), len(held)))
-        test_paths, test_labels = [p for p, h in zip(paths, held) if h], labels[held]
-        paths, labels = [p for p, h in zip(paths, held) if not h], labels[~held]
-    unlabeled = os.path.join(directory, 'unlabeled')
-    extra = image_files(unlabeled) if with_unlabeled and os.path.isdir(unlabeled) else []
-    images = decode_images(paths + test_paths + extra, image_size)
+        test_paths, test_labels = [path for path, is_held in zip(paths, held) if is_held], labels[held]
+        paths, labels = [path for path, is_held in zip(paths, held) if not is_held], labels[~held]
+    images = decode_images(paths + test_paths + extra, image_size, fit)
     train_images, test_images, extra_images = np.split(images, [len(paths), len(paths) + len(test_paths)])
-    names = [os.path.relpath(path, directory) for path in paths + test_paths]
+    names = [os.path.relpath(path, directory or '.') for path in paths + test_paths]
     return Dataset(train_images, labels, names[:len(paths)], test_images, test_labels, names[len(paths):],
                    class_names, extra_images if extra else None)
 

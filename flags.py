@@ -1,21 +1,16 @@
 """The command line of train_evaluate_sesemi.py."""
 import argparse
 
-import record
 from datasets import PRESETS
-from utils import InputError
+from record import DEFINING, stored_record
+from utils import FITS, InputError
 
 NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')
 
-# What makes a run the one it is: with another value it would be another run, so --resume takes none.
-DEFINING = {
-    'data': 'cifar10', 'labels': 1000, 'split_seed': 1, 'image_size': 32, 'no_flip': False,
-    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05, 'no_oversample': False, 'seed': 0,
-}
 DEFAULTS = dict(
-    DEFINING, dataset=None, result='result', resume=None, eval_every=None, checkpoint_minutes=10.0,
-    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False)
+    DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, eval_every=None, checkpoint_minutes=10.0,
+    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None, obs_url=None)
 
 
 def parse_args(argv):
@@ -27,13 +22,9 @@ def parse_args(argv):
     argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--') else word
             for word in argv]
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
-    args = {**DEFAULTS, **given}
-    stored = _stored_flags(args)
-    for name in DEFINING if stored else ():
-        if given.get(name, stored[name]) != stored[name]:
-            raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another --result.'
-                             % (args['result'], name.replace('_', '-'), stored[name], given[name]))
-        args[name] = stored[name]
+    stored = stored_record(given.get('result', DEFAULTS['result'])) if given.get('resume') else None
+    started = {name: value for name, value in stored['flags'].items() if name in DEFINING} if stored else {}
+    args = {**DEFAULTS, **started, **given}
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
     preset = PRESETS[args['data']]
@@ -42,14 +33,6 @@ def parse_args(argv):
     if args['eval_every'] is None:
         args['eval_every'] = 1 if args['method'] == 'ssl' else 0
     return argparse.Namespace(**args)
-
-
-def _stored_flags(args):
-    """The flags that the run to be resumed was started with; None when there is none to resume."""
-    stored = record.stored_record(args['result']) if args['resume'] else None
-    if args['resume'] == 'yes' and not stored:
-        raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % args['result'])
-    return stored and stored['flags']
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,7 +52,9 @@ def _parser():
                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
     data.add_argument('--split-seed', type=_whole(0), metavar='N', help='chooses which (default: 1, the published split)')
-    data.add_argument('--image-size', type=_whole(1), metavar='N', help=argparse.SUPPRESS)
+    data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
+                      '(default: 32)')
+    data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
     data.add_argument('--no-flip', **_SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
 
     method = parser.add_argument_group('method')
@@ -87,6 +72,9 @@ def _parser():
     run.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
     run.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; auto: '
                      'start it if there is none')
+    run.add_argument('--runs', type=_whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
+                     'folder of its own below --result (default: 1)')
+    run.add_argument('--quiet', **_SWITCH, help='a line an epoch, no progress line')
     run.add_argument('--eval-every', type=_whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
                      '0, not; ssl: 1)')
     run.add_argument('--checkpoint-minutes', type=_positive, metavar='X', help='longest time between checkpoints (default: 10)')
@@ -122,6 +110,12 @@ def _whole(least):
             raise argparse.ArgumentTypeError('%s is not a whole number from %d up' % (text, least))
         return int(text)
     return parse
+
+
+def _image_size(text):
+    if text not in map(str, range(16, 65, 4)):
+        raise argparse.ArgumentTypeError('%s is not a multiple of 4 from 16 to 64' % text)
+    return int(text)
 
 
 def _labels(text):

@@ -15,32 +15,49 @@ import PIL
 
 from utils import InputError
 
+# What makes a run the one it is, and its default: with another value it is another run.
+DEFINING = {
+    'data': 'cifar10', 'labels': 1000, 'split_seed': 1, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
+    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05, 'no_oversample': False, 'seed': 0,
+}
 PROJECT = os.path.dirname(os.path.abspath(__file__))
 
 
 class Run:
     """The folder of one run: made and tried for writing at once, so that a run fails before its work and not after it.
 
-    Raises InputError when the folder cannot be written, or holds a run and `resume` is not set.
+    resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
+    InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
     """
 
-    def __init__(self, folder, resume=None):
-        self.folder = folder
-        self.resuming = stored_record(folder) is not None
-        if self.resuming and not resume:
+    def __init__(self, folder, flags):
+        self.folder, self.flags, self.error_rate = folder, flags, None
+        stored = stored_record(folder)
+        self.resuming = stored is not None
+        if self.resuming and not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
+        if flags['resume'] == 'yes' and not self.resuming:
+            raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
+        for name in DEFINING if self.resuming else ():
+            started = stored['flags'].get(name, DEFINING[name])
+            if flags[name] not in (None, started):
+                raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another '
+                                 '--result.' % (folder, name.replace('_', '-'), started, flags[name]))
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
         write_whole(self.path('.writable'), b'')
         os.remove(self.path('.writable'))
+        if os.path.exists(self.path('result.json')):
+            with open(self.path('result.json')) as file:
+                self.error_rate = json.load(file)['classification_error_rate']
 
     def path(self, name):
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
-    def start(self, flags, dataset, labeled):
+    def start(self, dataset, labeled):
         """Record what the run is, or when resuming, see that it is the same one. From here on the folder holds a run.
 
         Raises InputError when the images differ from those the run was started with.
@@ -54,7 +71,7 @@ class Run:
         write_table(self.path('labeled.csv'), [
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': flags, 'data_checksum': checksum})
+                                            'flags': self.flags, 'data_checksum': checksum})
 
     def read_split(self):
         """The indices of the labeled images as the run was started: int64 (labels,)."""
@@ -65,8 +82,8 @@ class Run:
         """Write log.csv, a row for each epoch so far."""
         write_table(self.path('log.csv'), rows)
 
-    def finish(self, dataset, dense, plain, rows, batches, clock):
-        """Write result.json and return the error rate.
+    def finish(self, dataset, dense, plain, rows, images_per_step, clock):
+        """Write result.json; the run has an error_rate from here on.
 
         dense, plain: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
         """
@@ -75,7 +92,6 @@ class Run:
         counts = confusion.sum(axis=1)
         per_class = {name: float(1 - right / count) for name, right, count in zip(names, confusion.diagonal(), counts) if count}
         record = stored_record(self.folder)
-        images_per_step = sum(len(images) for images in batches[0][0].values())
         seconds = sum(row['seconds'] for row in rows)
         result = {
             'classification_error_rate': error_rate(dense, labels),
@@ -93,7 +109,7 @@ class Run:
             **record,
         }
         write_json(self.path('result.json'), result)
-        return result['classification_error_rate']
+        self.error_rate = result['classification_error_rate']
 
 
 class Clock:

@@ -4,16 +4,21 @@ Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Sup
 Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2: wrong input; 3: training diverged;
 130 and 143: stopped by Ctrl-C and SIGTERM after saving a checkpoint, from which --resume goes on.
 """
+import argparse
+import os
 import sys
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 import record
+import report
 from datasets import PRESETS, load_dataset
 from flags import parse_args
-from utils import (InputError, RunError, TwoBranchBatches, Whitener, chunks, fit_whitener, global_contrast_normalize,
-                   stratified_sample)
+from utils import (InputError, RunError, TwoBranchBatches, chunks, fit_channel_standardizer, fit_whitener,
+                   global_contrast_normalize, stratified_sample)
+
+WHITENED_SIZE = 48      # pixels a side: the matrix is (3 N²)², at 48 already 191 MB of the saved model
 
 
 def train_and_evaluate(args):
@@ -22,12 +27,17 @@ def train_and_evaluate(args):
     args: what parse_args returns. Raises InputError, training.Diverged and training.Interrupted.
     """
     clock = record.Clock()
-    run = record.Run(args.result, resume=args.resume)
-    dataset = load_dataset(args.data, args.dataset, args.image_size, with_unlabeled=args.method == 'ssl')
+    run = record.Run(args.result, vars(args))
+    if run.error_rate is not None:
+        print('%s holds the finished run.' % args.result)
+        return run.error_rate
+    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, with_unlabeled=args.method == 'ssl')
     labeled = run.read_split() if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     clock.lap('reading')
 
+    if args.gpu_id:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     import classifier           # these import TensorFlow: only now, when all that can be checked without it has been
     import networks
     import runtime
@@ -36,7 +46,7 @@ def train_and_evaluate(args):
     device, why = runtime.choose_device(args.device)
     options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
-    run.start(vars(args), dataset, labeled)
+    run.start(dataset, labeled)
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
         len(dataset.class_names), args.epochs, steps_per_epoch, device, why))
@@ -59,18 +69,19 @@ def train_and_evaluate(args):
             if args.eval_every and rows[-1]['epoch'] % args.eval_every == 0:
                 rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
             run.log(rows)
+            print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
 
         progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, checkpoints.restore(),
-                                  checkpoints.after_step, after_epoch, stop, runtime.profiler(device, options))
+                                  checkpoints.after_step, after_epoch, stop, runtime.profiler(device, options),
+                                  verbose=not args.quiet)
         checkpoints.save(progress)
         clock.lap('training')
         dense, plain = evaluate()
         clock.lap('evaluating')
         model = classifier.build_classifier(args.network, inference_model, images.whitener)
-        classifier.save_classifier(run.path('sesemi.h5'), model, dataset.class_names)
-    error = run.finish(dataset, dense, plain, progress.rows, batches, clock)
-    print('classification error rate: %.4f' % error)
-    return error
+        classifier.save_classifier(run.path('sesemi.h5'), model, dataset.class_names, args.fit)
+    run.finish(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
+    return run.error_rate
 
 
 def choose_labeled(dataset, labels, split_seed):
@@ -116,7 +127,7 @@ class Images(NamedTuple):
     labeled: np.ndarray
     unlabeled: Optional[np.ndarray]     # what the self branch draws from; None without a self branch
     test: np.ndarray
-    whitener: Optional[Whitener]
+    whitener: object                    # utils.Whitener, utils.ChannelStandardizer or None
 
 
 def prepare_images(dataset, labeled, method, whiten):
@@ -126,7 +137,11 @@ def prepare_images(dataset, labeled, method, whiten):
         pools.append(dataset.unlabeled_images)
     whitener = None
     if whiten:
-        whitener = fit_whitener(global_contrast_normalize(part) for pool in pools for part in chunks(pool))
+        exact = dataset.train_images.shape[1] <= WHITENED_SIZE
+        if not exact:
+            print('Images of more than %d pixels are standardised channel by channel instead of whitened.' % WHITENED_SIZE)
+        fit = fit_whitener if exact else fit_channel_standardizer
+        whitener = fit(global_contrast_normalize(part) for pool in pools for part in chunks(pool))
 
     def prepare(*pools):
         prepared = np.empty((sum(map(len, pools)), *pools[0].shape[1:]), np.float32)
@@ -144,11 +159,25 @@ def prepare_images(dataset, labeled, method, whiten):
     return Images(labeled_images, labeled_images if method == 'asl' else None, prepare(dataset.test_images), whitener)
 
 
+def train_runs(args):
+    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate."""
+    if args.runs == 1:
+        print('classification error rate: %.4f' % train_and_evaluate(args))
+        return
+    folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
+    errors = []
+    for seed, folder in folders.items():
+        resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
+        errors.append(train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume})))
+        print('Seed %d: error rate %.4f, in %s.' % (seed, errors[-1], folder))
+    print(report.compare(folders.values()))
+    print(report.summary(errors))
+
+
 def main(argv):
     """Run the program; returns its exit status."""
     try:
-        args = parse_args(argv)
-        train_and_evaluate(args)
+        train_runs(parse_args(argv))
         return 0
     except RunError as error:
         print(error, file=sys.stderr)

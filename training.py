@@ -68,9 +68,24 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """
     names, last = figure_names(model), steps_per_epoch * epochs
+
+    def close_epoch(progress):
+        row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
+                   learning_rate=learning_rate(base_rate, progress.step - 1, last), seconds=progress.totals['seconds'],
+                   **{name: progress.totals[name] / steps_per_epoch for name in names})
+        rows = progress.rows + [row]
+        try:
+            after_epoch(rows)
+        except Interrupted:
+            after_step(progress, True)
+            raise
+        return progress._replace(totals={}, rows=rows)
+
     for callback in callbacks:
         callback.set_model(model)
         callback.on_train_begin()
+    if progress.totals and progress.step % steps_per_epoch == 0:    # stopped between an epoch's last step and its row
+        progress = close_epoch(progress)
     upcoming = prefetch(batches.__getitem__, range(progress.step, last))
     while progress.step < last:
         epoch, done = divmod(progress.step, steps_per_epoch)
@@ -95,13 +110,22 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
             progress = progress._replace(step=t + 1, totals={
                 name: progress.totals.get(name, 0) + value for name, value in figures.items()})
             if progress.step % steps_per_epoch == 0:
-                row = dict(epoch=epoch + 1, step=progress.step, learning_rate=rate, seconds=progress.totals.pop('seconds'),
-                           **{name: total / steps_per_epoch for name, total in progress.totals.items()})
-                progress = progress._replace(totals={}, rows=progress.rows + [row])
-                after_epoch(progress.rows)
+                progress = close_epoch(progress)
             after_step(progress, stop.number is not None)
             stop.check()
     return progress
+
+
+def epoch_line(row, epochs, images_per_step, steps_per_epoch):
+    """A finished epoch's row in words, with the time that the epochs left will take."""
+    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
+    if 'self_clf_loss' in row:
+        words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
+    words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
+              '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
+    if 'error' in row:
+        words.append('error rate %.4f' % row['error'])
+    return ', '.join(words) + ', %.0f minutes left' % (row['seconds'] * (epochs - row['epoch']) / 60)
 
 
 def prefetch(make, keys, workers=2, ahead=4):

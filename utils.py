@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,10 +32,17 @@ class InputError(RunError, ValueError):
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
-def decode_image(path, image_size=32):
-    """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, resized bilinearly.
+FITS = {
+    'stretch': lambda image, size: image.resize(size, Image.BILINEAR),
+    'crop': lambda image, size: ImageOps.fit(image, size, Image.BILINEAR),      # the middle, of the short side's length
+    'pad': lambda image, size: ImageOps.pad(image, size, Image.BILINEAR),       # black beside the short side
+}
 
-    Raises InputError naming the file when it cannot be read as an image to its last byte.
+
+def decode_image(path, image_size=32, fit='stretch'):
+    """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, brought to size bilinearly.
+
+    fit: a key of FITS, what happens to an image that is not square. Raises InputError naming the file when it cannot be read as an image to its last byte.
     """
     try:
         with Image.open(path) as source:
@@ -46,14 +54,14 @@ def decode_image(path, image_size=32):
                 image = image.convert('RGBA')
             image = image.convert('RGB')
             if image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.BILINEAR)
+                image = FITS[fit](image, (image_size, image_size))
             return np.asarray(image)
     except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
         raise InputError('%s: cannot be read as an image (%s); replace or remove the file.'
                          % (path, ' '.join(str(error).split()) or type(error).__name__)) from None
 
 
-def decode_images(paths, image_size=32):
+def decode_images(paths, image_size=32, fit='stretch'):
     """Decode the files on all cores, with a progress bar on a terminal: uint8 (n, s, s, 3) in the order of `paths`.
 
     Raises InputError naming the first file that cannot be read.
@@ -62,7 +70,7 @@ def decode_images(paths, image_size=32):
 
     def decode(block):
         for i in range(block, min(block + 64, len(paths))):
-            images[i] = decode_image(paths[i], image_size)
+            images[i] = decode_image(paths[i], image_size, fit)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = range(0, len(paths), 64)
@@ -132,16 +140,38 @@ def global_contrast_normalize(images, scale=55, eps=1e-10):
     return flat.reshape(images.shape)
 
 
-class Whitener:
-    """(images - mean) times a symmetric matrix. mean: float32 (d,); matrix: float32 (d, d); d = h * w * 3."""
-
-    def __init__(self, mean, matrix):
-        self.mean, self.matrix = mean, matrix
+class Whitener(NamedTuple):
+    """(images - mean) times a symmetric matrix, over all d = h * w * 3 values of an image."""
+    mean: np.ndarray        # float32 (d,)
+    matrix: np.ndarray      # float32 (d, d)
 
     def __call__(self, images):
         """Whiten float32 (n, h, w, 3) images into new ones of the same shape."""
         flat = images.reshape(len(images), -1).astype(np.float32, copy=False)
         return ((flat - self.mean) @ self.matrix).reshape(images.shape)
+
+
+class ChannelStandardizer(NamedTuple):
+    """(images - mean) / deviation, a number a color channel: what stands for whitening where its matrix grows too large."""
+    mean: np.ndarray        # float32 (3,)
+    deviation: np.ndarray   # float32 (3,)
+
+    def __call__(self, images):
+        """Standardise float32 (n, h, w, 3) images into new ones."""
+        return (images - self.mean) / self.deviation
+
+
+def fit_channel_standardizer(parts):
+    """A ChannelStandardizer of an iterable of float32 (n, h, w, 3) parts."""
+    count, total, squares = 0, 0, 0
+    for part in parts:
+        flat = part.reshape(-1, part.shape[-1])
+        count += len(flat)
+        total = total + flat.sum(axis=0, dtype=np.float64)
+        squares = squares + np.square(flat).sum(axis=0, dtype=np.float64)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 1e-10))
+    return ChannelStandardizer(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def zca_whitener(images, identity_scale=0.1, eps=1e-10):
@@ -282,6 +312,12 @@ class TwoBranchBatches:
         self.super_size = batch_size * (len(PROXY_TRANSFORMS) if oversample else 1)
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self._order = functools.lru_cache(maxsize=8)(self._draw_order)    # spares drawing a long pass at every step
+
+    @property
+    def images_per_step(self):
+        """How many images a step processes, both branches together."""
+        views = 0 if self.unlabeled_images is None else self.batch_size * len(PROXY_TRANSFORMS)
+        return self.super_size + views
 
     def __getitem__(self, t):
         """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""

@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -16,16 +15,10 @@ def write_image(path, pixels):
 
 
 def write_classes(folder, counts, size=32):
-    """counts: class name -> images, random and different from each other. Returns the files in sorted order."""
-    paths = []
-    for name in sorted(counts):
-        for i in range(counts[name]):
-            paths.append(folder / name / '{:03d}.png'.format(i))
-            rng = np.random.RandomState(len(paths))
-            write_image(paths[-1], rng.randint(0, 256, (size, size, 3)))
-    return paths
-
-
-@pytest.fixture
-def project():
-    return PROJECT
+    """counts: class name -> how many random images, no two alike. Returns their arrays, the classes in sorted order."""
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 256, (sum(counts.values()), size, size, 3)).astype(np.uint8)
+    names = ['{}/{:03d}.png'.format(name, i) for name in sorted(counts) for i in range(counts[name])]
+    for name, image in zip(names, images):
+        write_image(folder / name, image)
+    return images

@@ -1,0 +1,202 @@
+"""The pictures of the report, drawn by matplotlib: curves, the confusion matrix, the errors of several runs.
+
+matplotlib's Figure alone is used, never pyplot, which keeps figures and a chosen backend for the whole process.
+"""
+import functools
+import html
+import io
+import re
+import warnings
+
+import numpy as np
+
+INK, MUTED, LINE = '#1b1f24', '#57606a', '#d3d9df'
+BLUE, VERMILLION, GREEN, SKY, ORANGE, PURPLE = '#0072b2', '#d55e00', '#009e73', '#56b4e9', '#e69f00', '#cc79a7'   # Okabe and Ito
+# In report.html a colour is a variable of the page, which has other values for it in the dark.
+PAGE_COLOURS = {INK: 'ink', MUTED: 'muted', LINE: 'line', BLUE: 'blue', VERMILLION: 'vermillion', GREEN: 'green'}
+
+# column of log.csv: (name, colour, line style)
+CURVES = {
+    'loss': ('sum + L2', INK, '-'),
+    'super_clf_loss': ('super', BLUE, '--'),
+    'self_clf_loss': ('self', VERMILLION, '-.'),
+    'super_clf_acc': ('labeled batch', BLUE, '--'),
+    'self_clf_acc': ('proxy task', VERMILLION, '-.'),
+    'error': ('classification error rate', GREEN, '-'),
+    'learning_rate': ('learning rate', MUTED, '-'),
+}
+PANELS = (
+    ('Loss', ('loss', 'super_clf_loss', 'self_clf_loss')),
+    ('Accuracy', ('super_clf_acc', 'self_clf_acc')),
+    ('Classification error rate', ('error',)),
+    ('Learning rate', ('learning_rate',)),
+)
+
+
+@functools.lru_cache(maxsize=None)
+def missing():
+    """Why matplotlib cannot be imported; None when it can. Comes before everything else here."""
+    try:
+        import matplotlib.figure
+    except Exception as error:      # a broken installation raises other types than ImportError too
+        return error
+    matplotlib.rcParams['svg.fonttype'] = 'none'                    # letters stay letters in the page, in the reader's font
+    warnings.filterwarnings('ignore', message='Glyph .* missing')   # of class names in scripts that its font lacks
+    return None
+
+
+def curves_png(rows):
+    """All panels of the curves in one picture: PNG bytes. rows: a dict an epoch, with some of the columns of CURVES."""
+    return _png(_curves(rows, _panels(rows), 2))
+
+
+def curves_svg(rows):
+    """Yield each panel of the curves as an <svg> element for an HTML page, with words for a reader who does not see it."""
+    for title, columns in _panels(rows):
+        text = io.StringIO()
+        _curves(rows, [(title, columns)], 1).savefig(
+            text, format='svg', transparent=True, metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+        last = ', '.join('%s %.4g' % (CURVES[column][0], _points(rows, column)[1][-1]) for column in columns)
+        yield _inline(text.getvalue(), '%s by epoch; last: %s' % (title, last))
+
+
+def confusion_colours(matrix):
+    """A confusion matrix, int (n, n), as a picture: uint8 (n, n, 4), blue where right, vermillion where wrong.
+
+    Opacity is the square root of the share of the true class's images, which shows the rare mistakes too.
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    colours = np.empty(matrix.shape + (4,), np.uint8)
+    colours[..., :3] = tuple(bytes.fromhex(VERMILLION[1:]))
+    colours[np.arange(len(matrix)), np.arange(len(matrix)), :3] = tuple(bytes.fromhex(BLUE[1:]))
+    colours[..., 3] = 255 * np.sqrt(share)
+    return colours
+
+
+def confusion_png(matrix, class_names, numbered):
+    """The confusion matrix as PNG bytes, with the numbers of images in it if `numbered`, with class names up to 100."""
+    n = len(matrix)
+    side = min(10, 2.5 + 0.45 * n)
+    figure = _figure(side, side)
+    axes = figure.add_subplot()
+    axes.imshow(confusion_colours(matrix), alpha=0.6 if numbered else None, interpolation='nearest' if n <= 100 else None)
+    for (i, j), count in np.ndenumerate(matrix if numbered else np.empty((0, 0))):
+        if count:
+            axes.text(j, i, count, ha='center', va='center', fontsize=8, color=INK, in_layout=False)
+    if n <= 100:
+        names, size = [_plain(name, 24) for name in class_names], min(10, 480 / n)
+        axes.set_xticks(range(n))
+        axes.set_yticks(range(n))
+        axes.set_xticklabels(names, rotation=90, fontsize=size)
+        axes.set_yticklabels(names, fontsize=size)
+    axes.set(xlabel='predicted class', ylabel='true class')
+    return _png(figure)
+
+
+def comparison_png(series):
+    """Errors by the number of labels as PNG bytes: a line through the means, and a dot a run.
+
+    series: {name: {labels: [error of each run]}}; labels is a number or 'all'.
+    """
+    figure = _figure(7.5, 4.8)
+    axes = figure.add_subplot()
+    ticks = sorted({labels for points in series.values() for labels in points}, key=lambda labels: (labels == 'all', labels))
+    for i, (name, points) in enumerate(series.items()):
+        colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)[i % 7]
+        aside = 0.3 * ((i + 0.5) / len(series) - 0.5)       # runs of several series would lie on each other
+        found = [labels for labels in ticks if labels in points]
+        axes.plot([ticks.index(labels) + aside for labels in found], [np.mean(points[labels]) for labels in found],
+                  color=colour, linestyle=('-', '--', '-.', ':')[i % 4], marker='_', markersize=16, label=_plain(name, 60))
+        axes.plot([ticks.index(labels) + aside for labels in found for _ in points[labels]],
+                  [error for labels in found for error in points[labels]],
+                  color=colour, linestyle='', marker='os^Dv'[i % 5], markersize=5, alpha=0.7)
+    axes.set_xticks(range(len(ticks)))
+    axes.set_xticklabels(ticks)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.set_ylim(0)
+    axes.set(xlabel='labeled images', ylabel='classification error rate')
+    _style(axes)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _panels(rows):
+    """(title, columns) of the panels there is something to draw in."""
+    present = {column for row in rows for column in row}
+    panels = ((title, [column for column in columns if column in present]) for title, columns in PANELS)
+    return [panel for panel in panels if panel[1]]
+
+
+def _points(rows, column):
+    """(epochs, values) of a column, where it has a value."""
+    return tuple(zip(*((row['epoch'], row[column]) for row in rows if column in row)))
+
+
+def _curves(rows, panels, across):
+    """A figure of panels. Their margins are given: a layout that matplotlib works out doubles the time."""
+    width, height = 4.5, 3
+    down = -(-len(panels) // across)
+    figure = _figure(across * width, down * height, None)
+    for place, (title, columns) in enumerate(panels):
+        y, x = divmod(place, across)
+        axes = figure.add_axes([(x + 0.12) / across, (down - y - 0.84) / down, 0.85 / across, 0.73 / down])
+        for column in columns:
+            name, colour, line = CURVES[column]
+            epochs, values = _points(rows, column)
+            axes.plot(epochs, values, color=colour, linestyle=line, linewidth=1.6, label=name,
+                      marker='o' if len(epochs) <= 40 else None, markersize=3)
+        _scale(axes, title)
+        _style(axes)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(title, loc='left', color=INK, fontsize=11.5)
+        axes.set_xlabel('epoch', color=MUTED)
+        if CURVES[columns[0]][0] != title.lower():
+            axes.legend(frameon=False, labelcolor=INK, fontsize=9.5, ncol=len(columns), columnspacing=1.2, borderpad=0,
+                        loc='lower right', bbox_to_anchor=(1, 1.02), borderaxespad=0)
+    return figure
+
+
+def _scale(axes, title):
+    if title == 'Loss':
+        from matplotlib.ticker import LogLocator, NullFormatter
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter('{x:g}')     # 0.01; powers of ten are set as formulas, which is slow
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, 1.05 * (1 if title == 'Accuracy' else axes.dataLim.ymax or 1))
+
+
+def _style(axes):
+    axes.set_facecolor('none')
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.tick_params(which='both', color=LINE, labelcolor=MUTED)
+    for side, spine in axes.spines.items():
+        spine.set_color(LINE)
+        spine.set_visible(side in ('left', 'bottom'))
+
+
+def _figure(width, height, layout='constrained'):
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def _png(figure):
+    memory = io.BytesIO()
+    figure.savefig(memory, format='png', dpi=120, facecolor='white')
+    return memory.getvalue()
+
+
+def _inline(svg, description):
+    """matplotlib's SVG file as an element of a page: the page's colours, and no ids that other pictures have too."""
+    view_box = re.search(r'viewBox="[^"]*"', svg).group()
+    content = re.sub(r' id="[\w.]+_\d+"', '', svg[svg.index('>', svg.index('<svg')) + 1:])
+    for colour, name in PAGE_COLOURS.items():
+        content = content.replace(colour, 'var(--%s)' % name)
+    return '<svg role="img" %s aria-label="%s">%s' % (view_box, html.escape(description), content)
+
+
+def _plain(name, length):
+    """A class name as matplotlib shows it as it is: $ would start a formula."""
+    name = name if len(name) <= length else name[:length - 1] + '…'
+    return name.replace('$', r'\$')

@@ -1,0 +1,195 @@
+"""Classify new images with a saved model: python predict.py result/sesemi.h5 FILE|FOLDER...
+
+Prints a line for each image, its path and its most probable classes, or writes them to a CSV file. With --evaluate scores a
+folder that holds a folder of images for each class, and ends with `classification error rate: 0.xxxx`. Exit status 1: some
+images could not be read, all others are done; 2: wrong input.
+"""
+import argparse
+import math
+import os
+import sys
+from collections import Counter
+
+import numpy as np
+
+import record
+from utils import InputError, RunError, decode_image, image_files, list_image_folder, progress
+
+BATCH = 250         # images at most
+
+
+def predict(args):
+    """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
+    if not os.path.isfile(args.model):
+        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % args.model)
+    paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
+    from classifier import read_class_names     # imports TensorFlow: only now, when the files are known to be there
+    class_names = read_class_names(args.model)
+    for name in labeled_classes:
+        if name not in class_names:
+            raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
+                os.path.join(args.evaluate, name), ', '.join(class_names)))
+
+    probabilities, unreadable = classify(args.model, paths, args.device)
+    for error in unreadable.values():
+        print(error, file=sys.stderr)
+    ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]
+    if args.csv:
+        record.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
+        print('%s: %d images.' % (args.csv, len(paths)))
+        for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
+            print('%8d  %s' % (count, name))
+    if args.evaluate:
+        labels = np.array([class_names.index(name) for name in labeled_classes])[labels]
+        readable = [i for i in range(len(paths)) if i not in unreadable]
+        print_evaluation(probabilities[readable], labels[readable], class_names)
+    elif not args.csv:
+        for path, best in zip(paths, ranked):
+            print('\t'.join([path] + (['%s %.4f' % pair for pair in best] or ['unreadable'])))
+    return 1 if unreadable else 0
+
+
+def find_images(paths):
+    """The files among `paths`, whatever their names, and of each folder all images below it, sorted.
+
+    Below it links to folders are not followed. Raises InputError naming a path that is missing or a folder without images.
+    """
+    def refuse(error):
+        raise InputError('%s: cannot be listed (%s); make it readable or leave it out.' % (error.filename, error.strerror))
+
+    found = []
+    for path in paths:
+        images = [path] if os.path.isfile(path) else []
+        for folder, subfolders, _ in os.walk(path, onerror=refuse) if os.path.isdir(path) else ():
+            subfolders[:] = [name for name in subfolders if not name.startswith('.')]
+            images += image_files(folder)
+        if not images:
+            raise InputError('%s: %s; give image files or folders of them.' % (
+                path, 'holds no images' if os.path.isdir(path) else 'no such file or folder'))
+        found += sorted(images)
+    return found
+
+
+def classify(model_path, paths, device):
+    """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
+
+    The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    """
+    import runtime
+    device, _ = runtime.choose_device(device)
+    with runtime.open_session(device):
+        model = runtime.keras.models.load_model(model_path, compile=False)
+        count = math.ceil(len(paths) / BATCH)
+        batches = decode_batches(paths, int(model.input_shape[1]), math.ceil(len(paths) / count))
+        outputs, unreadable = [], {}
+        for images, errors in progress(batches, count, 'Classifying %d images (%s)' % (len(paths), device)):
+            outputs.append(model.predict_on_batch(images))
+            unreadable.update(errors)
+    return np.concatenate(outputs)[:len(paths)], unreadable
+
+
+def decode_batches(paths, image_size, size):
+    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}); the next ones are decoded meanwhile.
+
+    Unreadable images, and what the last batch lacks, are black: a batch of another size would be another graph on an NPU.
+    """
+    from training import prefetch
+
+    def decode(path):
+        try:
+            return decode_image(path, image_size)
+        except InputError as error:
+            return error
+
+    decoded = enumerate(prefetch(decode, paths, workers=os.cpu_count(), ahead=size))
+    for _ in range(0, len(paths), size):
+        images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
+        for place, (i, image) in zip(range(size), decoded):
+            if isinstance(image, InputError):
+                errors[i] = image
+            else:
+                images[place] = image
+        yield images, errors
+
+
+# Reports ------------------------------------------------------------------------------------------------------------
+
+def rank(probabilities, class_names, top):
+    """The `top` most probable classes as (name, probability), the most probable one first."""
+    return [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
+
+
+def table_row(path, best):
+    """A file's row of the CSV file: file, class, probability, class_2, probability_2, ..."""
+    row = {'file': path, 'class': 'unreadable', 'probability': ''}
+    for place, (name, probability) in enumerate(best, 1):
+        suffix = '_%d' % place if place > 1 else ''
+        row['class' + suffix], row['probability' + suffix] = name, '%.6f' % probability
+    return row
+
+
+def print_evaluation(probabilities, labels, class_names):
+    """Print each class's error and its row of the confusion matrix, then the error rate of all images, one view of each.
+
+    probabilities: float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
+    """
+    if not len(labels):
+        raise RunError('No image could be read, so there is nothing to evaluate.')
+    confusion = record.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
+    table = [['class', 'images', 'error', *class_names]]
+    for label in np.unique(labels):
+        counts = confusion[label]
+        table.append([class_names[label], str(counts.sum()), '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print('In the row of each class, how many of its images were taken for each class:')
+    for name, *cells in table:
+        print('  '.join([name.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(cells, widths[1:])]))
+    print('classification error rate: %.4f' % record.error_rate(probabilities, labels))
+
+
+# Flags --------------------------------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError('%s; --help lists the flags.' % message)
+
+
+def parse_args(argv):
+    """The flags as a Namespace. Raises InputError."""
+    parser = Parser(prog='predict.py', description=__doc__.split(':')[0] + '.', allow_abbrev=False)
+    parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
+    parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*', help='images, and folders to look for images in, at any depth')
+    parser.add_argument('--top', type=int, default=3, metavar='N', help='how many classes to name for an image (default: 3)')
+    parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
+    parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')
+    args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
+    if bool(args.paths) == bool(args.evaluate):
+        parser.error('give either images to classify or --evaluate DIR')
+    if args.top < 1:
+        parser.error('--top %d is not a whole number from 1 up' % args.top)
+    folder = os.path.dirname(os.path.abspath(args.csv or ''))
+    if args.csv and (os.path.exists(args.csv) and not os.path.isfile(args.csv) or not os.access(folder, os.W_OK)):
+        raise InputError('--csv %s: cannot be written there; give a file in a folder that is there.' % args.csv)
+    return args
+
+
+def main(argv):
+    """Run the program; returns its exit status."""
+    try:
+        sys.stdout.reconfigure(errors='backslashreplace')   # file names may hold bytes that are no text
+        status = predict(parse_args(argv))
+        sys.stdout.flush()
+        return status
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    except BrokenPipeError:     # `| head` has seen enough; Python's own flush at exit must not fail on it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

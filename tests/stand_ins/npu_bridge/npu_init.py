@@ -1,0 +1,187 @@
+"""The adapter's names and behaviour, as far as the project relies on them, with the CPU in the NPU's place.
+
+As the newer release lines do, importing it patches every TensorFlow session. One whose config has the NpuOptimizer is an NPU
+session: it runs on the CPU, and what it is asked to do is looked at. Every other one is a host session. What was seen is
+written, when a session is closed and at the end of the process, to the JSON file that NPU_BRIDGE_RECORD names:
+
+    host_sessions   how many there were
+    npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and `functions`. These are what
+                    Keras makes of a model, of each: `images`, the names of its image inputs; `batches`, the different shapes
+                    these had, each a graph that an NPU compiles; `learning_rates`, the wrapped optimizer's rate at each call
+    wrapped         how many times npu_distributed_optimizer_wrapper was called
+    reductions      how many times gradients passed through it on their way into a graph
+"""
+import atexit
+import functools
+import json
+import os
+
+import tensorflow.compat.v1 as tf
+from tensorflow.compat.v1 import keras
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+
+FIELDS = {
+    'use_off_line': 'b', 'precision_mode': 's', 'hcom_parallel': 'b', 'enable_dump': 'b', 'dump_path': 's', 'dump_step': 's',
+    'dump_mode': 's', 'enable_dump_debug': 'b', 'dump_debug_mode': 's', 'profiling_mode': 'b', 'profiling_options': 's',
+    'auto_tune_mode': 's', 'op_debug_level': 'i', 'graph_run_mode': 'i', 'iterations_per_loop': 'i'}
+NOT_ON_THE_DEVICE = tf.float64, tf.complex64, tf.complex128
+
+record = {'npu_sessions': [], 'host_sessions': 0, 'wrapped': 0, 'reductions': 0}
+_wrapped = []
+
+
+def npu_config_proto(config_proto=None):
+    return config_proto if isinstance(config_proto, tf.ConfigProto) else tf.ConfigProto()
+
+
+def npu_distributed_optimizer_wrapper(optimizer):
+    rank_size = int(os.environ.get('RANK_SIZE') or 1)
+    if rank_size > 1 and not os.environ.get('JOB_ID'):
+        raise RuntimeError('JOB_ID is not set')
+    record['wrapped'] += 1
+    _wrapped.append(optimizer)
+    for name in ('compute_gradients', '_compute_gradients', 'get_gradients'):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, _reducing(getattr(optimizer, name), rank_size))
+    return optimizer
+
+
+def npu_callbacks_append(callbacks_list=None):
+    callbacks_list = callbacks_list if isinstance(callbacks_list, list) else []
+    callbacks_list.append(NPUBroadcastGlobalVariablesCallback(0))
+    return callbacks_list
+
+
+class NPUBroadcastGlobalVariablesCallback(keras.callbacks.Callback):
+    def __init__(self, root_rank):
+        super().__init__()
+        self.root_rank = root_rank
+
+
+def close_session(session):
+    session.close()
+
+
+def _not_stood_in_for(*arguments, **named):
+    raise NotImplementedError('the project did without this name of npu_bridge; the stand-in has yet to learn it')
+
+
+set_keras_session_npu_config = init_resource = shutdown_resource = _not_stood_in_for
+
+
+def _reducing(compute, rank_size):
+    """The gradient method followed by the all-reduce, which between ranks that all compute the same changes nothing."""
+    def reduced(*arguments, **named):
+        gradients = compute(*arguments, **named)
+        record['reductions'] += 1
+        for gradient in gradients if rank_size > 1 else ():
+            assert gradient.dtype in (tf.float32, tf.float16), gradient
+        return gradients
+    return reduced
+
+
+def _parameters(custom):
+    """What the real one takes from the parameter map: a value of an unknown key or in the wrong field is passed over in silence."""
+    values = {key: getattr(value, FIELDS[key]) for key, value in custom.parameter_map.items()
+              if value.WhichOneof('value') == FIELDS.get(key)}
+    values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
+    folders = [values['dump_path']] if 'dump_path' in values else []
+    if values.get('profiling_mode'):
+        folders.append(json.loads(values['profiling_options'])['output'])
+    for folder in folders:
+        assert os.access(folder, os.W_OK), folder + ' does not exist or cannot be written'
+    return values
+
+
+# The patches. Keras makes and runs its sessions in several ways, all of which come through the methods below.
+
+_Session = tf.Session.__mro__[1]    # the class that every session of TensorFlow inherits from
+
+
+def _replace(name):
+    """The decorated function takes the place of this method of every session; the real one is its first argument."""
+    def decorate(function):
+        real = getattr(_Session, name)
+        setattr(_Session, name, lambda *arguments, **named: function(real, *arguments, **named))
+        return function
+    return decorate
+
+
+@_replace('__init__')
+def _open(real, session, target='', graph=None, config=None):
+    session._seen, session._checked = None, 0
+    rewrites = config.graph_options.rewrite_options if config else RewriterConfig()
+    for custom in rewrites.custom_optimizers:
+        if custom.name == 'NpuOptimizer':
+            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'off': [
+                name for name in ('remapping', 'memory_optimization') if getattr(rewrites, name) == RewriterConfig.OFF]}
+            record['npu_sessions'].append(session._seen)
+            config = _without_custom_optimizers(config)
+            break
+    else:
+        record['host_sessions'] += 1
+    real(session, target, graph, config)
+
+
+@_replace('run')
+def _run(real, session, *arguments, **named):
+    _check_graph(session)
+    return real(session, *arguments, **named)
+
+
+@_replace('_make_callable_from_options')
+def _make_function(real, session, options):
+    _check_graph(session)
+    function = real(session, options)
+    if session._seen is None:
+        return function
+    images = [i for i, name in enumerate(options.feed) if session.graph.get_tensor_by_name(name).shape.ndims == 4]
+    seen = {'images': [options.feed[i].split(':')[0] for i in images], 'batches': [], 'learning_rates': []}
+    session._seen['functions'].append(seen)
+
+    def call(*arrays, **named):
+        shapes = [list(arrays[i].shape) for i in images]
+        if shapes not in seen['batches']:
+            seen['batches'].append(shapes)
+        if _wrapped and _wrapped[-1].lr.graph is session.graph:
+            seen['learning_rates'].append(float(session.run(_wrapped[-1].lr)))
+        return function(*arrays, **named)
+    return call
+
+
+@_replace('close')
+def _close(real, session):
+    if session._seen is not None:
+        session._seen['closed'] = True
+        _write()
+    real(session)
+
+
+@_replace('__del__')
+def _forget(real, session):
+    session._seen = None        # Python closes it, not the program
+    real(session)
+
+
+def _check_graph(session):
+    if session._seen is None:
+        return
+    operations = session.graph.get_operations()
+    for operation in operations[session._checked:]:
+        for output in operation.outputs:
+            if output.dtype.base_dtype in NOT_ON_THE_DEVICE:
+                raise TypeError('the NPU has no %s: %s' % (output.dtype.name, operation.name))
+    session._checked = len(operations)
+
+
+def _without_custom_optimizers(config):
+    config = tf.ConfigProto.FromString(config.SerializeToString())
+    del config.graph_options.rewrite_options.custom_optimizers[:]
+    return config
+
+
+@atexit.register
+def _write():
+    if os.environ.get('NPU_BRIDGE_RECORD'):
+        with open(os.environ['NPU_BRIDGE_RECORD'], 'w') as file:
+            json.dump(record, file)

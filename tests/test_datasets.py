@@ -1,0 +1,445 @@
+import io
+import os
+import pickle
+import struct
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+from conftest import write_classes, write_image
+from PIL import Image
+
+import datasets
+from utils import InputError
+
+
+def same_images(images, expected):
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, expected)
+
+
+def refusal(*args, **options):
+    """The one sentence with which load_dataset refuses."""
+    with pytest.raises(InputError) as error:
+        datasets.load_dataset(*args, **options)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+# Image folders
+
+
+def test_train_and_test_folders(tmp_path):
+    train = write_classes(tmp_path / 'train', {'cat': 3, 'dog': 2})
+    test = write_classes(tmp_path / 'test', {'cat': 1, 'dog': 2})
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    same_images(dataset.train_images, train)
+    same_images(dataset.test_images, test)
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
+    assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1] and dataset.test_labels.tolist() == [0, 1, 1]
+    assert dataset.train_names[3] == 'train/dog/000.png' and dataset.test_names[0] == 'test/cat/000.png'
+    assert dataset.class_names == ['cat', 'dog'] and dataset.unlabeled_images is None
+
+
+def test_test_classes_keep_the_numbers_of_train(tmp_path):
+    write_classes(tmp_path / 'train', {'ant': 1, 'bee': 1, 'cat': 1, 'dog': 1})
+    test = write_classes(tmp_path / 'test', {'bee': 1, 'dog': 2})
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    assert dataset.class_names == ['ant', 'bee', 'cat', 'dog']
+    assert dataset.test_labels.tolist() == [1, 3, 3]
+    same_images(dataset.test_images, test)
+
+
+def test_test_class_that_train_lacks(tmp_path):
+    write_classes(tmp_path / 'train', {'ant': 1, 'bee': 1})
+    write_classes(tmp_path / 'test', {'ant': 1, 'cow': 1})
+    sentence = refusal('folder', str(tmp_path))
+    assert sentence.startswith('{}/test/cow: no such class in {}/train'.format(tmp_path, tmp_path))
+
+
+def test_test_folder_without_train(tmp_path):
+    write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
+    assert refusal('folder', str(tmp_path)).startswith('{}: has a test folder but no train folder'.format(tmp_path))
+
+
+@pytest.mark.parametrize('below', ['', 'train'])
+def test_a_sixth_is_held_out_without_a_test_folder(tmp_path, below, capsys):
+    images = write_classes(tmp_path / below, {'cat': 12, 'dog': 6, 'eel': 2})
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    assert np.bincount(dataset.test_labels).tolist() == [2, 1, 1]
+    assert np.bincount(dataset.train_labels).tolist() == [10, 5, 1]
+    names = sorted(dataset.train_names + dataset.test_names)
+    assert len(set(names)) == 20 and set(dataset.train_names).isdisjoint(dataset.test_names)
+    for part in (dataset.train_names, dataset.train_images, dataset.train_labels), \
+            (dataset.test_names, dataset.test_images, dataset.test_labels):
+        assert part[0] == sorted(part[0])
+        for name, image, label in zip(*part):
+            same_images(image, images[names.index(name)])
+            assert name.split('/')[-2] == dataset.class_names[label]
+    assert 'a sixth of each class, 4 of 20 images' in capsys.readouterr().out
+    assert datasets.load_dataset('folder', str(tmp_path)).test_names == dataset.test_names
+
+
+def test_class_of_one_image_without_a_test_folder(tmp_path):
+    write_classes(tmp_path, {'cat': 3, 'dog': 1})
+    assert refusal('folder', str(tmp_path)).startswith('{}/dog: holds one image'.format(tmp_path))
+
+
+def test_unlabeled_folder_joins_on_demand(tmp_path):
+    write_classes(tmp_path / 'train', {'cat': 3, 'dog': 2})
+    write_classes(tmp_path / 'test', {'cat': 1, 'dog': 2})
+    write_image(tmp_path / 'unlabeled/b.png', np.full((32, 32, 3), 2))
+    write_image(tmp_path / 'unlabeled/A.PNG', np.full((32, 32, 3), 1))
+    (tmp_path / 'unlabeled/notes.txt').write_text('no image')
+    dataset = datasets.load_dataset('folder', str(tmp_path), with_unlabeled=True)
+    assert dataset.unlabeled_images[:, 0, 0, 0].tolist() == [1, 2]
+    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_images) == 5
+    (tmp_path / 'unlabeled/b.png').write_text('not read without demand')
+    assert datasets.load_dataset('folder', str(tmp_path), with_unlabeled=False).unlabeled_images is None
+
+
+def test_image_size(tmp_path):
+    write_classes(tmp_path / 'train', {'cat': 1, 'dog': 1})
+    write_classes(tmp_path / 'test', {'cat': 1, 'dog': 1})
+    dataset = datasets.load_dataset('folder', str(tmp_path), 16)
+    assert dataset.train_images.shape == dataset.test_images.shape == (2, 16, 16, 3)
+
+
+# CIFAR's official batches
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes byte strings as Python 2 wrote its strings, the form of the official files."""
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, text):
+        self.write(b'U' + bytes([len(text)]) + text if len(text) < 256 else b'T' + struct.pack('<i', len(text)) + text)
+        self.memoize(text)
+
+    dispatch[bytes] = save_bytes
+
+
+def python_2_pickle(content):
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump(content)
+    return file.getvalue().replace(b'numpy._core', b'numpy.core')       # as every numpy before 2 named it
+
+
+def cifar_batches(data, dump=python_2_pickle, per_batch=4):
+    """(file name -> bytes, images, labels): the batches of a tiny CIFAR, its test images the last."""
+    if data == 'cifar10':
+        names, labels_key, names_key, classes, meta = (
+            ['data_batch_{}'.format(i) for i in range(1, 6)] + ['test_batch'], b'labels', b'label_names', 10, 'batches.meta')
+    else:
+        names, labels_key, names_key, classes, meta = ['train', 'test'], b'fine_labels', b'fine_label_names', 100, 'meta'
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 256, (len(names) * per_batch, 32, 32, 3)).astype(np.uint8)
+    labels = rng.randint(0, classes, len(images))
+    files = {meta: dump({names_key: [b'class %d' % i for i in range(classes)], b'num_vis': 3072})}
+    for i, name in enumerate(names):
+        part = slice(i * per_batch, (i + 1) * per_batch)
+        files[name] = dump({
+            b'batch_label': name.encode(), labels_key: labels[part].tolist(), b'coarse_labels': per_batch * [0],
+            b'data': images[part].transpose(0, 3, 1, 2).reshape(per_batch, 3072), b'filenames': per_batch * [b'a.png']})
+    return files, images, labels
+
+
+FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
+
+
+def unpack(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def pack(path, data, files):
+    with tarfile.open(str(path), 'w:gz') as archive:
+        for name, content in dict(files, **{'readme.html': b'<html>'}).items():
+            member = tarfile.TarInfo(FOLDERS[data] + '/' + name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def assert_is_cifar(dataset, data, images, labels):
+    tests = len(images) // (6 if data == 'cifar10' else 2)
+    same_images(dataset.train_images, images[:-tests])
+    same_images(dataset.test_images, images[-tests:])
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
+    assert dataset.train_labels.tolist() + dataset.test_labels.tolist() == labels.tolist()
+    assert dataset.train_names == [str(i) for i in range(len(images) - tests)]
+    assert dataset.class_names == ['class %d' % i for i in range(10 if data == 'cifar10' else 100)]
+
+
+@pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
+@pytest.mark.parametrize('place', ['unpacked', 'sub folder', 'archive', 'archive itself', 'archive of another name'])
+def test_cifar(tmp_path, data, place):
+    files, images, labels = cifar_batches(data)
+    directory = tmp_path
+    if place == 'unpacked':
+        unpack(tmp_path, files)
+    elif place == 'sub folder':
+        unpack(tmp_path / FOLDERS[data], files)
+    elif place == 'archive of another name':
+        directory = pack(tmp_path / 'backup.tgz', data, files)
+    else:
+        path = pack(tmp_path / {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[data], data, files)
+        directory = path if place == 'archive itself' else tmp_path
+    for asked in data, 'folder':
+        assert_is_cifar(datasets.load_dataset(asked, str(directory)), data, images, labels)
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar_of_other_writers(tmp_path, protocol):
+    files, images, labels = cifar_batches('cifar10', lambda content: pickle.dumps(content, protocol))
+    unpack(tmp_path, files)
+    assert_is_cifar(datasets.load_dataset('cifar10', str(tmp_path)), 'cifar10', images, labels)
+
+
+@pytest.mark.parametrize('module', ['numpy.core', 'numpy._core'])
+def test_cifar_of_either_numpy(tmp_path, module):
+    files, images, labels = cifar_batches('cifar100')
+    unpack(tmp_path, {name: content.replace(b'numpy.core', module.encode()) for name, content in files.items()})
+    assert_is_cifar(datasets.load_dataset('cifar100', str(tmp_path)), 'cifar100', images, labels)
+
+
+def test_cifar_in_another_size(tmp_path):
+    files, images, _ = cifar_batches('cifar10')
+    unpack(tmp_path, files)
+    dataset = datasets.load_dataset('cifar10', str(tmp_path), 16)
+    assert dataset.train_images.shape == (20, 16, 16, 3)
+    same_images(dataset.test_images[0], np.asarray(Image.fromarray(images[20]).resize((16, 16), Image.BILINEAR)))
+
+
+def test_cifar_of_the_other_kind(tmp_path):
+    unpack(tmp_path, cifar_batches('cifar100')[0])
+    assert refusal('cifar10', str(tmp_path)) == '--data cifar10: {} holds cifar100; say --data cifar100.'.format(tmp_path)
+
+
+class Call:
+    """Pickled as the call of a function, which unpickling would make."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def named_call(module, name, argument, protocol):
+    """The call of a function that has not to be importable here, or that pickle would not name so."""
+    argument = pickle.dumps(argument, 2)[2:-1]      # without the protocol's mark and the stop
+    if protocol == 2:
+        return b'\x80\x02c' + module.encode() + b'\n' + name.encode() + b'\n' + argument + b'\x85R.'
+    texts = b''.join(b'\x8c' + bytes([len(text)]) + text.encode() for text in (module, name))
+    return b'\x80\x04' + texts + b'\x93' + argument + b'\x85R.'
+
+
+@pytest.mark.parametrize('place', ['unpacked', 'archive'])
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, place, protocol):
+    ran = tmp_path / 'ran'
+    files = cifar_batches('cifar10')[0]
+    command, program = 'touch "{}"'.format(ran), 'open({!r}, "w").close()'.format(str(ran))
+    tricks = [pickle.dumps(Call(os.system, command), protocol), pickle.dumps({b'data': Call(eval, program)}, protocol)]
+    tricks += [named_call(module, name, argument, protocol) for module, name, argument in [
+        ('os', 'system', command), ('posix', 'system', command), ('subprocess', 'getoutput', command),
+        ('builtins', 'exec', program), ('__builtin__', 'eval', program), ('numpy', 'load', str(ran)), ('numpy', 'os.system', command),
+        ('numpy', 'ndarray.tofile', str(ran)), ('numpy.core.multiarray', 'os.system', command),
+        ('numpy.core.multiarray', 'fromfile', str(ran)), ('numpy._core.multiarray', 'fromfile', str(ran)),
+        ('numpy.f2py', 'compile', program), ('numpy.f2py.crackfortran', 'myeval', program),
+        ('numpy.testing', 'runstring', program), ('numpy.core.numeric', 'frombuffer', b'1'), ('_codecs', 'lookup', 'utf-8'),
+        ('numpy.core', '_reconstruct', 1), ('datasets', 'os.system', command), ('__main__', 'x', 1)]]
+    for number, trick in enumerate(tricks):
+        files['data_batch_3'] = trick
+        folder = tmp_path / str(number)
+        if place == 'unpacked':
+            unpack(folder, files)
+        else:
+            folder.mkdir()
+            pack(folder / 'cifar-10-python.tar.gz', 'cifar10', files)
+        sentence = refusal('cifar10', str(folder))
+        assert sentence.startswith('{}data_batch_3'.format('' if place == 'archive' else str(folder) + '/'))
+        assert 'it asks for ' in sentence and str(folder) in sentence
+        assert not ran.exists()
+
+
+def test_the_tricks_would_work():
+    for protocol in 2, 4:
+        assert pickle.loads(pickle.dumps(Call(eval, '1 + 1'), protocol)) == 2
+        assert pickle.loads(named_call('builtins', 'eval', '1 + 1', protocol)) == 2
+
+
+@pytest.mark.parametrize('kept', [0, .001, .2, .5, .9, .999])
+def test_cut_off_cifar_archive(tmp_path, kept):
+    path = pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', cifar_batches('cifar10')[0])
+    data = path.read_bytes()
+    path.write_bytes(data[:int(kept * len(data))])
+    sentence = refusal('cifar10', str(tmp_path))
+    assert str(path) in sentence and 'download' in sentence
+
+
+def test_empty_cifar_archive(tmp_path):
+    path = pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', {})
+    assert refusal('cifar10', str(tmp_path)).startswith('{}: holds no CIFAR batches'.format(path))
+
+
+@pytest.mark.parametrize('kept', [0, .001, .2, .5, .9, .999])
+def test_cut_off_cifar_batch(tmp_path, kept):
+    files = cifar_batches('cifar10')[0]
+    files['data_batch_2'] = files['data_batch_2'][:int(kept * len(files['data_batch_2']))]
+    unpack(tmp_path, files)
+    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['data_batch_4', 'test_batch', 'batches.meta'])
+def test_missing_cifar_batch(tmp_path, name):
+    unpack(tmp_path, cifar_batches('cifar10')[0])
+    (tmp_path / name).unlink()
+    assert refusal('cifar10', str(tmp_path)).startswith("{}: not a whole set of CIFAR batches ('{}')".format(tmp_path, name))
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize('content', [
+    [1, 2], None, {}, {b'data': PIXELS}, {b'data': PIXELS[:, :3000], b'labels': [0, 1]}, {b'data': PIXELS, b'labels': [0]},
+    {b'data': PIXELS, b'labels': [0, 10]}, {b'data': PIXELS, b'labels': [0, -1]}, {b'data': PIXELS, b'labels': [0, b'dog']},
+    {b'data': PIXELS[:0], b'labels': []}, {'data': PIXELS, 'labels': [0, 1]}])
+def test_pickle_that_is_no_cifar_batch(tmp_path, content):
+    files = cifar_batches('cifar10')[0]
+    files['data_batch_2'] = python_2_pickle(content)
+    unpack(tmp_path, files)
+    assert refusal('cifar10', str(tmp_path)).startswith('{}: not a whole set of CIFAR batches ('.format(tmp_path))
+
+
+# Downloads: a stand-in for Keras, whose import would take seconds
+
+
+def keras_that_fetches(monkeypatch, get_file):
+    monkeypatch.setitem(sys.modules, 'runtime', types.SimpleNamespace(
+        keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
+
+
+@pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
+def test_download(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    files, images, labels = cifar_batches(data)
+    fetched = []
+
+    def get_file(fname, origin, file_hash, cache_dir, cache_subdir, **options):
+        fetched.append(origin)
+        assert origin.startswith('https://') and origin.endswith('/' + fname) and len(file_hash) == 64
+        pack(tmp_path / cache_dir / cache_subdir / fname, data, files)
+
+    keras_that_fetches(monkeypatch, get_file)
+    for _ in range(2):
+        assert_is_cifar(datasets.load_dataset(data), data, images, labels)
+    assert len(fetched) == 1
+
+
+def test_download_that_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def get_file(*args, **options):
+        raise Exception('URL fetch failure on https://x:\nNone -- unreachable')
+
+    keras_that_fetches(monkeypatch, get_file)
+    for _ in range(2):
+        sentence = refusal('cifar10')
+        assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (URL fetch failure on https://x: None')
+        assert 'put cifar-10-python.tar.gz there or give --dataset DIR' in sentence
+
+
+def test_default_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files, images, labels = cifar_batches('cifar100')
+    unpack(tmp_path / 'dataset/cifar-100/cifar-100-python', files)
+    assert_is_cifar(datasets.load_dataset('cifar100'), 'cifar100', images, labels)
+    assert refusal('svhn').startswith('dataset/svhn: not found; put train_32x32.mat and test_32x32.mat')
+    assert refusal('folder').startswith('--data folder needs --dataset DIR')
+    assert refusal('svhn', 'nowhere').startswith('--dataset nowhere: no such file or folder')
+    (tmp_path / 'notes.txt').write_text('')
+    assert refusal('cifar10', 'notes.txt').startswith('--dataset notes.txt: neither a folder nor a CIFAR .tar.gz archive')
+
+
+# SVHN and digits
+
+
+def write_svhn(folder, name, n, seed=0):
+    from scipy.io import savemat
+    rng = np.random.RandomState(seed)
+    images, labels = rng.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8), np.arange(1, n + 1) % 10
+    savemat(str(folder / name), {'X': images.transpose(1, 2, 3, 0), 'y': np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]},
+            do_compression=True)
+    return images, labels
+
+
+def test_svhn(tmp_path):
+    train, train_labels = write_svhn(tmp_path, 'train_32x32.mat', 13)
+    test, test_labels = write_svhn(tmp_path, 'test_32x32.mat', 11, seed=1)
+    dataset = datasets.load_dataset('svhn', str(tmp_path))
+    same_images(dataset.train_images, train)
+    same_images(dataset.test_images, test)
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
+    assert dataset.train_labels.tolist() == train_labels.tolist() and dataset.test_labels.tolist() == test_labels.tolist()
+    assert 0 in train_labels and dataset.class_names == [str(digit) for digit in range(10)]
+    assert dataset.test_names == [str(i) for i in range(11)]
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def swap(path):
+    path.write_bytes(b'no matrix')
+
+
+@pytest.mark.parametrize('damage', [cut_off, swap, lambda path: path.write_bytes(b''), lambda path: path.unlink()])
+@pytest.mark.parametrize('name', ['train_32x32.mat', 'test_32x32.mat'])
+def test_damaged_svhn(tmp_path, name, damage):
+    write_svhn(tmp_path, 'train_32x32.mat', 13)
+    write_svhn(tmp_path, 'test_32x32.mat', 11)
+    damage(tmp_path / name)
+    assert refusal('svhn', str(tmp_path)).startswith('{}/{}: not a whole SVHN file ('.format(tmp_path, name))
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+    originals = load_digits()
+    dataset = datasets.load_dataset('digits', image_size=8)
+    assert dataset.class_names == [str(digit) for digit in range(10)]
+    assert sorted(map(int, dataset.train_names + dataset.test_names)) == list(range(1797))
+    for images, labels, names in (dataset.train_images, dataset.train_labels, dataset.train_names), \
+            (dataset.test_images, dataset.test_labels, dataset.test_names):
+        indices = [int(name) for name in names]
+        assert labels.tolist() == originals.target[indices].tolist()
+        assert images.dtype == np.uint8
+        assert abs(images - originals.images[indices][..., None] / 16 * 255).max() <= .5
+    assert np.bincount(dataset.test_labels).tolist() == (np.bincount(originals.target) // 5).tolist()
+
+
+def test_digits_in_their_usual_size():
+    dataset, small = datasets.load_dataset('digits'), datasets.load_dataset('digits', image_size=8)
+    assert dataset.test_names == small.test_names
+    assert dataset.train_images.shape[1:] == dataset.test_images.shape[1:] == (32, 32, 3)
+    for image, original in zip(dataset.test_images, small.test_images):
+        same_images(image, np.asarray(Image.fromarray(original).resize((32, 32), Image.BILINEAR)))
+
+
+# Presets
+
+
+@pytest.mark.parametrize('data, whiten, flip, batch_size, epochs, ssl_epochs', [
+    ('cifar10', True, True, 16, 300, 50), ('cifar100', True, True, 16, 300, 50), ('svhn', False, False, 16, 300, 30),
+    ('folder', True, True, 16, 300, 50)])
+def test_presets(data, whiten, flip, batch_size, epochs, ssl_epochs):
+    assert datasets.PRESETS[data] == datasets.Preset(whiten, flip, batch_size, epochs, ssl_epochs, steps=None)
+
+
+def test_preset_of_digits():
+    preset = datasets.PRESETS['digits']
+    assert (preset.whiten, preset.flip, preset.batch_size, preset.steps) == (False, False, 4, 400)

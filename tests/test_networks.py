@@ -1,0 +1,136 @@
+import zlib
+
+import numpy as np
+import pytest
+
+import networks
+import training
+from networks.layers import BatchNormalization, Dropout, step_variable
+from runtime import keras, open_session, optimizer
+
+SHAPE = (32, 32, 3)
+
+# Published: the implementation's loss, self and super cross-entropy at step 1, and for convnet at step 2.
+EXACT = {
+    'convnet': [(6.15949, 1.71271, 2.38306), (3.29798, 0.49009, 0.74400)],
+    'nin': [(6.02817, 1.77583, 2.64432)],
+    'wrn': [(6.13267, 1.69528, 2.38491)],
+}
+
+
+@pytest.fixture(autouse=True)
+def session():
+    with open_session('cpu') as session:
+        yield session
+
+
+def weight(name, shape):
+    """The exact check's value of a weight: a function of its kind and shape."""
+    kind = name.split('/')[-1].split(':')[0]
+    rng = np.random.RandomState(zlib.crc32(('%s%s' % (kind, shape)).encode()) & 0x7fffffff)
+    normal = rng.standard_normal(shape)
+    return {
+        'kernel': normal * np.sqrt(2.0 / int(np.prod(shape[:-1]))), 'gamma': 1 + 0.1 * normal,
+        'moving_variance': 1 + 0.1 * np.abs(normal)}.get(kind, 0.1 * normal).astype(np.float32)
+
+
+def exact_batch():
+    rng = np.random.RandomState(7)
+    self_data, super_data = (rng.standard_normal((12,) + SHAPE).astype(np.float32) for _ in range(2))
+    self_clf, super_clf = (np.eye(n, dtype=np.float32)[rng.randint(0, n, 12)] for n in (6, 10))
+    return {'self_data': self_data, 'super_data': super_data}, {'self_clf': self_clf, 'super_clf': super_clf}
+
+
+@pytest.mark.parametrize('network', sorted(EXACT))
+def test_the_published_losses(network):
+    model, _ = networks.build_sesemi(network, SHAPE, 10, super_dropout=0.0)
+    for layer in model.layers:
+        layer.set_weights([weight(w.name, tuple(map(int, w.shape))) for w in layer.weights])
+    training.compile_model(model, optimizer('cpu', 0.05, training.MOMENTUM))
+    for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
+        assert model.train_on_batch(*exact_batch())[:3] == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize('network, both_heads, trunk', [
+    ('convnet', 3128720, 3126656), ('nin', 1011600, 1008512), ('wrn', 1472000, 1469936)])
+def test_parameter_counts(network, both_heads, trunk):
+    model, inference_model = networks.build_sesemi(network, SHAPE, 10)
+    assert model.count_params() == both_heads
+    assert inference_model.count_params() - inference_model.get_layer('super_clf').count_params() == trunk
+
+
+@pytest.mark.parametrize('network, features', [('convnet', (6, 6, 128)), ('nin', (8, 8, 192)), ('wrn', (8, 8, 128))])
+def test_features(network, features):
+    _, inference_model = networks.build_sesemi(network, SHAPE, 10)
+    assert inference_model.get_layer('super_gap').input_shape[1:] == features
+
+
+def test_names_of_inputs_and_outputs():
+    model, inference_model = networks.build_sesemi('wrn', SHAPE, 7)
+    assert model.input_names == ['self_data', 'super_data'] and model.output_names == ['self_clf', 'super_clf']
+    assert inference_model.input_names == ['super_data'] and inference_model.output_names == ['super_clf']
+    assert [output.shape[-1] for output in model.outputs] == [6, 7]
+
+
+def test_supervised_has_no_self_branch():
+    model, inference_model = networks.build_supervised('nin', SHAPE, 10)
+    assert model is inference_model and model.input_names == ['super_data']
+    assert model.count_params() == 1008512 + 1930
+
+
+def test_l2_is_on_kernels_alone():
+    model, _ = networks.build_sesemi('nin', SHAPE, 10)
+    kernels = [w for w in model.trainable_weights if 'kernel' in w.name]
+    expected = 5e-4 * sum(np.square(keras.backend.get_value(kernel)).sum() for kernel in kernels)
+    assert keras.backend.get_session().run(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+    assert len(model.losses) == 11
+
+
+def test_initial_weights_follow_from_the_seed():
+    def kernels(seed):
+        return [w for w in networks.build_sesemi('nin', SHAPE, 10, seed=seed)[0].get_weights() if w.ndim > 1]
+    first, again, other = kernels(0), kernels(0), kernels(1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other))
+    alike = [kernel for kernel in first if kernel.shape == (1, 1, 192, 192)]
+    assert not np.array_equal(alike[0], alike[1])
+    assert alike[0].std() == pytest.approx(np.sqrt(2 / 192), rel=0.02)    # He normal
+    assert np.abs(first[-1]).max() <= np.sqrt(6 / (192 + 10))                  # Glorot uniform
+
+
+def test_moving_averages_take_both_branches_in_order():
+    """One layer called twice: (old - 0.01 (old - first)) - 0.01 (old - second), and the same to the bit at every run."""
+    layer = BatchNormalization(momentum=0.99)
+    inputs = [keras.layers.Input((1, 1, 8)) for _ in range(2)]
+    model = keras.Model(inputs, [layer(x) for x in inputs])
+    model.compile(keras.optimizers.SGD(0.0), 'mse')
+    rng = np.random.RandomState(0)
+    batches = [rng.standard_normal((64, 1, 1, 8)).astype(np.float32) + shift for shift in (0, 5)]
+    old = rng.standard_normal(8).astype(np.float32)
+    seen = []
+    for _ in range(20):
+        layer.set_weights([np.ones(8), np.zeros(8), old, np.ones(8)])
+        model.train_on_batch(batches, batches)
+        seen.append(layer.get_weights()[2])
+    first, second = (batch.mean(axis=(0, 1, 2)) for batch in batches)
+    np.testing.assert_allclose(seen[0], old - 0.01 * (old - first) - 0.01 * (old - second), rtol=1e-5)
+    assert all(np.array_equal(seen[0], value) for value in seen)
+
+
+def test_a_dropout_mask_is_a_function_of_seed_step_and_call():
+    x = keras.layers.Input((1000,))
+    layers = [Dropout(0.2, seed, name='dropout') for seed in (0, 0, 1)]
+    outputs = [layers[0](x), layers[0](x), layers[1](x), layers[2](x)]
+    run = keras.backend.function([x, keras.backend.learning_phase()], outputs)
+    ones = np.ones((4, 1000), np.float32)
+
+    def masks(step):
+        keras.backend.set_value(step_variable(), step)
+        return run([ones, 1])
+    first, second_call, same_layer, other_seed = masks(3)
+    assert np.array_equal(first, same_layer) and np.array_equal(first, masks(3)[0])
+    assert not np.array_equal(first, second_call) and not np.array_equal(first, other_seed)
+    assert not np.array_equal(first, masks(4)[0])
+    assert set(np.unique(first)) == {0, np.float32(1.25)} and (first == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert np.array_equal(run([ones, 0])[0], ones)
+    assert not layers[0].weights

@@ -1,0 +1,203 @@
+"""predict.py as a user meets it: real processes, with a saved model of one convolution that takes 8 x 8 images."""
+import csv
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from conftest import PROJECT
+from PIL import Image
+
+from utils import InputError, decode_image, global_contrast_normalize, zca_whitener
+
+CLASSES = ['ant', 'bee', 'cow', 'dog', 'elk fawn']
+
+
+def picture(number):
+    """Four coloured quarters, drawn from `number`: uint8 (8, 8, 3)."""
+    return np.kron(np.random.RandomState(number).randint(0, 256, (2, 2, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+
+
+def write_picture(path, number, size=(8, 8), mode='RGB'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(number)).resize(size).convert(mode).save(str(path))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """`model`: the saved file. `probabilities(path)`: of one image file, by the network before it was saved, preprocessed in numpy."""
+    import classifier
+    import networks
+    import runtime
+    import tiny_trunk  # noqa: F401
+    path = tmp_path_factory.mktemp('model') / 'sesemi.h5'
+    images = global_contrast_normalize(np.stack([picture(number) for number in range(1000, 1200)]))
+    whitener = zca_whitener(images)
+    with runtime.open_session('cpu'):
+        _, network = networks.build_supervised('tiny', (8, 8, 3), len(CLASSES))
+        head = network.get_layer('super_clf')
+        kernel, bias = head.get_weights()
+        bias -= np.log(network.predict_on_batch(whitener(images))).mean(axis=0)
+        head.set_weights([5 * kernel, 5 * bias])        # so that not all images are of one class
+        classifier.save_classifier(str(path), classifier.build_classifier('tiny', network, whitener), CLASSES)
+        yield SimpleNamespace(model=str(path), probabilities=lambda path: network.predict_on_batch(
+            whitener(global_contrast_normalize(decode_image(str(path), 8)[None])))[0])
+
+
+def run(*flags, cwd=None, **variables):
+    """A process of predict.py: (exit status, standard output's lines, standard error)."""
+    process = subprocess.run([sys.executable, str(PROJECT / 'predict.py'), *map(str, flags)], cwd=cwd and str(cwd),
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, **variables))
+    return process.returncode, process.stdout.decode().splitlines(), process.stderr.decode()
+
+
+def test_a_line_for_each_image_of_any_format_and_depth_seen_from_the_callers_folder(saved, tmp_path):
+    os.symlink(saved.model, str(tmp_path / 'sesemi.h5'))
+    names = ['photos/B.JPG', 'photos/a.png', 'photos/caf\udce9.png', 'photos/grey.tif', 'photos/sub/deep/p.gif', 'photos/sub/z.bmp']
+    for number, (name, size, mode) in enumerate(zip(names, [(40, 30), (8, 8), (9, 9), (5, 7), (64, 64), (1, 1)],
+                                                    ['RGB', 'RGBA', 'LA', 'L', 'P', 'RGB'])):
+        write_picture(tmp_path / name, number, size, mode)
+    write_picture(tmp_path / 'alone.png', 10)
+    (tmp_path / 'alone.png').rename(tmp_path / 'alone')
+    for stray in ('photos/notes.txt', 'photos/.hidden.png', 'photos/.cache/a.png'):
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_text('not an image')
+
+    status, lines, error = run('sesemi.h5', 'photos', '--device', 'cpu', 'alone', cwd=tmp_path)
+
+    assert status == 0, error
+    cells = [line.split('\t') for line in lines]
+    assert [path for path, *_ in cells] == [name.replace('\udce9', '\\udce9') for name in names] + ['alone']
+    for name, (_, *classes) in zip(names + ['alone'], cells):
+        expected = saved.probabilities(tmp_path / name)
+        best = np.argsort(-expected)[:3]
+        assert [text.rsplit(' ', 1)[0] for text in classes] == [CLASSES[i] for i in best]
+        np.testing.assert_allclose([float(text.rsplit(' ', 1)[1]) for text in classes], expected[best], atol=1e-4)
+
+
+def test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable(saved, tmp_path):
+    for number in range(253):       # makes two batches of 127, one place of which is padding
+        write_picture(tmp_path / 'images/{:03d}.png'.format(number), number)
+    whole = (tmp_path / 'images/100.png').read_bytes()
+    (tmp_path / 'images/100.png').write_bytes(whole[:len(whole) // 2])
+
+    status, lines, error = run(saved.model, tmp_path / 'images', '--csv', tmp_path / 'out.csv', '--top', 99)
+
+    assert status == 1
+    assert [line.startswith(str(tmp_path / 'images/100.png: cannot be read')) for line in error.splitlines()].count(True) == 1
+    assert 'Traceback' not in error
+    with open(str(tmp_path / 'out.csv'), newline='') as file:
+        header, *rows = csv.reader(file)
+    assert header == ['file', 'class', 'probability'] + [
+        '{}_{}'.format(name, place) for place in range(2, 6) for name in ('class', 'probability')]
+    assert [row[0] for row in rows] == [str(tmp_path / 'images/{:03d}.png'.format(number)) for number in range(253)]
+    assert rows.pop(100)[1:] == ['unreadable'] + [''] * 9
+    for path, *cells in rows:
+        classes, values = cells[::2], np.array(cells[1::2], float)
+        assert sorted(classes) == CLASSES and (np.diff(values) <= 0).all() and abs(values.sum() - 1) < 1e-5
+        np.testing.assert_allclose(values, saved.probabilities(path)[[CLASSES.index(name) for name in classes]], atol=1e-5)
+    counts = {line.split(None, 1)[1]: int(line.split()[0]) for line in lines[1:]}
+    assert counts.pop('unreadable') == 1
+    assert counts == {name: [row[1] for row in rows].count(name) for name in counts} and sum(counts.values()) == 252
+    assert len(counts) >= 3, 'the images are too alike to tell one from another'
+
+
+def test_evaluation_of_some_of_the_classes_equals_the_hand_computation(saved, tmp_path):
+    labeled = ['bee', 'dog', 'elk fawn']
+    confusion = np.zeros((3, 5), int)
+    for number in range(40):
+        path = tmp_path / 'test' / labeled[number % 3] / '{}.png'.format(number)
+        write_picture(path, number)
+        confusion[number % 3, saved.probabilities(path).argmax()] += 1
+    (tmp_path / 'test/dog/broken.png').write_bytes(b'')
+    right = confusion[[0, 1, 2], [1, 3, 4]]
+    assert 0 < right.sum() < 40 and (confusion.sum(axis=0) > 0).sum() >= 3, 'the images are too alike'
+
+    status, lines, error = run(saved.model, '--evaluate', tmp_path / 'test')
+
+    assert status == 1 and str(tmp_path / 'test/dog/broken.png') in error
+    *_, header, bee, dog, elk, last = lines
+    assert last == 'classification error rate: {:.4f}'.format(1 - right.sum() / 40)
+    assert header.split() == ['class', 'images', 'error', *' '.join(CLASSES).split()]
+    assert len({len(line) for line in (header, bee, dog, elk)}) == 1, 'not aligned'
+    for line, name, row, hits in zip((bee, dog, elk), labeled, confusion, right):
+        assert line.startswith(name)
+        assert line[len(name):].split() == [
+            str(row.sum()), '{:.4f}'.format(1 - hits / row.sum()), *map(str, row)]
+
+
+def test_all_batches_have_one_size_and_bad_files_their_index(saved, tmp_path):
+    import predict
+    paths = [str(tmp_path / '{}.png'.format(number)) for number in range(5)]
+    for number in (0, 1, 2, 4):
+        write_picture(tmp_path / '{}.png'.format(number), number)
+    (tmp_path / '3.png').write_text('not an image')
+
+    batches = list(predict.decode_batches(paths, 8, 2))
+
+    assert [(images.shape, images.dtype, list(errors)) for images, errors in batches] == [
+        ((2, 8, 8, 3), np.float32, wrong) for wrong in ([], [3], [])]
+    for number in (0, 1, 2, 4):
+        np.testing.assert_array_equal(batches[number // 2][0][number % 2], decode_image(paths[number], 8))
+    assert isinstance(batches[1][1][3], InputError)
+    assert not batches[1][0][1].any() and not batches[2][0][1].any()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images, a labeled folder, files that are no models, and a tensorflow that ends the process when it is imported."""
+    write_picture(tmp_path / 'image.png', 0)
+    for name in ('bee', 'wolf'):
+        write_picture(tmp_path / 'labeled' / name / '0.png', 0)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.h5').write_text('not an h5 file')
+    with h5py.File(str(tmp_path / 'other.h5'), 'w') as file:
+        file.attrs['keras_version'] = '2.2.4'
+    (tmp_path / 'packages').mkdir()
+    (tmp_path / 'packages/tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
+    return tmp_path
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['missing.h5', 'image.png'], 'missing.h5: no such file'),
+    (['labeled', 'image.png'], 'labeled: no such file'),
+    (['{model}', 'image.png', 'nowhere'], 'nowhere: no such file or folder'),
+    (['{model}', 'image.png', 'empty'], 'empty: holds no images'),
+    (['{model}'], 'give either images to classify or --evaluate'),
+    (['{model}', 'image.png', '--evaluate', 'labeled'], 'give either images to classify or --evaluate'),
+    (['{model}', '--evaluate', 'nowhere'], 'nowhere: no such folder'),
+    (['{model}', 'image.png', '--top', '0'], '--top 0 is not'),
+    (['{model}', 'image.png', '--top', 'many'], "--top: invalid int value: 'many'"),
+    (['{model}', 'image.png', '--csv', 'nowhere/out.csv'], '--csv nowhere/out.csv: cannot be written'),
+    (['{model}', 'image.png', '--csv', 'empty'], '--csv empty: cannot be written'),
+    (['{model}', 'image.png', '--tpo', '1'], '--tpo'),
+])
+def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(saved, folder, flags, words):
+    status, lines, error = run(*[flag.format(model=saved.model) for flag in flags], cwd=folder,
+                               PYTHONPATH=str(folder / 'packages'))
+    assert (status, lines, error.count('\n')) == (2, [], 1)
+    assert words in error
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['text.h5', 'image.png'], 'text.h5: not a model saved by this program'),
+    (['other.h5', 'image.png'], 'other.h5: not a model saved by this program'),
+    (['{model}', '--evaluate', 'labeled'], 'labeled/wolf: the model has no class of this name'),
+])
+def test_a_model_that_does_not_fit_is_refused(saved, folder, flags, words):
+    status, lines, error = run(*[flag.format(model=saved.model) for flag in flags], cwd=folder)
+    assert (status, lines) == (2, [])
+    assert words in error.splitlines()[-1] and 'Traceback' not in error
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = ('import predict, sys; predict.predict = lambda args: print("a line")\n'
+               'sys.exit(predict.main(["sesemi.h5", "image.png"]))')
+    process = subprocess.Popen([sys.executable, '-c', program], cwd=str(PROJECT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b''
+    process.stderr.close()
+    assert process.wait() == 1

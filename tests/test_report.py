@@ -1,0 +1,535 @@
+"""The report of made-up runs: what the page says, that nothing about it can end a run, runs side by side, event files.
+
+SESEMI_CHROMIUM=/usr/bin/chromium also opens pages in that browser.
+"""
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+from PIL import Image
+
+import events
+import plots
+import report
+import utils
+from datasets import Dataset
+from runtime import tf
+
+FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
+         'no_oversample': False, 'no_flip': False, 'flip': True, 'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None,
+         'result': 'result', 'resume': None, 'eval_every': 0, 'checkpoint_minutes': 10.0, 'device': 'auto'}
+CHECKSUM = 'c0ffee' * 10 + 'c0de'
+
+
+def make_dataset(names, train=4, test=3):
+    """train and test random images of each class, no two alike."""
+    images = np.random.RandomState(0).randint(0, 256, (len(names) * (train + test), 32, 32, 3)).astype(np.uint8)
+    train_images, test_images = np.split(images, [len(names) * train])
+    return Dataset(train_images, np.arange(len(train_images)) % len(names), ['train/%d.png' % i for i in range(len(train_images))],
+                   test_images, np.arange(len(test_images)) % len(names), ['test/%d.png' % i for i in range(len(test_images))],
+                   list(names))
+
+
+def make_rows(epochs, method='asl'):
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {'epoch': epoch, 'step': 25 * epoch, 'learning_rate': 0.05 * (1 - epoch / 301) ** 0.5, 'seconds': 2.0,
+               'loss': 1 + 4 / epoch, 'super_clf_loss': 2 / epoch, 'super_clf_acc': 1 - 0.8 / epoch}
+        if method != 'supervised':
+            row.update(self_clf_loss=1 / epoch, self_clf_acc=1 - 0.5 / epoch)
+        if method == 'ssl':
+            row['error'] = 0.3 + 0.5 / epoch
+        rows.append(row)
+    return rows
+
+
+def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
+    """args.json and result.json as record.Run leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    args = {'command': 'train_evaluate_sesemi.py --seed 0', 'flags': dict(FLAGS, **flags), 'data_checksum': CHECKSUM}
+    (folder / 'args.json').write_text(json.dumps(args))
+    (folder / 'result.json').write_text(json.dumps({
+        'classification_error_rate': error, 'classification_error_rate_1_view': error + 0.01, 'balanced_error_rate': error + 0.02,
+        'per_class_error_rate': {}, 'confusion_matrix': np.asarray(confusion).tolist(), 'steps': 250, 'images_per_step': 192,
+        'seconds_per_step': 0.08, 'images_per_second': 2400.0, 'git_revision': None,
+        'seconds': {'reading': 0.5, 'training': 20.0}, 'versions': {'python': '3.7.16', 'tensorflow': '1.15.0'}, **args}))
+
+
+def make_report(folder, dataset, **flags):
+    """The report of a run in `folder` that has been started."""
+    write_result(folder, **flags)
+    (folder / 'result.json').unlink()
+    return report.Report(str(folder), dataset, np.arange(2 * len(dataset.class_names)), FLAGS['epochs'])
+
+
+def finish(folder, dataset, probabilities, rows=None, **flags):
+    made = make_report(folder, dataset, **flags)
+    confusion = np.zeros((len(dataset.class_names),) * 2, int)
+    np.add.at(confusion, (dataset.test_labels, probabilities.argmax(axis=1)), 1)
+    write_result(folder, confusion, **flags)
+    made.finish(rows or make_rows(10), probabilities)
+    return Page(folder)
+
+
+def certain(labels, classes):
+    """Probabilities of an image set whose classes are taken for `labels`."""
+    return np.eye(classes, dtype=np.float32)[labels] * 0.9 + np.float32(0.1 / classes)
+
+
+class Page(html.parser.HTMLParser):
+    """report.html of a folder: its elements in their order, and what is in each."""
+    VOID = ('meta', 'link', 'img')
+
+    def __init__(self, folder):
+        super().__init__()
+        self.source = (folder / 'report.html').read_text(encoding='utf-8')
+        self.elements, self.open = [], []
+        self.feed(self.source)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag, attributes):
+        attributes = dict(attributes)
+        element = SimpleNamespace(tag=tag, attributes=attributes, kind=attributes.get('class'), text='', inside=[])
+        self.elements.append(element)
+        for outer in self.open:
+            outer.inside.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+    def all(self, tag, kind=None, inside=None):
+        """The elements with this tag (and of this class, and in the elements of the class `inside`)."""
+        elements = self.elements if inside is None else [e for outer in self.elements if outer.kind == inside for e in outer.inside]
+        return [e for e in elements if e.tag == tag and kind in (None, e.kind)]
+
+    def tiles(self):
+        return dict(zip([e.text for e in self.all('dt')], [e.text for e in self.all('dd') if e.kind is None]))
+
+    def table(self, name):
+        """The table in the box of this name, a list of texts a row."""
+        box = next(e for e in self.all('div', 'scroll') if e.attributes['aria-label'] == name)
+        return [[e.text for e in row.inside if e.tag in ('th', 'td')] for row in box.inside if row.tag == 'tr']
+
+
+def image(uri):
+    assert uri.startswith('data:image/png;base64,')
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1])))
+
+
+# The page
+
+
+def test_finished_run(tmp_path):
+    dataset = make_dataset(['bird', 'cat', 'dog'])
+    predicted = dataset.test_labels.copy()
+    predicted[1] = 2    # a cat
+    page = finish(tmp_path, dataset, certain(predicted, 3), error=0.1111)
+    assert page.all('title')[0].text == page.all('h1')[0].text == 'asl on cifar10: convnet, 6 labels'
+    assert [e.text for e in page.all('h2')] == [
+        'Curves', 'Confusion matrix', 'Most confident mistakes', 'Data', 'Labeled images', 'The run']
+    tiles = page.tiles()
+    assert (tiles['Error rate'], tiles['Error, 1 view'], tiles['Balanced error']) == ('0.1111', '0.1211', '0.1311')
+    assert (tiles['Training images'], tiles['Labeled'], tiles['Test images']) == ('12', '6', '9')
+    assert tiles['Self branch draws from'] == '6'
+    assert page.table('Confusion matrix') == [
+        ['true \\ predicted', 'bird', 'cat', 'dog'], ['bird', '3', '0', '0'], ['cat', '0', '2', '1'], ['dog', '0', '0', '3']]
+    assert page.table('Classes') == [['Class', 'Error rate', 'Training', 'Labeled', 'Test'], ['bird', '0.0000', '4', '2', '3'],
+                                     ['cat', '0.3333', '4', '2', '3'], ['dog', '0.0000', '4', '2', '3']]
+    assert ['tensorflow', '1.15.0'] in page.table('Versions')
+    assert 'train_evaluate_sesemi.py --seed 0' in page.all('code')[0].text
+    strip = np.asarray(image(page.all('img', inside='images samples')[1].attributes['src']))
+    np.testing.assert_array_equal(strip[:, :64, :3], np.hstack(dataset.train_images[[1, 4]]))   # the two labeled cats
+    for name in ('curves.png', 'confusion.png'):
+        assert Image.open(str(tmp_path / name)).size > (400, 400)
+
+
+@pytest.mark.parametrize('method, panels, drawn_from', [
+    ('asl', ['Loss', 'Accuracy', 'Learning rate'], '4'),
+    ('ssl', ['Loss', 'Accuracy', 'Classification error rate', 'Learning rate'], '8'),
+    ('supervised', ['Loss', 'Accuracy', 'Learning rate'], 'none')])
+def test_run_that_goes_on(tmp_path, method, panels, drawn_from):
+    rows = make_rows(3, method)
+    make_report(tmp_path, make_dataset('ab'), method=method).refresh(rows)
+    page = Page(tmp_path)
+    assert [e.text for e in page.all('h2')] == ['Curves', 'Data', 'Labeled images', 'The run']
+    assert page.tiles()['Epochs done'] == '3 of 10'
+    assert page.tiles()['Self branch draws from'] == drawn_from
+    assert page.tiles().get('Error rate') == ('0.4667' if method == 'ssl' else None)
+    assert [e.attributes['aria-label'].split(' by epoch')[0] for e in page.all('svg')] == panels
+    assert ('self 0.3333' in page.all('svg')[0].attributes['aria-label']) == (method != 'supervised')
+    assert not (tmp_path / 'confusion.png').exists()
+
+
+def test_error_measured_now_and_then(tmp_path):
+    rows = make_rows(5)
+    rows[1]['error'] = 0.75
+    make_report(tmp_path, make_dataset('ab')).refresh(rows)
+    page = Page(tmp_path)
+    assert page.tiles()['Error rate'] == '0.7500'
+    assert 'classification error rate 0.75' in page.all('svg')[2].attributes['aria-label']
+
+
+def test_one_page_that_needs_nothing_else(tmp_path):
+    dataset = make_dataset('abc')
+    page = finish(tmp_path, dataset, certain((dataset.test_labels + 1) % 3, 3), make_rows(300, 'ssl'), method='ssl')
+    attributes = [(name, value) for e in page.elements for name, value in e.attributes.items()]
+    assert all(value.startswith(('data:', '#')) for name, value in attributes if name in ('src', 'href', 'xlink:href'))
+    assert all(value.startswith('#') for value in re.findall(r'url\(["\']?(.)', page.source))
+    assert '//' not in re.sub('base64,[^"]*', '', page.source) and not page.all('script')
+    assert all(e.attributes['alt'] for e in page.all('img')) and all(e.attributes['aria-label'] for e in page.all('svg'))
+    ids = [value for name, value in attributes if name == 'id']
+    assert len(ids) == len(set(ids))
+    assert len(page.source) < 500000
+    # Every colour of the curves is a variable, so that they can be seen in the dark too.
+    svg = page.source[page.source.index('<svg'):page.source.rindex('</svg>')]
+    assert 'var(--blue)' in svg and not re.search('(fill|stroke): *#', svg)
+
+
+def test_any_class_name(tmp_path):
+    names = ['<b>bold</b>', 'R&D "now" & \'then\'', '</table>', '猫', '$x$ costs $5', '&lt;']
+    dataset = make_dataset(names)._replace(test_names=['<i>%d</i>\udcff.png' % i for i in range(18)])
+    page = finish(tmp_path, dataset, certain((dataset.test_labels + 1) % 6, 6), data='<u>')
+    assert [row[0] for row in page.table('Classes')[1:]] == page.table('Confusion matrix')[0][1:] == names
+    assert [e.text for e in page.all('figcaption', inside='images samples')] == names
+    assert {e.text for e in page.all('b')} == set(names)
+    assert page.all('img', inside='images mistakes')[0].attributes['alt'] == 'test image <i>0</i>?.png'
+    assert not page.all('i') and not page.all('u')
+    assert (tmp_path / 'confusion.png').exists()
+
+
+def test_most_confident_mistakes_come_first(tmp_path):
+    dataset = make_dataset(['cat', 'dog'], test=40)
+    probabilities = certain(dataset.test_labels, 2)
+    for i, confidence in ((6, 0.8), (3, 0.99), (70, 0.6), (9, 0.8)):
+        probabilities[i] = 1 - confidence
+        probabilities[i, 1 - dataset.test_labels[i]] = confidence
+    page = finish(tmp_path, dataset, probabilities)
+    assert [e.text for e in page.all('figcaption', inside='images mistakes')] == [
+        'dog taken for cat 0.990test/3.png', 'cat taken for dog 0.800test/6.png', 'dog taken for cat 0.800test/9.png',
+        'cat taken for dog 0.600test/70.png']
+    shown = image(page.all('img', inside='images mistakes')[0].attributes['src'])
+    np.testing.assert_array_equal(np.asarray(shown), dataset.test_images[3])
+    page = finish(tmp_path, dataset, certain(1 - dataset.test_labels, 2))
+    assert len(page.all('figcaption', inside='images mistakes')) == 24
+
+
+def test_no_mistake(tmp_path):
+    dataset = make_dataset('ab')
+    page = finish(tmp_path, dataset, certain(dataset.test_labels, 2), error=0.0)
+    assert page.tiles()['Error rate'] == '0.0000' and not page.all('img', inside='images mistakes')
+
+
+@pytest.mark.parametrize('classes', [2, 30, 31, 1000])
+def test_number_of_classes(tmp_path, classes):
+    dataset = make_dataset(['class %d' % i for i in range(classes)], train=2, test=2)
+    predicted = dataset.test_labels.copy()
+    predicted[[0, classes]] = 1     # both images of class 0
+    page = finish(tmp_path, dataset, certain(predicted, classes))
+    assert len(page.table('Classes')) == classes + 1
+    if classes <= 30:
+        assert page.table('Confusion matrix')[1][:3] == ['class 0', '0', '2']
+        assert 'rgba(213,94,0,' in page.source and 'rgba(0,114,178,' in page.source
+    else:
+        picture = image(page.all('img', inside='scroll')[0].attributes['src'])
+        assert picture.size == (classes, classes)
+        assert [picture.getpixel(at) for at in ((1, 0), (1, 1))] == [(213, 94, 0, 255), (0, 114, 178, 255)]
+        assert picture.getpixel((0, 0))[3] == picture.getpixel((2, 1))[3] == 0
+        assert page.table('Most frequent confusions')[1:] == [['class 0', 'class 1', '2', '2']]
+    assert len(page.all('img', inside='images samples')) == min(classes, 40)
+
+
+def test_class_without_test_images(tmp_path):
+    dataset = make_dataset('abc')
+    keep = dataset.test_labels != 1
+    dataset = dataset._replace(test_images=dataset.test_images[keep], test_labels=dataset.test_labels[keep])
+    page = finish(tmp_path, dataset, certain(dataset.test_labels, 3))
+    assert page.table('Classes')[2] == ['b', '', '4', '2', '0']
+
+
+# Around a run
+
+
+def test_refreshed_every_30_seconds(tmp_path):
+    made = make_report(tmp_path, make_dataset('ab'))
+    seen = []
+    for now, epochs in ((100, 1), (103, 2), (129.9, 3), (130, 4), (133, 5), (1000, 6)):
+        made.clock = lambda: now
+        made.refresh(make_rows(epochs))
+        seen.append(Page(tmp_path).tiles()['Epochs done'][0])
+    assert ''.join(seen) == '111446'
+
+
+def test_without_matplotlib(tmp_path):
+    write_result(tmp_path)
+    script = """import sys
+sys.modules['matplotlib'] = None
+sys.path.insert(0, {!r})
+import numpy as np, datasets, report
+images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
+row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
+for _ in range(2):
+    made = report.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b']), np.arange(4), 10)
+    made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]])
+assert 'tensorflow' not in sys.modules
+print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path))
+    done = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    said = [line for line in done.stderr.splitlines() if 'matplotlib' in line]
+    assert len(said) == 2 and said[0].startswith('No curves.png and no confusion.png') and said[1].startswith('--plot no.png')
+    assert all('pip install matplotlib' in line for line in said) and 'Traceback' not in done.stderr
+    assert done.stdout.endswith('\n2\n')
+    page = Page(tmp_path)
+    assert 'log.csv' in page.source and not page.all('svg') and page.all('img', inside='images mistakes')
+    assert not list(tmp_path.glob('*.png'))
+
+
+def test_a_picture_cannot_end_a_run(tmp_path, monkeypatch, capsys):
+    def draw(rows):
+        raise ValueError('no font')
+    monkeypatch.setattr(plots, 'curves_png', draw)
+    made = make_report(tmp_path, make_dataset('ab'))
+    made.clock = iter(range(0, 1000, 50)).__next__
+    made.refresh(make_rows(1))
+    made.refresh(make_rows(2))
+    assert capsys.readouterr().err == '%s: the report could not be drawn (ValueError: no font); the run goes on.\n' % tmp_path
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('name', ['curves.png', 'report.html'])
+def test_full_disk(tmp_path, name):
+    (tmp_path / (name + '.part')).symlink_to('/dev/full')
+    with pytest.raises(utils.InputError, match=name):
+        make_report(tmp_path, make_dataset('ab')).refresh(make_rows(1))
+
+
+# Several runs
+
+
+def test_summary():
+    assert report.summary([0.28764]) == 'classification error rate: 0.2876'
+    assert report.summary([0.2, 0.3, 0.4]) == 'classification error rate: 0.3000 +/- 0.1000 (3 runs)'
+
+
+def cells(text):
+    return [re.split('  +', line) for line in text.splitlines()]
+
+
+def test_compare_puts_runs_of_other_seeds_into_one_line(tmp_path, capsys):
+    for seed, error in ((10, 0.25), (9, 0.27), (2, 0.29)):
+        write_result(tmp_path / 'asl' / ('seed-%d' % seed), error=error, seed=seed, result='asl/seed-%d' % seed, device='gpu')
+    write_result(tmp_path / 'ssl', error=0.1788, method='ssl', epochs=50)
+    assert report.main(['compare', str(tmp_path / 'asl'), str(tmp_path / 'ssl'), str(tmp_path / 'asl' / 'seed-9')]) == 0
+    text = capsys.readouterr().out
+    assert cells(text) == [
+        ['method', 'data', 'network', 'labels', 'seed', 'error', 'error, 1 view', 'balanced error', 'epochs', 'training', 'images/s'],
+        ['asl', 'cifar10', 'convnet', '20', '2,9,10', '0.2700 +/- 0.0200 (3 runs)', '0.2800 +/- 0.0200 (3 runs)',
+         '0.2900 +/- 0.0200 (3 runs)', '10', '20.0 s', '2400'],
+        ['ssl', 'cifar10', 'convnet', '20', '0', '0.1788', '0.1888', '0.1988', '50', '20.0 s', '2400']]
+    assert len({line.index(cell) for line, cell in zip(text.splitlines(), ('training', '20.0 s', '20.0 s'))}) == 1
+
+
+def test_compare_keeps_other_settings_apart(tmp_path):
+    write_result(tmp_path / 'a')
+    write_result(tmp_path / 'b', seed=1, lr=0.1)
+    write_result(tmp_path / 'c', seed=2, data='digits', flip=False, batch_size=4)
+    table = cells(report.compare([str(tmp_path)]))
+    assert table[0][:6] == ['method', 'data', 'network', 'labels', 'lr', 'seed']
+    assert [row[4:6] for row in table[1:]] == [['0.05', '0'], ['0.1', '1'], ['0.05', '2']]
+
+
+def test_compare_leaves_out_what_is_not_finished(tmp_path, capsys):
+    write_result(tmp_path / 'seed-0')
+    write_result(tmp_path / 'seed-1', seed=1)
+    (tmp_path / 'seed-1' / 'result.json').unlink()
+    assert len(cells(report.compare([str(tmp_path)]))) == 2
+    assert capsys.readouterr().err == '%s: not finished; left out.\n' % (tmp_path / 'seed-1')
+
+
+@pytest.mark.parametrize('content', [None, '{"classification_error_rate": '])
+def test_compare_names_a_folder_without_a_result(tmp_path, capsys, content):
+    write_result(tmp_path / 'good')
+    (tmp_path / 'bad').mkdir()
+    if content:
+        (tmp_path / 'bad' / 'result.json').write_text(content)
+    assert report.main(['compare', str(tmp_path / 'good'), str(tmp_path / 'bad')]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith('%s: holds no result.json' % (tmp_path / 'bad')) and err.count('\n') == 1
+
+
+def test_plot(tmp_path, monkeypatch, capsys):
+    for method, labels, seed, error in (('asl', 1000, 0, 0.30), ('asl', 1000, 1, 0.28), ('asl', 'all', 0, 0.1), ('ssl', 1000, 0, 0.2)):
+        write_result(tmp_path / 'runs' / ('%s-%s-%s' % (method, labels, seed)), error=error, method=method, labels=labels, seed=seed)
+    drawn, draw = [], plots.comparison_png
+    monkeypatch.setattr(plots, 'comparison_png', lambda series: drawn.append(series) or draw(series))
+    path = tmp_path / 'errors.png'
+    assert report.main(['compare', str(tmp_path / 'runs'), '--plot', str(path)]) == 0
+    assert drawn == [{'asl': {1000: [0.30, 0.28], 'all': [0.1]}, 'ssl': {1000: [0.2]}}]
+    assert Image.open(str(path)).size > (400, 400)
+    assert report.main(['compare', str(tmp_path / 'runs'), '--plot', str(tmp_path / 'none' / 'errors.png')]) == 2
+
+
+# TensorBoard
+
+
+def read_events(folder):
+    """(tag, step, value) of each scalar of a folder as TensorBoard shows them, and the Event protos of each file."""
+    files = [list(tf.train.summary_iterator(str(path))) for path in sorted(folder.glob('events.out.tfevents.*'))]
+    shown = []
+    for event in (event for file in files for event in file):
+        if event.session_log.status == tf.SessionLog.START:
+            shown = [point for point in shown if point[1] < event.step]
+        shown += [(value.tag, event.step, value.simple_value) for value in event.summary.value if not value.HasField('image')]
+    return shown, files
+
+
+def test_events(tmp_path):
+    views = np.random.RandomState(0).randn(96, 32, 32, 3).astype(np.float32)
+    rows = make_rows(3, 'ssl')
+    written = events.Events(str(tmp_path), [], {'self_data': views, 'super_data': views})
+    for done in (1, 1, 3):
+        written.write(rows[:done])
+    shown, (file,) = read_events(tmp_path)
+    assert sorted(shown) == sorted((name, row['step'], np.float32(value)) for row in rows for name, value in row.items()
+                                   if name not in ('epoch', 'step'))
+    assert file[0].file_version == 'brain.Event:2' and all(event.wall_time > 1.5e9 for event in file)
+    (value,) = [value for event in file for value in event.summary.value if value.HasField('image')]
+    picture = Image.open(io.BytesIO(value.image.encoded_image_string))
+    assert (value.tag, value.image.width, value.image.height) == ('proxy_views', 192, 256) and picture.size == (192, 256)
+
+
+def test_grid_has_the_views_of_an_image_side_by_side():
+    images = np.linspace(-3, 5, 9 * 4 * 4 * 3, dtype=np.float32).reshape(9, 4, 4, 3)
+    grid = events.view_grid(utils.proxy_views(images)[0])
+    assert grid.shape == (8 * 4, 6 * 4, 3) and grid.dtype == np.uint8
+    assert (grid.min(), grid.max()) == (0, 255)
+    for row in range(8):
+        upright = grid[4 * row:4 * row + 4, :4]
+        for column, (_, transform) in enumerate(utils.PROXY_TRANSFORMS):
+            np.testing.assert_array_equal(grid[4 * row:4 * row + 4, 4 * column:4 * column + 4], transform(upright[None])[0])
+    assert not events.view_grid(np.ones((6, 4, 4, 3), np.float32)).any()
+
+
+def test_events_of_a_resumed_run_do_not_double(tmp_path):
+    inputs = {'self_data': np.zeros((12, 4, 4, 3), np.float32)}
+    rows = make_rows(5)
+    events.Events(str(tmp_path), [], inputs).write([dict(row, loss=9) for row in rows])     # five epochs, and then it is killed
+    resumed = events.Events(str(tmp_path), rows[:3], inputs)                                # its last checkpoint had three
+    resumed.write(rows[:4])
+    resumed.write(rows)
+    shown, files = read_events(tmp_path)
+    assert [(step, value) for tag, step, value in shown if tag == 'loss'] == [
+        (25, 9), (50, 9), (75, 9)] + [(row['step'], np.float32(row['loss'])) for row in rows[3:]]
+    assert sum(value.HasField('image') for file in files for event in file for value in event.summary.value) == 1
+
+
+def test_events_of_a_supervised_run_have_no_views(tmp_path):
+    events.Events(str(tmp_path), [], {'super_data': np.zeros((12, 4, 4, 3), np.float32)}).write(make_rows(1, 'supervised'))
+    shown, _ = read_events(tmp_path)
+    assert {tag for tag, _, _ in shown} == {'learning_rate', 'seconds', 'loss', 'super_clf_loss', 'super_clf_acc'}
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_events_on_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(events.time, 'time', lambda: 1)
+    (tmp_path / 'events.out.tfevents.0000000001.000000000').symlink_to('/dev/full')
+    with pytest.raises(utils.InputError, match='No space left on device'):
+        events.Events(str(tmp_path), [], {})
+    with pytest.raises(utils.InputError, match='none'):
+        events.Events(str(tmp_path / 'none'), [], {})
+
+
+# In a browser
+
+
+class Browser:
+    """A headless Chromium, driven through its debugging pipe."""
+    FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+             '--disable-component-update --disable-sync --remote-debugging-pipe').split()
+
+    def __init__(self, program, profile):
+        (there, write), (read, back) = os.pipe(), os.pipe()
+        self.process = subprocess.Popen(     # its own group, because it starts others
+            ['bash', '-c', 'exec "$@" 3<&%d 4>&%d' % (there, back), 'bash', program, *self.FLAGS, '--user-data-dir=%s' % profile],
+            pass_fds=(there, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        os.close(there), os.close(back)
+        self.to, self.answers, self.heard, self.session = os.fdopen(write, 'wb', 0), os.fdopen(read, 'rb'), [], {}
+        self.limit = threading.Timer(60, self.close)
+        self.limit.start()
+        target = self.call('Target.createTarget', url='about:blank')['targetId']
+        self.session = {'sessionId': self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']}
+        for domain in ('Page', 'Log', 'Runtime', 'Network'):
+            self.call(domain + '.enable')
+
+    def close(self):
+        self.limit.cancel()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def hear(self):
+        message = bytearray()
+        while not message.endswith(b'\0'):
+            message += self.answers.read(1) or pytest.fail('the browser has ended')
+        self.heard.append(json.loads(message[:-1].decode()))
+        return self.heard[-1]
+
+    def call(self, method, **params):
+        self.to.write(json.dumps({'id': 1, 'method': method, 'params': params, **self.session}).encode() + b'\0')
+        answer = {}
+        while 'id' not in answer:
+            answer = self.hear()
+        return answer['result']
+
+    def open(self, url, width, scheme):
+        """Load the page; returns (the width it takes, addresses it asked for, what it complained of)."""
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=width < 500)
+        self.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+        self.heard = []
+        self.call('Page.navigate', url=url)
+        while self.heard[-1].get('method') != 'Page.loadEventFired':
+            self.hear()
+        taken = self.call('Runtime.evaluate', expression='document.documentElement.scrollWidth')['result']['value']
+        return (taken, [message['params']['request']['url'] for message in self.heard
+                        if message.get('method') == 'Network.requestWillBeSent'],
+                [message for message in self.heard if message.get('method') in (
+                    'Log.entryAdded', 'Runtime.consoleAPICalled', 'Runtime.exceptionThrown')])
+
+
+@pytest.mark.skipif('SESEMI_CHROMIUM' not in os.environ, reason='SESEMI_CHROMIUM names no browser, e.g. /usr/bin/chromium')
+def test_in_a_browser(tmp_path):
+    for classes in (10, 120):
+        dataset = make_dataset(['a rather long name of class %d' % i for i in range(classes)])
+        finish(tmp_path / str(classes), dataset, certain((dataset.test_labels + 1) % classes, classes), make_rows(60, 'ssl'))
+    make_report(tmp_path / 'going on', make_dataset('ab')).refresh(make_rows(3))
+    browser = Browser(shutil.which(os.environ['SESEMI_CHROMIUM']), tmp_path / 'profile')
+    try:
+        for folder in ('10', '120', 'going on'):
+            url = (tmp_path / folder / 'report.html').as_uri()
+            for width in (390, 1280):
+                for scheme in ('light', 'dark'):
+                    taken, asked_for, complaints = browser.open(url, width, scheme)
+                    assert taken <= width, (folder, width, scheme)
+                    assert [address for address in asked_for if not address.startswith('data:')] == [url]
+                    assert not complaints
+    finally:
+        browser.close()

@@ -1,0 +1,239 @@
+"""Which device a run is on and how. The NPU is played by tests/stand_ins/npu_bridge, in processes of their own: it patches TensorFlow."""
+import importlib.util
+import json
+import os
+import sys
+
+import pytest
+
+import runtime
+import train_evaluate_sesemi
+from conftest import PROJECT
+
+sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
+from project import STAND_INS, copy_project, run  # noqa: E402
+
+ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
+          'precision_mode': 'allow_fp32_to_fp16'}
+
+
+# On the NPU
+
+
+@pytest.fixture(scope='module')
+def npu_run(tmp_path_factory):
+    """What the adapter saw of a whole run, and the run's folder."""
+    root = tmp_path_factory.mktemp('npu')
+    code = copy_project(root / 'code')
+    status, out, err = run(
+        'bash', code / 'run_1p.sh', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1', '--epochs', '2',
+        '--image-size', '8', '--result', root / 'result', '--device', 'npu', '--precision-mode', 'allow_mix_precision',
+        '--over-dump', '--profiling', '--autotune', '--eval-every', '1',
+        cwd=root, PYTHONPATH=str(STAND_INS), NPU_BRIDGE_RECORD=str(root / 'record.json'))
+    assert status == 0, out + err
+    assert 'npu (asked for)' in out and out.splitlines()[-1].startswith('classification error rate: 0.')
+    return json.loads((root / 'record.json').read_text()), root / 'result'
+
+
+def function(npu_run, *images):
+    session, = npu_run[0]['npu_sessions']
+    found, = [function for function in session['functions'] if sorted(function['images']) == sorted(images)]
+    return found
+
+
+def test_npu_run_is_in_one_npu_session_which_is_closed(npu_run):
+    seen, result = npu_run
+    session, = seen['npu_sessions']
+    assert seen['host_sessions'] == 0
+    assert session['closed']
+    assert session['off'] == ['remapping', 'memory_optimization']
+    assert (result / 'sesemi.h5').exists() and (result / 'result.json').exists()
+
+
+def test_npu_flags_are_in_the_parameter_map(npu_run):
+    session, folder = npu_run[0]['npu_sessions'][0], npu_run[1]
+    parameters = dict(session['parameters'])
+    assert json.loads(parameters.pop('profiling_options')) == {
+        'output': str(folder / 'profiling'), 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}
+    assert parameters == dict(
+        ALWAYS, precision_mode='allow_mix_precision', enable_dump_debug=True, dump_path=str(folder / 'over_dump'),
+        dump_debug_mode='all', profiling_mode=True, auto_tune_mode='RL,GA')
+
+
+def test_npu_optimizer_is_wrapped_once_and_its_gradients_are_reduced_once(npu_run):
+    assert npu_run[0]['wrapped'] == 1
+    assert npu_run[0]['reductions'] == 1
+
+
+def test_npu_learning_rate_changes_at_each_step(npu_run):
+    rates = function(npu_run, 'self_data', 'super_data')['learning_rates']
+    assert rates == pytest.approx([0.05 * (1 - t / 20) ** 0.5 for t in range(20)])
+
+
+def test_npu_compiles_one_training_and_one_evaluation_graph(npu_run):
+    training, evaluation = function(npu_run, 'self_data', 'super_data'), function(npu_run, 'super_data')
+    assert training['batches'] == [[[6, 8, 8, 3], [6, 8, 8, 3]]]
+    assert evaluation['batches'] == [[[178, 8, 8, 3]]]      # 355 test images in two batches
+    assert len(evaluation['learning_rates']) == 3 * 2 * 4   # evaluations, batches, views
+    assert len(npu_run[0]['npu_sessions'][0]['functions']) == 2
+
+
+SESSIONS = '''
+import os, sys
+import runtime
+
+folder = sys.argv[1]
+options = [runtime.Options(),
+           runtime.Options('force_fp16', data_dump=os.path.join(folder, 'data_dump'), data_dump_step='0|5|10-20')]
+for each in options:
+    with runtime.open_session('npu', each):
+        pass
+
+try:
+    with runtime.open_session('npu') as session:
+        raise LookupError
+except LookupError:
+    pass
+
+os.environ['RANK_SIZE'], os.environ['JOB_ID'] = '8', '10087'
+with runtime.open_session('npu'):
+    runtime.optimizer('npu', 0.05, 0.9)
+
+with runtime.open_session('cpu'):
+    x = runtime.keras.backend.placeholder((None, 2, 2, 3), dtype='float64')     # a host session may have it
+    runtime.keras.backend.function([x], [x + x])([[[[[1.] * 3] * 2] * 2]])
+with runtime.open_session('npu'):
+    x = runtime.keras.backend.placeholder((None, 2, 2, 3), dtype='float64')
+    try:
+        runtime.keras.backend.function([x], [x + x])([[[[[1.] * 3] * 2] * 2]])
+    except TypeError as error:
+        print(error)
+'''
+
+
+@pytest.fixture(scope='module')
+def sessions(tmp_path_factory):
+    """What the adapter saw of SESSIONS, what that printed and its folder."""
+    folder = tmp_path_factory.mktemp('sessions')
+    status, out, err = run(sys.executable, '-c', SESSIONS, folder, cwd=PROJECT, NPU_BRIDGE_RECORD=str(folder / 'record.json'),
+                           PYTHONPATH=os.pathsep.join([str(PROJECT), str(STAND_INS)]))
+    assert status == 0, err
+    return json.loads((folder / 'record.json').read_text()), out, folder
+
+
+def test_npu_parameters_of_other_flags(sessions):
+    seen, _, folder = sessions
+    plain, dump, failed, ranks, _ = [session['parameters'] for session in seen['npu_sessions']]
+    assert plain == failed == ALWAYS
+    assert dump == dict(ALWAYS, precision_mode='force_fp16', enable_dump=True, dump_path=str(folder / 'data_dump'),
+                        dump_step='0|5|10-20', dump_mode='all')
+    assert ranks == dict(ALWAYS, hcom_parallel=True)
+
+
+def test_npu_sessions_are_closed_also_after_an_error(sessions):
+    assert [session['closed'] for session in sessions[0]['npu_sessions']] == 5 * [True]
+
+
+def test_stand_in_tells_host_sessions_and_float64(sessions):
+    assert sessions[0]['host_sessions'] == 1
+    assert sessions[1].startswith('the NPU has no float64: ')
+
+
+# Which device
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """Installs an npu_bridge whose npu_init is the given code; None uninstalls any."""
+    def forget():
+        for name in [name for name in sys.modules if name.split('.')[0] == 'npu_bridge']:
+            del sys.modules[name]
+
+    def install(code):
+        forget()
+        if code is None:
+            monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+            monkeypatch.setitem(sys.modules, 'npu_bridge.npu_init', None)
+            monkeypatch.setitem(sys.modules, 'npu_bridge', None)
+            return
+        (tmp_path / 'npu_bridge').mkdir()
+        (tmp_path / 'npu_bridge/__init__.py').write_text('')
+        (tmp_path / 'npu_bridge/npu_init.py').write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    yield install
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize('code, part', [
+    (None, 'ModuleNotFoundError: '),
+    ('raise OSError("libge_runner.so: cannot open shared object file")', 'OSError: libge_runner.so: cannot open shared object file'),
+    ('import numpy.no_such_part', "ModuleNotFoundError: No module named 'numpy.no_such_part'")])
+def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
+    adapter(code)
+    status = train_evaluate_sesemi.main(['--data', 'digits', '--labels', '10', '--device', 'npu', '--result', str(tmp_path / 'result')])
+    out, err = capsys.readouterr()
+    assert (status, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith('--device npu: the Ascend adapter npu_bridge cannot be imported (') and part in err
+    assert not (tmp_path / 'result/args.json').exists()
+
+
+@pytest.mark.parametrize('installed', [True, False])
+@pytest.mark.parametrize('node', [True, False])
+@pytest.mark.parametrize('gpu', [True, False])
+def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path, monkeypatch, installed, node, gpu):
+    for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
+        monkeypatch.setenv(name, '0')
+    adapter('' if installed else None)
+    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'davinci[0-9]*'))
+    monkeypatch.setattr(runtime, '_gpus', lambda: ['GPU'] if gpu else [])
+    (tmp_path / 'davinci_manager').write_text('')
+    if node:
+        (tmp_path / 'davinci3').write_text('')
+    device, why = runtime.choose_device('auto')
+    assert device == ('npu' if installed and node else 'gpu' if gpu else 'cpu')
+    assert ('davinci3' in why) == (device == 'npu') and ('no npu_bridge' in why) == (not installed)
+    assert ('finds a GPU' in why) == (device == 'gpu') and ('finds no GPU' in why) == (device == 'cpu')
+
+
+def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
+    adapter('raise AssertionError("it patches TensorFlow")')
+    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'none'))
+    monkeypatch.setattr(runtime, '_gpus', lambda: [])
+    assert runtime.choose_device('auto')[0] == 'cpu'
+
+
+def test_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(runtime, '_gpus', lambda: [])
+    with pytest.raises(runtime.InputError, match='--device gpu: .* finds no GPU'):
+        runtime.choose_device('gpu')
+
+
+# What the device flags ask for
+
+
+def options(device, precision_mode=None, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, autotune=False):
+    return runtime.device_options(device, precision_mode, 'result', over_dump, data_dump, data_dump_step, profiling, autotune)
+
+
+def test_options_put_their_folders_below_the_result():
+    result = os.path.abspath('result')
+    assert options('npu', 'force_fp16', data_dump=True, data_dump_step='0|5', autotune=True) == runtime.Options(
+        'force_fp16', data_dump=result + '/data_dump', data_dump_step='0|5', autotune=True)
+    assert options('npu', over_dump=True, profiling=True) == runtime.Options(
+        over_dump=result + '/over_dump', profiling=result + '/profiling')
+    assert options('cpu', profiling=True) == options('gpu', profiling=True) == runtime.Options(profiling=result + '/profiling')
+    assert options('gpu', 'mixed') == runtime.Options('mixed')
+
+
+@pytest.mark.parametrize('device, given, part', [
+    ('npu', {'precision_mode': 'mixed'}, 'allow_fp32_to_fp16, force_fp16, must_keep_origin_dtype, allow_mix_precision'),
+    ('gpu', {'precision_mode': 'force_fp16'}, 'the gpu offers mixed'),
+    ('cpu', {'precision_mode': 'mixed'}, 'computes in float32 only'),
+    ('cpu', {'over_dump': True}, '--over-dump: only the npu'),
+    ('gpu', {'data_dump': True}, '--data-dump: only the npu'),
+    ('cpu', {'autotune': True}, '--autotune: only the npu')])
+def test_options_that_a_device_has_not(device, given, part):
+    with pytest.raises(runtime.InputError, match=part):
+        options(device, **given)

@@ -1,0 +1,237 @@
+"""Whole runs of the program, as a user starts it, on tiny data sets in the true formats."""
+import csv
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(TESTS)
+CLASSES = ('cat', 'dog', 'mouse')
+ERROR = re.compile(r'^classification error rate: (0|1)\.(\d{4})$', re.MULTILINE)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """train/, test/ and unlabeled/ with images of three classes that differ in colour."""
+    folder, rng = tmp_path_factory.mktemp('data'), np.random.RandomState(0)
+
+    def write(path, tint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((rng.randint(0, 120, (16, 16, 3)) + tint).astype(np.uint8)).save(str(path))
+    tints = (100 * np.eye(3)).astype(int)
+    for part, count in (('train', 12), ('test', 5)):
+        for name, tint in zip(CLASSES, tints):
+            for i in range(count):
+                write(folder / part / name / ('%02d.png' % i), tint)
+    for i in range(6):
+        write(folder / 'unlabeled' / ('%02d.jpg' % i), tints[i % 3])
+    return folder
+
+
+def command(data, result, *flags):
+    return [sys.executable, os.path.join(TESTS, 'tiny_trunk.py'), '--data', 'folder', '--dataset', str(data), '--network', 'nin',
+            '--batch-size', '4', '--epochs', '3', '--labels', '24', '--result', str(result), *flags]
+
+
+def run(*args, **options):
+    return subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
+
+
+def weights(result):
+    with h5py.File(str(result / 'sesemi.h5'), 'r') as file:
+        found = {}
+        file['model_weights'].visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def same_weights(result, other):
+    ours, theirs = weights(result), weights(other)
+    return list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    """A finished asl run: (its folder, what it printed)."""
+    result = tmp_path_factory.mktemp('runs') / 'asl'
+    done = run(*command(data, result))
+    assert done.returncode == 0, done.stderr
+    return result, done.stdout
+
+
+def test_a_run_prints_its_error_and_leaves_its_record(finished, data):
+    result, printed = finished
+    record = json.loads((result / 'result.json').read_text())
+    assert ERROR.findall(printed) and printed.endswith('classification error rate: %.4f\n' % record['classification_error_rate'])
+    assert re.search(r'6/6 \[=+\] - \d+s \d+m?s/step - loss: \d', printed)
+    assert 'folder, nin, asl: 24 of 36 training images labeled' in printed
+    confusion = np.array(record['confusion_matrix'])
+    assert confusion.sum(axis=1).tolist() == [5, 5, 5]
+    assert 1 - confusion.trace() / 15 == pytest.approx(record['classification_error_rate'])
+    assert list(record['per_class_error_rate']) == list(CLASSES)
+    assert record['steps'] == 18 and record['images_per_step'] == 48 and record['flags']['seed'] == 0
+    assert record['versions']['tensorflow'] and record['command'] and record['seconds']['training'] > 0
+    with open(str(result / 'log.csv')) as file:
+        rows = list(csv.DictReader(file))
+    assert [row['step'] for row in rows] == ['6', '12', '18']
+    assert float(rows[-1]['loss']) < float(rows[0]['loss'])
+    with open(str(result / 'labeled.csv')) as file:
+        labeled = list(csv.DictReader(file))
+    assert len(labeled) == 24 and all((data / row['file']).exists() and row['class'] in row['file'] for row in labeled)
+
+
+def test_the_saved_model_needs_nothing_of_the_project(finished, data, tmp_path):
+    """A bare process loads it with plain Keras and gets the run's predictions from raw files."""
+    result, _ = finished
+    code = '''
+import json, sys, numpy as np
+from PIL import Image
+from tensorflow import keras
+result, data = sys.argv[1:]
+model = keras.models.load_model(result + '/sesemi.h5')
+files = [(i, data + '/test/%s/%02d.png' % (name, k)) for i, name in enumerate(('cat', 'dog', 'mouse')) for k in range(5)]
+images = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.BILINEAR)) for _, path in files])
+predicted = model.predict(images.astype('float32')).argmax(axis=1)
+print(np.mean(predicted != [i for i, _ in files]))
+'''
+    done = run(sys.executable, '-c', code, str(result), str(data), cwd=str(tmp_path),
+               env={**{k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}, 'TF_USE_LEGACY_KERAS': '1'})
+    assert done.returncode == 0, done.stderr
+    record = json.loads((result / 'result.json').read_text())
+    assert float(done.stdout.split()[-1]) == pytest.approx(record['classification_error_rate_1_view'])
+
+
+def test_one_seed_gives_one_model_and_a_finished_run_is_kept(finished, data, tmp_path):
+    result, printed = finished
+    before = {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
+    refused = run(*command(data, result))
+    assert refused.returncode == 2 and str(result) in refused.stderr and '--resume' in refused.stderr
+    assert before == {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
+    again = run(*command(data, tmp_path / 'again'))
+    assert ERROR.search(again.stdout).group() == ERROR.search(printed).group()
+    assert same_weights(result, tmp_path / 'again')
+
+
+@pytest.mark.parametrize('method, images, steps', [('ssl', 48, 10), ('supervised', 24, 6)])
+def test_the_other_methods(data, tmp_path, method, images, steps):
+    done = run(*command(data, tmp_path / 'run', '--method=' + method, '--epochs=2'))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert record['images_per_step'] == images and record['steps'] == 2 * steps     # ssl: 36 training images and 6 more
+    with open(str(tmp_path / 'run' / 'log.csv')) as file:
+        errors = [row.get('error') for row in csv.DictReader(file)]
+    assert all(errors) if method == 'ssl' else not any(errors)
+
+
+def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, data, tmp_path):
+    left_alone, printed = finished
+    result, draw = tmp_path / 'run', random.Random(0)
+    flags = ('--resume', 'auto', '--checkpoint-minutes', '0.0001')
+    for _ in range(3):
+        process = subprocess.Popen(command(data, result, *flags), stdout=subprocess.PIPE, universal_newlines=True, bufsize=1,
+                                   env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+        seen = ''
+        patience = draw.randrange(2000)     # characters of the progress line: some way into the steps
+        while 'Epoch' not in seen or len(seen) < seen.index('Epoch') + patience:
+            character = process.stdout.read(1)
+            if not character:
+                break
+            seen += character
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    done = run(*command(data, result, *flags))
+    assert done.returncode == 0, done.stderr
+    assert ERROR.search(done.stdout).group() == ERROR.search(printed).group()
+    assert same_weights(left_alone, result)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_so(data, tmp_path, number):
+    process = subprocess.Popen(command(data, tmp_path / 'run', '--epochs', '1000'), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True)
+    seen = ''
+    while '/6 [' not in seen:
+        seen += process.stdout.read(1)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == 128 + number
+    assert '--resume' in said and 'Traceback' not in said
+    assert [name for name in os.listdir(str(tmp_path / 'run' / 'checkpoints')) if name.endswith('.npz')]
+
+
+def test_no_room_for_a_checkpoint_loses_nothing(data, tmp_path):
+    """A limit on the size of files stands for the full disk: it lets the small records through and stops the checkpoint."""
+    result = tmp_path / 'run'
+    stopped = subprocess.Popen(command(data, result, '--epochs', '1000'), stdout=subprocess.PIPE, universal_newlines=True)
+    seen = ''
+    while '/6 [' not in seen:
+        seen += stopped.stdout.read(1)
+    stopped.terminate()
+    stopped.communicate()
+    checkpoints = {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
+    assert checkpoints
+    full = run(*command(data, result, '--epochs', '1000', '--resume', '--checkpoint-minutes', '0.0001'),
+               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)))
+    assert full.returncode == 2 and 'Traceback' not in full.stderr
+    assert 'checkpoints' in full.stderr and len(full.stderr.strip().splitlines()) == 1
+    assert checkpoints == {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
+
+
+@pytest.mark.parametrize('flags, named', [
+    (['--network', 'wrn'], '--network'), (['--seed', '5'], '--seed'), (['--epochs', '4'], '--epochs'), (['--labels', '12'], '--labels')])
+def test_resuming_another_run_is_refused(finished, data, flags, named):
+    done = run(*command(data, finished[0], '--resume', *flags))
+    assert done.returncode == 2 and named in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_resuming_on_other_images_is_refused(finished, data, tmp_path):
+    other = tmp_path / 'other'
+    for part in ('train', 'test'):
+        for name in CLASSES:
+            (other / part / name).mkdir(parents=True)
+            for path in sorted((data / part / name).iterdir()):
+                Image.open(str(path)).transpose(Image.FLIP_LEFT_RIGHT).save(str(other / part / name / path.name))
+    done = run(*command(other, finished[0], '--resume'))
+    assert done.returncode == 2 and '--dataset' in done.stderr
+
+
+def test_divergence_ends_with_status_3(data, tmp_path):
+    done = run(*command(data, tmp_path / 'run', '--lr', '1e30'))
+    assert done.returncode == 3 and re.search(r'step \d+', done.stderr) and '--lr' in done.stderr
+    assert 'Traceback' not in done.stderr and not (tmp_path / 'run' / 'sesemi.h5').exists()
+
+
+@pytest.mark.parametrize('flags, named', [
+    (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'mixed'], '--precision-mode'), (['--autotune'], '--autotune')])
+def test_what_the_device_has_not_is_refused(data, tmp_path, flags, named):
+    done = run(*command(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])),
+               env={**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'})
+    assert done.returncode == 2 and named in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'run' / 'args.json').exists()
+
+
+@pytest.mark.skipif('SESEMI_CIFAR10' not in os.environ, reason='SESEMI_CIFAR10=DIR, with train/ and test/, turns it on')
+def test_real_cifar10(tmp_path):
+    """The true trunk on all training images, whitened; on a part of the test images, for their eight views take minutes."""
+    real, data = os.environ['SESEMI_CIFAR10'], tmp_path / 'data'
+    for name in sorted(os.listdir(os.path.join(real, 'test'))):
+        (data / 'test' / name).mkdir(parents=True)
+        for file in sorted(os.listdir(os.path.join(real, 'test', name)))[:5]:
+            os.symlink(os.path.join(real, 'test', name, file), str(data / 'test' / name / file))
+    os.symlink(os.path.join(real, 'train'), str(data / 'train'))
+    done = run(sys.executable, os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--data', 'cifar10', '--network', 'nin',
+               '--dataset', str(data), '--labels', '320', '--epochs', '1', '--no-oversample', '--result', str(tmp_path / 'run'))
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r'/20 \[.*?- loss: ([\d.]+)', done.stdout)]
+    assert len(losses) == 20 and losses[-1] < losses[0]
+    assert ERROR.search(done.stdout) and '320 of 50000 training images labeled' in done.stdout

@@ -1,0 +1,136 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import tiny_trunk  # noqa: F401
+import networks
+import training
+from checkpoints import Checkpoints
+from runtime import keras, open_session, optimizer
+from utils import TwoBranchBatches, test_views as views_of
+
+SHAPE, STEPS, EPOCHS = (16, 16, 3), 4, 3
+
+
+def batches(method='asl'):
+    rng = np.random.RandomState(0)
+    images = rng.standard_normal((20,) + SHAPE).astype(np.float32)
+    return TwoBranchBatches(images, np.eye(3)[np.arange(20) % 3], images if method == 'asl' else None, batch_size=2)
+
+
+class Run:
+    """A tiny run in a session of its own, stopped after `stop_after` steps."""
+
+    def __init__(self, folder, stop_after=None, method='asl', lr=0.05, minutes=1e-9):
+        self.folder, self.stop_after, self.number, self.rates, self.rows = str(folder), stop_after, None, [], []
+        with open_session('cpu'):
+            build = networks.build_sesemi if method == 'asl' else networks.build_supervised
+            self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
+            training.compile_model(self.model, optimizer('cpu', lr, training.MOMENTUM))
+            self.checkpoints = Checkpoints(self.folder, self.model, STEPS, minutes)
+            start = self.checkpoints.restore()
+            self.started_at = start.step
+            try:
+                self.progress = training.train(self.model, batches(method), STEPS, EPOCHS, lr, start, self.after_step,
+                                               self.rows.extend, self, verbose=False)
+            except training.Interrupted:
+                pass
+            self.weights = self.model.get_weights()
+
+    def after_step(self, progress, stopping):
+        self.rates.append(float(keras.backend.get_value(self.model.optimizer.lr)))
+        self.checkpoints.after_step(progress, stopping)
+        if progress.step == self.stop_after:
+            self.number = signal.SIGTERM
+
+    def check(self):
+        if self.number is not None:
+            raise training.Interrupted(self.number)
+
+
+def test_the_rate_of_each_step_is_set_before_it(tmp_path):
+    total = STEPS * EPOCHS
+    assert Run(tmp_path).rates == pytest.approx([0.05 * (1 - t / total) ** 0.5 for t in range(total)], rel=1e-6)
+
+
+@pytest.mark.parametrize('method', ['asl', 'supervised'])
+@pytest.mark.parametrize('stop_after', [1, STEPS, STEPS + 3])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, stop_after, method):
+    whole = Run(tmp_path / 'whole', method=method)
+    Run(tmp_path / 'cut', stop_after, method)
+    resumed = Run(tmp_path / 'cut', method=method)
+    assert resumed.started_at == stop_after
+    assert all(np.array_equal(a, b) for a, b in zip(whole.weights, resumed.weights))
+    for row, other in zip(whole.progress.rows, resumed.progress.rows):
+        assert {**row, 'seconds': 0} == {**other, 'seconds': 0}
+
+
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
+    Run(tmp_path, stop_after=6)
+    assert sorted(os.listdir(str(tmp_path))) == ['step-000000005.npz', 'step-000000006.npz']
+    newest = tmp_path / 'step-000000006.npz'
+    whole = newest.read_bytes()
+    for damaged in (b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:]):
+        newest.write_bytes(damaged)
+        with open_session('cpu'):
+            model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
+            training.compile_model(model, optimizer('cpu', 0.05, 0.9))
+            assert Checkpoints(str(tmp_path), model, STEPS, 1).restore().step == 5
+        assert str(newest) in capsys.readouterr().err
+
+
+def test_no_checkpoint_sooner_than_asked(tmp_path):
+    Run(tmp_path, minutes=60)
+    assert not os.listdir(str(tmp_path))
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(training.Diverged, match='step .*--lr'):
+        Run(tmp_path, lr=1e30)
+    for name in os.listdir(str(tmp_path)):
+        with np.load(str(tmp_path / name)) as file:
+            assert all(np.isfinite(file[key]).all() for key in file.files)
+
+
+def test_prefetch_keeps_the_order_and_passes_errors_on():
+    assert list(training.prefetch(lambda key: key * 2, range(50))) == list(range(0, 100, 2))
+    assert list(training.prefetch(str, [])) == []
+    results = training.prefetch(lambda key: 1 // (3 - key), range(9))
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_signal_is_noted_and_a_second_one_ends_the_process():
+    with training.StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(training.Interrupted) as stopped:
+            stop.check()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert stopped.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and signal.getsignal(signal.SIGINT) != signal.SIG_DFL
+
+
+@pytest.mark.parametrize('flip, count', [(True, 8), (False, 4)])
+def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, count):
+    monkeypatch.setattr(training, 'EVALUATION_BATCH', 5)
+    images = np.random.RandomState(0).standard_normal((13,) + SHAPE).astype(np.float32)
+    batch_sizes = set()
+
+    class Model:
+        def predict_on_batch(self, x):
+            batch_sizes.add(len(x))
+            exponentials = np.exp(x[:, :3, :3, 0].sum(axis=1))
+            return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    class Stop:
+        def check(self):
+            pass
+
+    dense, plain = training.DenseEvaluator(Model(), images, 7, flip, Stop())()
+    outputs = [Model().predict_on_batch(view) for view in views_of(images, 0, 7, flip)]
+    assert len(outputs) == count and batch_sizes == {5, 13}
+    np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(plain, outputs[0])

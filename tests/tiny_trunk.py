@@ -1,0 +1,24 @@
+"""A trunk of one convolution, for tests whose subject is not the trunk: the network `tiny`.
+
+Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from networks import sesemi  # noqa: E402
+from networks.layers import Layers, chain  # noqa: E402
+
+
+def trunk(dropout=0.0, seed=0):
+    make = Layers(slope=0.1, use_bias=True, seed=seed)
+    return chain(make.conv_norm(4, 3), make.pool(), make.dropout(dropout))
+
+
+sesemi.TRUNKS['tiny'] = trunk
+
+if __name__ == '__main__':
+    import train_evaluate_sesemi
+    sesemi.TRUNKS['nin'] = trunk
+    sys.exit(train_evaluate_sesemi.main(sys.argv[1:]))
