@@ -20,6 +20,7 @@ import help_modelarts
 from help_modelarts import ModelArtsError
 
 PROJECT = os.path.dirname(os.path.abspath(__file__))
+LOG = 'train.log'       # among the results; where it is, a job has been before
 
 # What ModelArts itself adds to a job's parameters, for scripts that build a cluster by hand. Only these are dropped: an
 # argument that nobody knows must stop the job, because it may be a misspelled flag.
@@ -70,8 +71,8 @@ def run(data_url, train_url, flags, rank):
     folder = results
     if help_modelarts.is_url(results):
         folder = local_folder('result', rank)
-        if help_modelarts.exists(help_modelarts.below(results, 'args.json')):
-            print('Going on with the run in', help_modelarts.without_secrets(results), flush=True)
+        if help_modelarts.exists(help_modelarts.below(results, LOG)):
+            print('Bringing back what an earlier start left in', help_modelarts.without_secrets(results), flush=True)
             help_modelarts.copy_in(results, folder)
     if data_url and not given('--dataset', flags):
         if help_modelarts.is_url(data_url):
@@ -82,12 +83,13 @@ def run(data_url, train_url, flags, rank):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ModelArtsError('--train_url %s: cannot be made (%s); give a folder that can be written.' % (folder, error.strerror)) from None
+        raise ModelArtsError('--train_url %s: cannot be made (%s); give a folder that can be written.'
+                             % (folder, error.strerror)) from None
 
     with noted_signals() as signals:
         try:
             status = run_logged(['bash', os.path.join(PROJECT, 'run_1p.sh'), '--result', folder] + flags,
-                                os.path.join(folder, 'train.log'), signals)
+                                os.path.join(folder, LOG), signals)
         finally:
             brought_out = not help_modelarts.is_url(results) or bring_out(folder, results)
     return status or int(not brought_out)

@@ -65,7 +65,8 @@ def _parser():
     method.add_argument('--batch-size', type=_whole(1), metavar='N', help='images of the self branch a step, six views of each, '
                         'beside six times as many labeled ones (default: 16; digits: 4)')
     method.add_argument('--lr', type=_positive, metavar='X', help='learning rate of the first step (default: 0.05)')
-    method.add_argument('--no-oversample', **_SWITCH, help='only as many labeled images a step as the self branch has')
+    method.add_argument('--no-oversample', **_SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
+                        'six times')
     method.add_argument('--seed', type=_whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
 
     run = parser.add_argument_group('run')

@@ -1,6 +1,6 @@
-"""Copies between OBS, ModelArts' object storage, and local folders. The only file that names moxing, which exists on ModelArts alone.
+"""Copies between OBS, ModelArts' object storage, and local folders. The only file that names moxing.
 
-moxing is imported only when a URL is to be copied, so that everything else runs on any machine.
+moxing exists on ModelArts alone: it is imported when a URL is to be copied, so that everything else runs on any machine.
 """
 import os
 import re
@@ -59,8 +59,8 @@ def _retried(url, deed, access):
     try:
         import moxing
     except Exception as error:      # it imports much, and a broken installation raises more than ImportError
-        raise ModelArtsError('%s: cannot be %s, because moxing cannot be imported (%s: %s); it comes with ModelArts, elsewhere give '
-                             'a local folder.' % (without_secrets(url), deed, type(error).__name__, error)) from None
+        raise ModelArtsError('%s: cannot be %s, because moxing cannot be imported (%s: %s); it comes with ModelArts, elsewhere '
+                             'give a local folder.' % (without_secrets(url), deed, type(error).__name__, error)) from None
     for pause in PAUSES + (None,):
         try:
             return access(moxing.file)

@@ -77,7 +77,8 @@ def confusion_section(matrix, names):
         rows = [[name] + [(count, ' style="background:rgba(%d,%d,%d,%.2f)"' % (*colour[:3], colour[3] / 255 * 0.6) if count
                            else ' class="muted"') for count, colour in zip(counts, row)]
                 for name, counts, row in zip(names, matrix.tolist(), colours)]
-        return legend + table('Confusion matrix', ['true \\ predicted'] + names, rows, 'confusion')
+        upright = ' upright' if max(map(len, names)) > 3 else ''
+        return legend + table('Confusion matrix', ['true \\ predicted'] + names, rows, 'confusion' + upright)
     wrong = matrix * (1 - np.eye(len(names), dtype=int))
     pairs = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind='stable')[:CONFUSIONS], wrong.shape))
     rows = [[names[i], names[j], int(wrong[i, j]), int(matrix[i].sum())] for i, j in pairs if wrong[i, j]]

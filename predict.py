@@ -15,7 +15,7 @@ import numpy as np
 import record
 from utils import InputError, RunError, decode_image, image_files, list_image_folder, progress
 
-BATCH = 250         # images at most
+BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
 
 
 def predict(args):
@@ -23,14 +23,15 @@ def predict(args):
     if not os.path.isfile(args.model):
         raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % args.model)
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
-    from classifier import read_class_names     # imports TensorFlow: only now, when the files are known to be there
-    class_names = read_class_names(args.model)
+    from classifier import read_facts       # imports TensorFlow: only now, when the files are known to be there
+    facts = read_facts(args.model)
+    class_names = facts['class_names']
     for name in labeled_classes:
         if name not in class_names:
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
                 os.path.join(args.evaluate, name), ', '.join(class_names)))
 
-    probabilities, unreadable = classify(args.model, paths, args.device)
+    probabilities, unreadable = classify(paths, args.model, facts['fit'], args.device)
     for error in unreadable.values():
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]
@@ -70,17 +71,18 @@ def find_images(paths):
     return found
 
 
-def classify(model_path, paths, device):
+def classify(paths, model_path, fit, device):
     """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
 
-    The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
     import runtime
     device, _ = runtime.choose_device(device)
     with runtime.open_session(device):
         model = runtime.keras.models.load_model(model_path, compile=False)
-        count = math.ceil(len(paths) / BATCH)
-        batches = decode_batches(paths, int(model.input_shape[1]), math.ceil(len(paths) / count))
+        image_size = int(model.input_shape[1])
+        count = math.ceil(len(paths) / max(1, BATCH_PIXELS // image_size ** 2))
+        batches = decode_batches(paths, image_size, fit, math.ceil(len(paths) / count))
         outputs, unreadable = [], {}
         for images, errors in progress(batches, count, 'Classifying %d images (%s)' % (len(paths), device)):
             outputs.append(model.predict_on_batch(images))
@@ -88,8 +90,8 @@ def classify(model_path, paths, device):
     return np.concatenate(outputs)[:len(paths)], unreadable
 
 
-def decode_batches(paths, image_size, size):
-    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}); the next ones are decoded meanwhile.
+def decode_batches(paths, image_size, fit, size):
+    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}), while the next ones are decoded.
 
     Unreadable images, and what the last batch lacks, are black: a batch of another size would be another graph on an NPU.
     """
@@ -97,11 +99,11 @@ def decode_batches(paths, image_size, size):
 
     def decode(path):
         try:
-            return decode_image(path, image_size)
+            return decode_image(path, image_size, fit)
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, workers=os.cpu_count(), ahead=size))
+    decoded = enumerate(prefetch(decode, paths, workers=os.cpu_count(), ahead=size + os.cpu_count()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for place, (i, image) in zip(range(size), decoded):

@@ -14,8 +14,7 @@ import numpy as np
 
 import page
 import plots
-from flags import DEFINING
-from record import stored_record, write_whole
+from record import DEFINING, stored_record, write_whole
 from utils import InputError, RunError
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
@@ -144,8 +143,8 @@ def load_results(folders):
 
 
 def setting(result):
-    """What makes a run comparable to others: its flags but for the seed, and its images."""
-    return dict({name: result['flags'].get(name) for name in SETTINGS}, images=result['data_checksum'][:8])
+    """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack newer flags."""
+    return dict({name: result['flags'].get(name, DEFINING.get(name)) for name in SETTINGS}, images=result['data_checksum'][:8])
 
 
 def group(results):

@@ -43,6 +43,7 @@ def train_and_evaluate(args):
     import runtime
     import training
     from checkpoints import Checkpoints
+    from events import Events
     device, why = runtime.choose_device(args.device)
     options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
@@ -64,15 +65,20 @@ def train_and_evaluate(args):
         training.compile_model(model, runtime.optimizer(device, args.lr, training.MOMENTUM, options))
         evaluate = training.DenseEvaluator(inference_model, images.test, args.seed, args.flip, stop)
         checkpoints = Checkpoints(run.path('checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
+        progress = checkpoints.restore()
+        page = report.Report(args.result, dataset, labeled, args.epochs)
+        events = Events(args.result, progress.rows, batches[0][0])
 
         def after_epoch(rows):
             if args.eval_every and rows[-1]['epoch'] % args.eval_every == 0:
                 rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
             run.log(rows)
+            events.write(rows)
+            page.refresh(rows)
             print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
 
-        progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, checkpoints.restore(),
-                                  checkpoints.after_step, after_epoch, stop, runtime.profiler(device, options),
+        progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, progress, checkpoints.after_step,
+                                  after_epoch, stop, runtime.profiler(device, options),
                                   verbose=not args.quiet)
         checkpoints.save(progress)
         clock.lap('training')
@@ -81,6 +87,7 @@ def train_and_evaluate(args):
         model = classifier.build_classifier(args.network, inference_model, images.whitener)
         classifier.save_classifier(run.path('sesemi.h5'), model, dataset.class_names, args.fit)
     run.finish(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
+    page.finish(progress.rows, dense)
     return run.error_rate
 
 

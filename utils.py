@@ -299,8 +299,8 @@ class TwoBranchBatches:
 
     labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self branch draws from
     (for asl the labeled images again; None for the supervised method, which has no self branch). labels_one_hot: (n, classes).
-    A step takes batch_size images for the self branch, six views of each, and as many labeled ones as there are views, or
-    batch_size without `oversample`. Each branch walks through its images pass after pass, each in a fresh order;
+    A step takes batch_size images for the self branch, six views of each, and as many labeled images as there are views; without
+    `oversample` only batch_size labeled images, each augmented six times. Each branch walks through its images pass after pass, each in a fresh order;
     the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
     """
 
@@ -309,19 +309,18 @@ class TwoBranchBatches:
         self.labeled_images, self.labels = labeled_images, np.asarray(labels_one_hot, np.float32)
         self.unlabeled_images = unlabeled_images
         self.batch_size, self.flip = batch_size, flip
-        self.super_size = batch_size * (len(PROXY_TRANSFORMS) if oversample else 1)
+        self.super_size, self.copies = batch_size * len(PROXY_TRANSFORMS), 1 if oversample else len(PROXY_TRANSFORMS)
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self._order = functools.lru_cache(maxsize=8)(self._draw_order)    # spares drawing a long pass at every step
 
     @property
     def images_per_step(self):
         """How many images a step processes, both branches together."""
-        views = 0 if self.unlabeled_images is None else self.batch_size * len(PROXY_TRANSFORMS)
-        return self.super_size + views
+        return self.super_size * (1 if self.unlabeled_images is None else 2)
 
     def __getitem__(self, t):
         """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
-        indices, images, rng = self._draw(SUPER, self.labeled_images, self.super_size, t)
+        indices, images, rng = self._draw(SUPER, self.labeled_images, self.super_size, t, self.copies)
         if self.flip:
             mirrored = rng.integers(2, size=len(images)) == 1
             images[mirrored] = flip_left_right(images[mirrored])
@@ -334,13 +333,15 @@ class TwoBranchBatches:
             targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
         return inputs, targets
 
-    def _draw(self, branch, images, size, t):
-        """The indices, the shifted copies of a branch's next `size` images and the generator for what follows."""
+    def _draw(self, branch, images, size, t, copies=1):
+        """A branch's next `size` images, `copies` of each among them: their indices, shifted copies, and the generator to go on with."""
         rng = generator(self.seed, branch, t, self.rank)
-        positions = (t * self.ranks + self.rank) * size + np.arange(size)
+        count = size // copies
+        positions = (t * self.ranks + self.rank) * count + np.arange(count)
         passes, places = np.divmod(positions, len(images))
         indices = np.concatenate([self._order(branch, len(images), number)[places[passes == number]]
                                   for number in range(passes[0], passes[-1] + 1)])
+        indices = np.repeat(indices, copies)
         return indices, shift(images, *draw_shifts(rng, size), indices=indices), rng
 
     def _draw_order(self, branch, n, number):

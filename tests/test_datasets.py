@@ -84,7 +84,8 @@ def test_a_sixth_is_held_out_without_a_test_folder(tmp_path, below, capsys):
 
 def test_class_of_one_image_without_a_test_folder(tmp_path):
     write_classes(tmp_path, {'cat': 3, 'dog': 1})
-    assert refusal('folder', str(tmp_path)).startswith('{}/dog: holds one image'.format(tmp_path))
+    sentence = refusal('folder', str(tmp_path))
+    assert sentence.startswith(str(tmp_path)) and 'class dog has one image' in sentence
 
 
 def test_unlabeled_folder_joins_on_demand(tmp_path):
@@ -105,6 +106,51 @@ def test_image_size(tmp_path):
     write_classes(tmp_path / 'test', {'cat': 1, 'dog': 1})
     dataset = datasets.load_dataset('folder', str(tmp_path), 16)
     assert dataset.train_images.shape == dataset.test_images.shape == (2, 16, 16, 3)
+
+
+# A list of files
+
+
+def write_list(path, *lines, encoding='utf-8'):
+    path.write_bytes('\n'.join(lines).encode(encoding))
+    return str(path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_list_of_files(tmp_path, monkeypatch, encoding):
+    images = write_classes(tmp_path / 'scans', {'x': 6})
+    path = write_list(
+        tmp_path / 'list.CSV', 'split,label,path', 'train,dög,scans/x/004.png', ',cat,scans/x/001.png', 'test,dög,scans/x/002.png',
+        'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', encoding=encoding)
+    monkeypatch.chdir(tmp_path)
+    for given in path, 'list.CSV':
+        dataset = datasets.load_dataset('folder', given)
+        assert dataset.class_names == ['cat', 'dög']
+        same_images(dataset.train_images, images[[4, 1, 0]])
+        same_images(dataset.test_images, images[[2]])
+        same_images(dataset.unlabeled_images, images[[3]])
+        assert dataset.train_labels.tolist() == [1, 0, 0] and dataset.test_labels.tolist() == [1]
+        assert dataset.train_names == ['scans/x/004.png', 'scans/x/001.png', 'scans/x/000.png']
+    assert datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images is None
+
+
+def test_list_without_test_files(tmp_path, capsys):
+    write_classes(tmp_path, {'x': 14})
+    path = write_list(tmp_path / 'list.csv', 'path,label', *('x/{:03d}.png,{}'.format(i, 'ab'[i % 2]) for i in range(14)))
+    dataset = datasets.load_dataset('folder', path)
+    assert sorted(dataset.test_labels) == [0, 1] and len(dataset.train_labels) == 12
+    assert 'a sixth of each class, 2 of 14 images' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('lines, words', [
+    ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'), (['path,label', 'a.png,cat'], 'two classes'),
+    (['path,label,split', 'a.png,cat,val'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
+    (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
+    (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png'), (['path,label', 'a\0.png,cat'], '')])
+def test_list_that_does_not_do(tmp_path, lines, words):
+    write_image(tmp_path / 'a.png', np.zeros((32, 32, 3)))
+    sentence = refusal('folder', write_list(tmp_path / 'list.csv', *lines))
+    assert str(tmp_path) in sentence and words in sentence
 
 
 # CIFAR's official batches
@@ -363,7 +409,7 @@ def test_default_folders(tmp_path, monkeypatch):
     assert refusal('folder').startswith('--data folder needs --dataset DIR')
     assert refusal('svhn', 'nowhere').startswith('--dataset nowhere: no such file or folder')
     (tmp_path / 'notes.txt').write_text('')
-    assert refusal('cifar10', 'notes.txt').startswith('--dataset notes.txt: neither a folder nor a CIFAR .tar.gz archive')
+    assert refusal('cifar10', 'notes.txt').startswith('--dataset notes.txt: neither a folder')
 
 
 # SVHN and digits

@@ -1,4 +1,4 @@
-"""Which device a run is on and how. The NPU is played by tests/stand_ins/npu_bridge, in processes of their own: it patches TensorFlow."""
+"""Which device a run is on and how. tests/stand_ins/npu_bridge plays the NPU, in processes of its own: it patches TensorFlow."""
 import importlib.util
 import json
 import os
@@ -27,7 +27,7 @@ def npu_run(tmp_path_factory):
     code = copy_project(root / 'code')
     status, out, err = run(
         'bash', code / 'run_1p.sh', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1', '--epochs', '2',
-        '--image-size', '8', '--result', root / 'result', '--device', 'npu', '--precision-mode', 'allow_mix_precision',
+        '--image-size', '16', '--result', root / 'result', '--device', 'npu', '--precision-mode', 'allow_mix_precision',
         '--over-dump', '--profiling', '--autotune', '--eval-every', '1',
         cwd=root, PYTHONPATH=str(STAND_INS), NPU_BRIDGE_RECORD=str(root / 'record.json'))
     assert status == 0, out + err
@@ -72,9 +72,8 @@ def test_npu_learning_rate_changes_at_each_step(npu_run):
 
 def test_npu_compiles_one_training_and_one_evaluation_graph(npu_run):
     training, evaluation = function(npu_run, 'self_data', 'super_data'), function(npu_run, 'super_data')
-    assert training['batches'] == [[[6, 8, 8, 3], [6, 8, 8, 3]]]
-    assert evaluation['batches'] == [[[178, 8, 8, 3]]]      # 355 test images in two batches
-    assert len(evaluation['learning_rates']) == 3 * 2 * 4   # evaluations, batches, views
+    assert training['batches'] == [[[6, 16, 16, 3], [6, 16, 16, 3]]]
+    assert evaluation['batches'] == [[[178, 16, 16, 3]]]      # 355 test images in two batches
     assert len(npu_run[0]['npu_sessions'][0]['functions']) == 2
 
 
@@ -168,15 +167,16 @@ def adapter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('code, part', [
     (None, 'ModuleNotFoundError: '),
-    ('raise OSError("libge_runner.so: cannot open shared object file")', 'OSError: libge_runner.so: cannot open shared object file'),
+    ('raise OSError("libge_runner.so: cannot open shared object")', 'OSError: libge_runner.so: cannot open shared object'),
     ('import numpy.no_such_part', "ModuleNotFoundError: No module named 'numpy.no_such_part'")])
 def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
     adapter(code)
-    status = train_evaluate_sesemi.main(['--data', 'digits', '--labels', '10', '--device', 'npu', '--result', str(tmp_path / 'result')])
+    result = tmp_path / 'result'
+    status = train_evaluate_sesemi.main(['--data', 'digits', '--labels', '10', '--device', 'npu', '--result', str(result)])
     out, err = capsys.readouterr()
     assert (status, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('--device npu: the Ascend adapter npu_bridge cannot be imported (') and part in err
-    assert not (tmp_path / 'result/args.json').exists()
+    assert not (result / 'args.json').exists()
 
 
 @pytest.mark.parametrize('installed', [True, False])
@@ -186,7 +186,7 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
     for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
-    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'davinci[0-9]*'))
+    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / os.path.basename(runtime.NPU_NODES)))
     monkeypatch.setattr(runtime, '_gpus', lambda: ['GPU'] if gpu else [])
     (tmp_path / 'davinci_manager').write_text('')
     if node:

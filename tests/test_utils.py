@@ -133,6 +133,21 @@ def test_decode_resizes_bilinearly(tmp_path, height, width):
     assert utils.decode_image(str(tmp_path / 'a.png'), 20).shape == (20, 20, 3)
 
 
+@pytest.mark.parametrize('fit, left_column, middle_row', [
+    ('stretch', {'red': 32}, {'red': 8, 'green': 16, 'blue': 8}), ('crop', {'green': 32}, {'green': 32}),
+    ('pad', {'black': 8, 'red': 16, 'black again': 8}, {'red': 8, 'green': 16, 'blue': 8})])
+def test_decode_fits_images_that_are_not_square(tmp_path, fit, left_column, middle_row):
+    """An image of a red, a green and a blue part side by side, and the same on its side."""
+    wide = np.repeat([[QUARTERS['red'], QUARTERS['green'], QUARTERS['green'], QUARTERS['blue']]], 16, axis=1).repeat(32, axis=0)
+    write_image(tmp_path / 'wide.png', wide)
+    write_image(tmp_path / 'high.png', wide.transpose(1, 0, 2))
+    image = utils.decode_image(str(tmp_path / 'wide.png'), 32, fit)
+    np.testing.assert_array_equal(utils.decode_image(str(tmp_path / 'high.png'), 32, fit), image.transpose(1, 0, 2))
+    for line, parts in (image[:, 0], left_column), (image[16], middle_row):
+        expected = np.repeat([QUARTERS.get(name, (0, 0, 0)) for name in parts], list(parts.values()), axis=0)
+        assert (line != expected).any(axis=1).sum() <= 4        # where the resize mixes neighbours
+
+
 @pytest.mark.filterwarnings('ignore:Truncated File Read')
 @pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.gif', 'a.bmp', 'a.tif', 'a.webp', 'a.ppm'])
 @pytest.mark.parametrize('kept', [0, .01, .5, .9])
@@ -257,6 +272,16 @@ def test_whitening_applies_in_float32():
     images = utils.global_contrast_normalize(photos(30))
     whitener = utils.zca_whitener(images)
     np.testing.assert_array_equal(whitener(images.view(NoDoubles)), whitener(images))
+
+
+def test_channel_standardisation():
+    images = utils.global_contrast_normalize(photos(300))
+    standardiser = utils.fit_channel_standardizer(utils.chunks(images, 70))
+    standard = standardiser(images)
+    assert standard.dtype == np.float32
+    channels = images.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(standard.reshape(-1, 3), (channels - channels.mean(0)) / channels.std(0), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(standardiser(images.view(NoDoubles)), standard)
 
 
 # Choosing the labeled subset
@@ -400,8 +425,10 @@ def test_batch_shapes_and_targets():
 @pytest.mark.parametrize('options, super_size, self_size', [
     ({}, 96, 96), ({'oversample': False}, 16, 96), ({'batch_size': 5}, 30, 30)])
 def test_batch_sizes(options, super_size, self_size):
-    inputs, _ = batches_that_tell(batch_size=options.pop('batch_size', 16), **options)[0]
+    batches = batches_that_tell(batch_size=options.pop('batch_size', 16), **options)
+    inputs, _ = batches[0]
     assert (len(inputs['super_data']), len(inputs['self_data'])) == (super_size, self_size)
+    assert batches.images_per_step == super_size + self_size
 
 
 def test_batch_depends_on_its_step_alone():
@@ -516,7 +543,7 @@ def test_supervised_draws_the_super_branch_of_asl():
     asl, supervised = batches_that_tell(50, 50), batches_that_tell(50, None)
     for t in 0, 9:
         inputs, targets = supervised[t]
-        assert set(inputs) == {'super_data'} and set(targets) == {'super_clf'}
+        assert set(inputs) == {'super_data'} and set(targets) == {'super_clf'} and supervised.images_per_step == 24
         assert inputs['super_data'].tobytes() == asl[t][0]['super_data'].tobytes()
         assert targets['super_clf'].tobytes() == asl[t][1]['super_clf'].tobytes()
 

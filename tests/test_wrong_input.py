@@ -199,7 +199,7 @@ def test_result_that_cannot_be_written(refuses, images, tmp_path):
 def a_run(result, images):
     """Record the start of a run as the script does."""
     args = flags.parse_args(folder(str(images), '--result', str(result)))
-    record.Run(str(result)).start(vars(args), datasets.load_dataset('folder', str(images)), [0, 1, 6, 7])
+    record.Run(str(result), vars(args)).start(datasets.load_dataset('folder', str(images)), [0, 1, 6, 7])
 
 
 def test_result_that_holds_a_run(refuses, images, tmp_path):

@@ -155,7 +155,7 @@ def test_scripts_leave_each_others_results_and_start_again(zoo):
 def test_whole_program(tmp_path):
     tests = copy_project(tmp_path / 'code') / 'tests'
     status, out, err = run('bash', FULL, '--data_path=x', '--data=digits', '--network=nin', '--epochs=2', '--labels=20',
-                           '--batch_size=2', '--image_size=8', '--device=cpu', cwd=tests)
+                           '--batch_size=2', '--image_size=16', '--device=cpu', cwd=tests)
     assert (status, err) == (0, ''), out + err
     output = tests / 'output/0'
     record = json.loads((output / 'result_acc/result.json').read_text())

@@ -58,9 +58,9 @@ rm -rf "$result" "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_l
 
 status=0
 # The braces keep what bash itself says of a killed training off the screen.
-{ PYTHON=$python bash "$tests/../run_1p.sh" "--dataset=$data_path" "${flags[@]}" >"$log" 2>&1; } 2>/dev/null || status=$?
+{ bash "$tests/../run_1p.sh" "--dataset=$data_path" "${flags[@]}" >"$log" 2>&1; } 2>/dev/null || status=$?
 [[ $status == 0 ]] ||
-    error "the training failed with status $status, its last words were '$(tail -n 1 "$log")', its whole output is in $log" "$status"
+    error "the training failed with status $status; its last words: '$(tail -n 1 "$log")'; its whole output: $log" "$status"
 
 "$python" - "$variant" "$output" "$result" "$SECONDS" <<'END'
 import csv

@@ -21,7 +21,7 @@ def copy_project(folder):
     """The whole program, whose network nin is one convolution."""
     (folder / 'networks').mkdir(parents=True)
     (folder / 'tests').mkdir()
-    for pattern in '*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'tests/*.sh':
+    for pattern in '*.py', '*.sh', '*.html', 'requirements.txt', 'networks/*.py', 'tests/*.sh':
         for path in PROJECT.glob(pattern):
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))
     (folder / 'networks/nin.py').write_text(SMALL_NIN)
@@ -37,8 +37,8 @@ def write_run_1p(folder, script):
 
 def start(*command, cwd, **environment):
     """Start a command with the tests' interpreter as the one that run_1p.sh uses, outside of any job."""
-    inherited = {name: value for name, value in os.environ.items()
-                 if name not in ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'PYTHONPATH')}
+    inherited = {name: value for name, value in os.environ.items() if name not in (
+        'RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'PYTHONPATH', 'PYTHONUNBUFFERED')}
     return subprocess.Popen(
         list(map(str, command)), cwd=str(cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         universal_newlines=True, env=dict(inherited, PYTHON=sys.executable, **environment))

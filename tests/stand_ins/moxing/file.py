@@ -47,6 +47,7 @@ def shift(*arguments):
 
 def _path(url):
     scheme, found, path = url.partition('://')
+    assert not found or '//' not in path, path + ' names another object than with one slash'
     return os.path.join(os.environ['MOXING_ROOT'], path.rstrip('/')) if found else url
 
 
