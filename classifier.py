@@ -14,7 +14,7 @@ from networks import TRUNKS
 from networks.sesemi import head
 from record import write_whole
 from runtime import keras
-from utils import ChannelStandardizer, InputError, Whitener
+from utils import ChannelStandardizer, Whitener
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
@@ -65,7 +65,7 @@ def save_classifier(path, model, class_names, fit='stretch'):
     memory = io.BytesIO()
     with h5py.File(memory, 'w') as file:
         model.save(file, include_optimizer=False)
-        file.attrs['model_config'] = json.dumps(portable_config(json.loads(_text(file.attrs['model_config'])))).encode()
+        file.attrs['model_config'] = json.dumps(portable_config(json.loads(file.attrs['model_config']))).encode()
         file.attrs['keras_version'] = b'2.2.4-tf'
         file.attrs['sesemi'] = json.dumps({'class_names': class_names, 'fit': fit}).encode()
     write_whole(path, memory.getvalue())
@@ -80,18 +80,3 @@ def portable_config(config):
     return {'class_name': 'Model', 'config': {
         'name': 'sesemi', 'layers': layers,
         'input_layers': config['config']['input_layers'], 'output_layers': config['config']['output_layers']}}
-
-
-def read_facts(path):
-    """What is saved with a classifier: {'class_names': [...], 'fit': ...}. Raises InputError when the file is not one that this program saved."""
-    try:
-        with h5py.File(path, 'r') as file:
-            return json.loads(_text(file.attrs['sesemi']))
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
-                         % (path, error)) from None
-
-
-def _text(attribute):
-    """An h5 attribute as str: h5py 2 gives bytes where h5py 3 gives str."""
-    return attribute.decode() if isinstance(attribute, bytes) else str(attribute)

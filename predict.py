@@ -20,12 +20,9 @@ BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of t
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    if not os.path.isfile(args.model):
-        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % args.model)
-    paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
-    from classifier import read_facts       # imports TensorFlow: only now, when the files are known to be there
-    facts = read_facts(args.model)
+    facts = record.read_facts(args.model)
     class_names = facts['class_names']
+    paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
         if name not in class_names:
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
@@ -76,7 +73,7 @@ def classify(paths, model_path, fit, device):
 
     fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    import runtime
+    import runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = runtime.choose_device(device)
     with runtime.open_session(device):
         model = runtime.keras.models.load_model(model_path, compile=False)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import PIL
 
@@ -148,6 +149,21 @@ def stored_record(folder):
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, error)) from None
 
 
+def read_facts(path):
+    """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of utils.FITS}.
+
+    Raises InputError when the file is not one that this program saved.
+    """
+    if not os.path.isfile(path):
+        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
+    try:
+        with h5py.File(path, 'r') as file:
+            return json.loads(file.attrs['sesemi'])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
+                         % (path, error)) from None
+
+
 def data_checksum(dataset):
     """SHA-256 over all images and labels and the class names."""
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
@@ -188,7 +204,7 @@ def write_whole(path, data):
     except OSError as error:
         if os.path.exists(beside):
             os.remove(beside)
-        raise InputError('%s: cannot be written (%s); make room or give another --result. What was saved before is whole.'
+        raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
                          % (path, error.strerror)) from None
 
 
@@ -203,4 +219,4 @@ def write_table(path, rows):
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
     table.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text

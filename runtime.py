@@ -58,6 +58,7 @@ def choose_device(requested='auto'):
     elif not glob.glob(NPU_NODES):
         npu = 'npu_bridge but no %s' % NPU_NODES
     else:
+        _adapter()
         return 'npu', 'npu_bridge and %s are there' % glob.glob(NPU_NODES)[0]
     return ('gpu', npu + '; TensorFlow finds a GPU') if _gpus() else ('cpu', npu + '; TensorFlow finds no GPU')
 

@@ -132,11 +132,15 @@ def prefetch(make, keys, workers=2, ahead=4):
     """Yield make(key) for each key in order, made ahead in threads: numpy's generators and copies release the interpreter."""
     keys, pending = iter(keys), collections.deque()
     with ThreadPoolExecutor(workers) as pool:
-        while True:
-            pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
-            if not pending:
-                return
-            yield pending.popleft().result()
+        try:
+            while True:
+                pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:        # whoever stops taking them, as after Ctrl-C, does not wait for those not begun
+            for future in pending:
+                future.cancel()
 
 
 class StopSignals:

@@ -237,3 +237,10 @@ def test_options_put_their_folders_below_the_result():
 def test_options_that_a_device_has_not(device, given, part):
     with pytest.raises(runtime.InputError, match=part):
         options(device, **given)
+
+
+def test_auto_with_device_node_and_broken_adapter(adapter, monkeypatch, tmp_path):
+    adapter('raise OSError("libge_runner.so is missing")')
+    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path))
+    with pytest.raises(runtime.InputError, match='libge_runner.so is missing'):
+        runtime.choose_device('auto')

@@ -422,13 +422,27 @@ def test_batch_shapes_and_targets():
     np.testing.assert_array_equal(targets['super_clf'], np.eye(7)[Told(inputs['super_data']).indices % 7])
 
 
-@pytest.mark.parametrize('options, super_size, self_size', [
-    ({}, 96, 96), ({'oversample': False}, 16, 96), ({'batch_size': 5}, 30, 30)])
-def test_batch_sizes(options, super_size, self_size):
-    batches = batches_that_tell(batch_size=options.pop('batch_size', 16), **options)
+@pytest.mark.parametrize('oversample', [True, False])
+@pytest.mark.parametrize('batch_size', [5, 16])
+def test_batch_sizes(batch_size, oversample):
+    batches = batches_that_tell(batch_size=batch_size, oversample=oversample)
     inputs, _ = batches[0]
-    assert (len(inputs['super_data']), len(inputs['self_data'])) == (super_size, self_size)
-    assert batches.images_per_step == super_size + self_size
+    assert len(inputs['super_data']) == len(inputs['self_data']) == 6 * batch_size
+    assert batches.images_per_step == 12 * batch_size
+
+
+def test_without_oversampling_each_labeled_image_is_augmented_six_times():
+    batches = batches_that_tell(50, 90, oversample=False)
+    seen = told(batches, 'super', 100)
+    np.testing.assert_array_equal(seen.indices.reshape(-1, 6), seen.indices[::6, None].repeat(6, axis=1))
+    passes = seen.indices[::6].reshape(-1, 50)
+    np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(50), (8, 1)))
+    noise = seen.noise.reshape(-1, 6, SIZE, SIZE, 3)
+    assert abs((noise[:, 1:] * noise[:, :-1]).mean()) < .0005
+    for drawn in seen.dy, seen.dx, seen.flipped:
+        assert (drawn.reshape(-1, 6) != drawn[::6, None]).any(axis=0)[1:].all()
+    np.testing.assert_array_equal(batches[7][1]['super_clf'], np.eye(7)[Told(batches[7][0]['super_data']).indices % 7])
+    np.testing.assert_array_equal(batches[7][0]['self_data'], batches_that_tell(50, 90)[7][0]['self_data'])
 
 
 def test_batch_depends_on_its_step_alone():
