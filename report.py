@@ -12,8 +12,7 @@ import time
 
 import numpy as np
 
-import page
-import plots
+from reporting import page, plots
 from record import DEFINING, stored_record, write_whole
 from utils import InputError, RunError
 

@@ -43,7 +43,7 @@ def train_and_evaluate(args):
     import runtime
     import training
     from checkpoints import Checkpoints
-    from events import Events
+    from reporting.events import Events
     device, why = runtime.choose_device(args.device)
     options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)

@@ -20,8 +20,7 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
-import events
-import plots
+from reporting import events, plots
 import report
 import utils
 from datasets import Dataset

@@ -20,8 +20,9 @@ def trunk(dropout=0.0, seed=0):
 def copy_project(folder):
     """The whole program, whose network nin is one convolution."""
     (folder / 'networks').mkdir(parents=True)
-    (folder / 'tests').mkdir()
-    for pattern in '*.py', '*.sh', '*.html', 'requirements.txt', 'networks/*.py', 'tests/*.sh':
+    for name in 'tests', 'reporting':
+        (folder / name).mkdir()
+    for pattern in '*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'reporting/*.*', 'tests/*.sh':
         for path in PROJECT.glob(pattern):
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))
     (folder / 'networks/nin.py').write_text(SMALL_NIN)
