@@ -120,8 +120,8 @@ def write_list(path, *lines, encoding='utf-8'):
 def test_list_of_files(tmp_path, monkeypatch, encoding):
     images = write_classes(tmp_path / 'scans', {'x': 6})
     path = write_list(
-        tmp_path / 'list.CSV', 'split,label,path', 'train,dög,scans/x/004.png', ',cat,scans/x/001.png', 'test,dög,scans/x/002.png',
-        'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', encoding=encoding)
+        tmp_path / 'list.CSV', 'split,label,path', 'train,dög,scans/x/004.png', ',cat,scans/x/001.png',
+        'test,dög,scans/x/002.png', 'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', encoding=encoding)
     monkeypatch.chdir(tmp_path)
     for given in path, 'list.CSV':
         dataset = datasets.load_dataset('folder', given)
@@ -143,7 +143,8 @@ def test_list_without_test_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('lines, words', [
-    ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'), (['path,label', 'a.png,cat'], 'two classes'),
+    ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'),
+    (['path,label', 'a.png,cat'], 'two classes'),
     (['path,label,split', 'a.png,cat,val'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png'), (['path,label', 'a\0.png,cat'], '')])
@@ -293,8 +294,8 @@ def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, place, protocol
     tricks = [pickle.dumps(Call(os.system, command), protocol), pickle.dumps({b'data': Call(eval, program)}, protocol)]
     tricks += [named_call(module, name, argument, protocol) for module, name, argument in [
         ('os', 'system', command), ('posix', 'system', command), ('subprocess', 'getoutput', command),
-        ('builtins', 'exec', program), ('__builtin__', 'eval', program), ('numpy', 'load', str(ran)), ('numpy', 'os.system', command),
-        ('numpy', 'ndarray.tofile', str(ran)), ('numpy.core.multiarray', 'os.system', command),
+        ('builtins', 'exec', program), ('__builtin__', 'eval', program), ('numpy', 'load', str(ran)),
+        ('numpy', 'os.system', command), ('numpy', 'ndarray.tofile', str(ran)), ('numpy.core.multiarray', 'os.system', command),
         ('numpy.core.multiarray', 'fromfile', str(ran)), ('numpy._core.multiarray', 'fromfile', str(ran)),
         ('numpy.f2py', 'compile', program), ('numpy.f2py.crackfortran', 'myeval', program),
         ('numpy.testing', 'runstring', program), ('numpy.core.numeric', 'frombuffer', b'1'), ('_codecs', 'lookup', 'utf-8'),
@@ -419,8 +420,8 @@ def write_svhn(folder, name, n, seed=0):
     from scipy.io import savemat
     rng = np.random.RandomState(seed)
     images, labels = rng.randint(0, 256, (n, 32, 32, 3)).astype(np.uint8), np.arange(1, n + 1) % 10
-    savemat(str(folder / name), {'X': images.transpose(1, 2, 3, 0), 'y': np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]},
-            do_compression=True)
+    column = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+    savemat(str(folder / name), {'X': images.transpose(1, 2, 3, 0), 'y': column}, do_compression=True)
     return images, labels
 
 

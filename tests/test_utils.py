@@ -70,8 +70,8 @@ def test_decode_formats(tmp_path, name, options):
 
 
 @pytest.mark.parametrize('mode, name, options, expected', [
-    ('1', 'a.png', {}, BLACK_AND_WHITE), ('L', 'a.png', {}, GREY), ('LA', 'a.png', {}, GREY), ('L', 'a.jpg', {'quality': 100}, GREY),
-    ('P', 'a.png', {}, quarters()), ('P', 'a.png', {'transparency': 2}, quarters()),
+    ('1', 'a.png', {}, BLACK_AND_WHITE), ('L', 'a.png', {}, GREY), ('LA', 'a.png', {}, GREY),
+    ('L', 'a.jpg', {'quality': 100}, GREY), ('P', 'a.png', {}, quarters()), ('P', 'a.png', {'transparency': 2}, quarters()),
     ('P', 'a.png', {'transparency': b'\x00\x80\xff\x20'}, quarters()), ('P', 'a.gif', {}, quarters()),
     ('RGBA', 'a.png', {}, quarters()), ('CMYK', 'a.jpg', {'quality': 100}, quarters()), ('CMYK', 'a.tif', {}, quarters())])
 def test_decode_modes(tmp_path, mode, name, options, expected, recwarn):
@@ -514,7 +514,8 @@ def test_flips():
 def test_noise_and_shifts(branch):
     seen = told(batches_that_tell(), branch, 250)
     assert abs(seen.noise.std() - .15) < .001 and abs(seen.noise.mean()) < .001
-    neighbours = seen.noise[:, 1:] * seen.noise[:, :-1], seen.noise[..., 1:] * seen.noise[..., :-1], seen.noise[1:] * seen.noise[:-1]
+    noise = seen.noise
+    neighbours = noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1], noise[..., 1:] * noise[..., :-1]
     assert max(abs(product.mean()) for product in neighbours) < .0005       # .0225 if they were equal
     tail = (abs(seen.noise) > .3).mean()
     assert abs(tail - .0455) < .003                                         # a Gaussian's part beyond two sigma

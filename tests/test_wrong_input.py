@@ -193,7 +193,7 @@ def test_missing_package(refuses, tmp_path, data, module):
 def test_result_that_cannot_be_written(refuses, images, tmp_path):
     (tmp_path / 'file').write_text('')
     for result in tmp_path / 'file', tmp_path / 'file/below', '/proc/nope', '/proc':
-        refuses(folder(images, '--result', result), result, '--result')
+        refuses(folder(images, '--result', result), result, 'cannot be')
 
 
 def a_run(result, images):
