@@ -2,15 +2,18 @@
 SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
 """
 import csv
+import gzip
+import io
 import os
 import pickle
 import tarfile
+import zlib
 from typing import List, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
-from utils import InputError, decode_images, hold_out, image_files, list_image_folder
+from utils import InputError, decode_images, hold_out, image_files, list_image_folder, reason
 
 
 class Preset(NamedTuple):
@@ -56,14 +59,16 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
         directory = _default_directory(data)
     if not os.path.exists(directory):
         raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.' % directory)
-    archive = _find(directory, CIFAR_ARCHIVES.values())
-    if archive:
-        return _resized(_load_cifar(data, _read_archive(archive), archive), image_size)
-    batch = _find(directory, CIFAR_FILES, inside=CIFAR_FOLDERS)
-    if batch:
-        folder = os.path.dirname(batch)
-        return _resized(_load_cifar(data, _read_batches(folder), folder), image_size)
+    for name in sorted(CIFAR_ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
+        archive = _find(directory, [CIFAR_ARCHIVES[name]])
+        if archive:
+            return _resized(_load_cifar(data, _read_archive(archive), archive), image_size)
+        batch = _find(directory, CIFAR_FILES, inside=(CIFAR_FOLDERS[name], ''))
+        if batch:
+            folder = os.path.dirname(batch)
+            return _resized(_load_cifar(data, _read_batches(folder), folder), image_size)
     if _find(directory, SVHN_FILES):
+        _check_name(data, 'svhn', directory)
         return _resized(_load_svhn(directory), image_size)
     load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
     return load(directory, image_size, fit, with_unlabeled)
@@ -75,6 +80,12 @@ def _find(directory, names, inside=('',)):
         return directory if directory.endswith(('.tar.gz', '.tgz')) else None
     paths = (os.path.join(directory, folder, name) for folder in inside for name in names)
     return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _check_name(data, found, source):
+    """Raises InputError when official files are of another data set, whose preset would then be the wrong one."""
+    if data not in (found, 'folder'):
+        raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
 
 
 def _default_directory(data):
@@ -109,7 +120,7 @@ def _load_folders(directory, image_size, fit, with_unlabeled):
                 raise InputError('%s: no such class in %s; add its training images or remove the folder.'
                                  % (os.path.join(test, name), train))
         test_labels = np.array([class_names.index(name) for name in test_classes])[test_labels]
-    extra = image_files(unlabeled) if with_unlabeled and os.path.isdir(unlabeled) else []
+    extra = [path for folder, _, _ in sorted(os.walk(unlabeled)) for path in image_files(folder)] if with_unlabeled else []
     return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit)
 
 
@@ -120,12 +131,14 @@ def _load_list(path, image_size, fit, with_unlabeled):
         with open(path, newline='', encoding='utf-8-sig') as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError('%s: cannot be read as a CSV file (%s).' % (path, error)) from None
+        raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.' % (path, reason(error))) from None
     if not rows or not {'path', 'label'} <= set(rows[0]):
         raise InputError('%s: needs a header with the columns path, label and split, and a line for each image.' % path)
     parts = {'train': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
         part = row.get('split') or 'train'
+        if not row['path']:
+            raise InputError('%s, line %d: has no path; add it or remove the line.' % (path, line))
         if part not in ('train', 'test') or part == 'test' and not row['label']:
             raise InputError('%s, line %d: split must be train or test, and a test image needs a label.' % (path, line))
         parts[part if row['label'] else 'unlabeled'].append((os.path.join(directory, row['path']), row['label']))
@@ -163,7 +176,7 @@ def _read_files(directory, class_names, paths, labels, test_paths, test_labels, 
 # CIFAR's official batches ---------------------------------------------------------------------------------------------
 
 CIFAR_ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
-CIFAR_FOLDERS = ('', 'cifar-10-batches-py', 'cifar-100-python')
+CIFAR_FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 CIFAR_SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
                 'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
 CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
@@ -176,15 +189,14 @@ def _load_cifar(data, files, source):
     if not files:
         raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
     found = 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
-    if data.startswith('cifar') and data != found:
-        raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
+    _check_name(data, found, source)
     train, test, meta, labels_key, names_key = CIFAR10 if found == 'cifar10' else CIFAR100
     try:
         class_names = [name.decode() for name in files[meta][names_key]]
         parts = [_cifar_arrays(files[name], labels_key, len(class_names)) for name in train + [test]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:      # a pickle holds anything
         raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
-                         % (source, error or type(error).__name__)) from None
+                         % (source, reason(error))) from None
     train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
     test_images, test_labels = parts[-1]
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
@@ -203,13 +215,15 @@ def _cifar_arrays(batch, labels_key, classes):
 def _read_archive(path):
     files = {}
     try:
-        with tarfile.open(path, 'r:gz') as archive:
+        with gzip.open(path) as file:   # to its end, where the checksum is: nothing of a damaged archive is unpickled
+            whole = io.BytesIO(file.read())
+        with tarfile.open(fileobj=whole) as archive:
             for member in archive:
                 name = os.path.basename(member.name)
                 if member.isfile() and name in CIFAR_FILES:
                     files[name] = _unpickle(archive.extractfile(member), '%s in %s' % (name, path))
-    except (tarfile.TarError, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
-        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, error)) from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
+        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, reason(error))) from None
     return files
 
 
@@ -231,7 +245,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
         if (module.replace('numpy._core', 'numpy.core'), name) not in self.ALLOWED:
             raise pickle.UnpicklingError('it asks for %s.%s' % (module, name))
-        core = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'     # numpy 2 renamed it
+        core = 'numpy._core' if np.__version__[0] >= '2' else 'numpy.core'
         return super().find_class(module.replace('numpy._core', 'numpy.core').replace('numpy.core', core), name)
 
 
@@ -239,7 +253,7 @@ def _unpickle(file, what):
     try:
         return _ArraysOnly(file, encoding='bytes').load()
     except Exception as error:      # a damaged pickle raises nearly anything
-        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, error)) from None
+        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, reason(error))) from None
 
 
 def _download(data, directory):
@@ -251,10 +265,11 @@ def _download(data, directory):
         keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=directory, cache_subdir='',
                              file_hash=CIFAR_SHA256[data])
     except Exception as error:      # get_file raises a plain Exception
-        if not os.listdir(directory):
-            os.rmdir(directory)
         raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
-                         % (directory, ' '.join(str(error).split()), name)) from None
+                         % (directory, reason(error), name)) from None
+    finally:
+        if os.path.isdir(directory) and not os.listdir(directory):      # also after Ctrl-C: it would not be tried again
+            os.rmdir(directory)
 
 
 # SVHN and digits ----------------------------------------------------------------------------------------------------
@@ -276,7 +291,7 @@ def _load_svhn(directory):
             if images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
                 raise ValueError('images %s, labels %s' % (images.shape, labels.shape))
         except Exception as error:  # a damaged file raises nearly anything
-            raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, error)) from None
+            raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
         parts += [np.ascontiguousarray(images, np.uint8), labels, [str(i) for i in range(len(labels))]]
     return Dataset(*parts, class_names=[str(digit) for digit in range(10)])
 

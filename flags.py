@@ -51,7 +51,7 @@ def _parser():
     data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or the official '
                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
-    data.add_argument('--split-seed', type=_whole(0), metavar='N', help='chooses which (default: 1, the published split)')
+    data.add_argument('--split-seed', type=_whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
     data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
@@ -105,10 +105,11 @@ def _switched(text):
 _SWITCH = {'nargs': '?', 'const': True, 'type': _switched, 'metavar': 'True|False'}     # job parameters always have a value
 
 
-def _whole(least):
+def _whole(least, most=None):
     def parse(text):
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError('%s is not a whole number from %d up' % (text, least))
+        if not text.isdecimal() or int(text) < least or most and int(text) > most:
+            raise argparse.ArgumentTypeError('%s is not a whole number from %d %s' % (
+                text, least, 'to %d' % most if most else 'up'))
         return int(text)
     return parse
 

@@ -10,11 +10,10 @@ import subprocess
 import sys
 import time
 
-import h5py
 import numpy as np
 import PIL
 
-from utils import InputError
+from utils import InputError, reason
 
 # What makes a run the one it is, and its default: with another value it is another run.
 DEFINING = {
@@ -51,33 +50,37 @@ class Run:
         write_whole(self.path('.writable'), b'')
         os.remove(self.path('.writable'))
         if os.path.exists(self.path('result.json')):
-            with open(self.path('result.json')) as file:
-                self.error_rate = json.load(file)['classification_error_rate']
+            self.error_rate = read_json(self.path('result.json'))['classification_error_rate']
 
     def path(self, name):
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
     def start(self, dataset, labeled):
-        """Record what the run is, or when resuming, see that it is the same one. From here on the folder holds a run.
-
-        Raises InputError when the images differ from those the run was started with.
-        """
-        checksum = data_checksum(dataset)
+        """Record what the run is, unless it is resumed. From here on the folder holds a run."""
         if self.resuming:
-            if stored_record(self.folder)['data_checksum'] != checksum:
-                raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
-                                 'or another --result.' % self.folder)
             return
         write_table(self.path('labeled.csv'), [
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': self.flags, 'data_checksum': checksum})
+                                            'flags': self.flags, 'data_checksum': data_checksum(dataset)})
 
-    def read_split(self):
-        """The indices of the labeled images as the run was started: int64 (labels,)."""
-        with open(self.path('labeled.csv'), newline='') as file:
-            return np.array([int(row['index']) for row in csv.DictReader(file)])
+    def read_split(self, dataset):
+        """The indices of the labeled images as the run was started: int64 (labels,).
+
+        Raises InputError when they cannot be read, or when the images are not those the run was started with.
+        """
+        if stored_record(self.folder)['data_checksum'] != data_checksum(dataset):
+            raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
+                             'or another --result.' % self.folder)
+        try:
+            with open(self.path('labeled.csv'), newline='', encoding='utf-8') as file:
+                labeled = np.array([int(row['index']) for row in csv.DictReader(file)])
+            dataset.train_labels[labeled]       # an IndexError, if one is out of range or there are none
+            return labeled
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError('%s: not the labeled images of a run (%s); give another --result.'
+                             % (self.path('labeled.csv'), reason(error))) from None
 
     def log(self, rows):
         """Write log.csv, a row for each epoch so far."""
@@ -142,11 +145,19 @@ def stored_record(folder):
     path = os.path.join(folder, 'args.json')
     if not os.path.exists(path):
         return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get('flags'), dict) or 'data_checksum' not in record:
+        raise InputError('%s: not the record of a run; give another --result.' % path)
+    return record
+
+
+def read_json(path):
+    """What a JSON file of a run holds. Raises InputError when it is damaged."""
     try:
         with open(path) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise InputError('%s: not the record of a run (%s); give another --result.' % (path, error)) from None
+        raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
 
 
 def read_facts(path):
@@ -156,6 +167,7 @@ def read_facts(path):
     """
     if not os.path.isfile(path):
         raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
+    import h5py     # takes a third of a second, which only the use of a model needs
     try:
         with h5py.File(path, 'r') as file:
             return json.loads(file.attrs['sesemi'])
@@ -202,7 +214,7 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        if os.path.exists(beside):
+        if os.path.isfile(beside):
             os.remove(beside)
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
                          % (path, error.strerror)) from None

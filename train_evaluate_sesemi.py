@@ -7,6 +7,7 @@ Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2:
 import argparse
 import os
 import sys
+import warnings
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -28,11 +29,11 @@ def train_and_evaluate(args):
     """
     clock = record.Clock()
     run = record.Run(args.result, vars(args))
+    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, with_unlabeled=args.method == 'ssl')
+    labeled = run.read_split(dataset) if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     if run.error_rate is not None:
         print('%s holds the finished run.' % args.result)
         return run.error_rate
-    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, with_unlabeled=args.method == 'ssl')
-    labeled = run.read_split() if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     clock.lap('reading')
 
@@ -183,6 +184,7 @@ def train_runs(args):
 
 def main(argv):
     """Run the program; returns its exit status."""
+    warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
     try:
         train_runs(parse_args(argv))
         return 0

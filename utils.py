@@ -30,6 +30,11 @@ class InputError(RunError, ValueError):
     status = 2
 
 
+def reason(error):
+    """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has none."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 # Reading ------------------------------------------------------------------------------------------------------------
 
 FITS = {
@@ -58,7 +63,7 @@ def decode_image(path, image_size=32, fit='stretch'):
             return np.asarray(image)
     except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
         raise InputError('%s: cannot be read as an image (%s); replace or remove the file.'
-                         % (path, ' '.join(str(error).split()) or type(error).__name__)) from None
+                         % (path, reason(error))) from None
 
 
 def decode_images(paths, image_size=32, fit='stretch'):

@@ -145,6 +145,7 @@ def test_list_without_test_files(tmp_path, capsys):
 @pytest.mark.parametrize('lines, words', [
     ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'),
     (['path,label', 'a.png,cat'], 'two classes'),
+    (['label,path', 'cat,a.png', 'dog'], 'line 3'), (['path,label', ',cat'], 'line 2'),
     (['path,label,split', 'a.png,cat,val'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png'), (['path,label', 'a\0.png,cat'], '')])
@@ -266,6 +267,20 @@ def test_cifar_of_the_other_kind(tmp_path):
     assert refusal('cifar10', str(tmp_path)) == '--data cifar10: {} holds cifar100; say --data cifar100.'.format(tmp_path)
 
 
+@pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
+@pytest.mark.parametrize('packed', [[], ['cifar10'], ['cifar100'], ['cifar10', 'cifar100']])
+def test_both_cifars_in_a_folder(tmp_path, data, packed):
+    for kind in 'cifar10', 'cifar100':
+        files, images, labels = cifar_batches(kind)
+        if kind in packed:
+            pack(tmp_path / {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[kind], kind, files)
+        else:
+            unpack(tmp_path / FOLDERS[kind], files)
+        if kind == data:
+            expected = images, labels
+    assert_is_cifar(datasets.load_dataset(data, str(tmp_path)), data, *expected)
+
+
 class Call:
     """Pickled as the call of a function, which unpickling would make."""
 
@@ -329,6 +344,17 @@ def test_cut_off_cifar_archive(tmp_path, kept):
     assert str(path) in sentence and 'download' in sentence
 
 
+def test_cifar_archive_with_a_wrong_bit_is_not_unpickled(tmp_path, monkeypatch):
+    monkeypatch.delattr(datasets, '_unpickle')      # it may take all memory there is
+    path = pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', cifar_batches('cifar10', per_batch=1)[0])
+    whole = path.read_bytes()
+    for place in np.random.RandomState(0).randint(50, len(whole), 50):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        assert refusal('cifar10', str(tmp_path)).startswith('{}: not a whole .tar.gz archive ('.format(path))
+
+
 def test_empty_cifar_archive(tmp_path):
     path = pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', {})
     assert refusal('cifar10', str(tmp_path)).startswith('{}: holds no CIFAR batches'.format(path))
@@ -339,6 +365,12 @@ def test_cut_off_cifar_batch(tmp_path, kept):
     files = cifar_batches('cifar10')[0]
     files['data_batch_2'] = files['data_batch_2'][:int(kept * len(files['data_batch_2']))]
     unpack(tmp_path, files)
+    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+
+
+@pytest.mark.parametrize('content', [b'PK\x03\x04 a zip file\n', b'\x80\x04\x8c\x03a\nb\x8c\x01c\x93.', b'<html>\n', b'\x89PNG\r\n'])
+def test_other_file_in_a_cifar_batchs_place(tmp_path, content):
+    unpack(tmp_path, dict(cifar_batches('cifar10')[0], data_batch_2=content))
     assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
 
 
@@ -353,7 +385,7 @@ PIXELS = np.zeros((2, 3072), np.uint8)
 
 
 @pytest.mark.parametrize('content', [
-    [1, 2], None, {}, {b'data': PIXELS}, {b'data': PIXELS[:, :3000], b'labels': [0, 1]}, {b'data': PIXELS, b'labels': [0]},
+    [1, 2], np.zeros(3), None, {}, {b'data': PIXELS}, {b'data': PIXELS, b'labels': [0, 10 ** 30]}, {b'data': PIXELS[:, :3000], b'labels': [0, 1]}, {b'data': PIXELS, b'labels': [0]},
     {b'data': PIXELS, b'labels': [0, 10]}, {b'data': PIXELS, b'labels': [0, -1]}, {b'data': PIXELS, b'labels': [0, b'dog']},
     {b'data': PIXELS[:0], b'labels': []}, {'data': PIXELS, 'labels': [0, 1]}])
 def test_pickle_that_is_no_cifar_batch(tmp_path, content):
@@ -399,6 +431,25 @@ def test_download_that_fails(tmp_path, monkeypatch):
         sentence = refusal('cifar10')
         assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (URL fetch failure on https://x: None')
         assert 'put cifar-10-python.tar.gz there or give --dataset DIR' in sentence
+
+
+def test_download_that_is_interrupted_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def get_file(*args, **options):
+        raise KeyboardInterrupt
+
+    keras_that_fetches(monkeypatch, get_file)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            datasets.load_dataset('cifar10')
+
+
+def test_download_to_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'dataset').write_text('')
+    keras_that_fetches(monkeypatch, None)
+    assert refusal('cifar10').startswith('dataset/cifar-10: not found, and downloading it failed (')
 
 
 def test_default_folders(tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def test_flags(refuses, images, given, words):
 @pytest.mark.parametrize('given', [
     '--net nin', '--dat digits', 'word', '--lr', '--lr inf', '--lr 0', '--lr -.1', '--lr fast', '--device tpu', '--resume maybe',
     '--labels some', '--labels 1e3', '--labels ²', '--epochs 1e3', '--batch-size 0', '--seed=-1', '--seed x', '--split-seed -1',
+    '--split-seed 4294967296',
     '--eval-every -1', '--checkpoint-minutes 0'])
 def test_more_flags(given):
     """In this process, for speed."""
@@ -151,6 +152,13 @@ def test_damaged_image(refuses, own_images, name, damage):
     write_image(path, np.random.RandomState(0).randint(0, 256, (64, 64, 3)))
     path.write_bytes(damage(path.read_bytes()))
     refuses(folder(own_images), path, 'cannot be read as an image', 'replace or remove')
+
+
+def test_image_that_pillow_also_warns_of(refuses, own_images):
+    path = own_images / 'train/cat/a.tif'
+    write_image(path, np.zeros((40, 40, 3)))
+    path.write_bytes(path.read_bytes()[:40])
+    refuses(folder(own_images), path, 'cannot be read as an image')
 
 
 def test_test_class_that_train_lacks(refuses, own_images):
@@ -220,7 +228,32 @@ def test_resume_as_another_run(refuses, images, tmp_path, given, words):
     refuses(folder(images, '--resume', *given.split()), '--resume', 'the run in result', *words)
 
 
-def test_record_of_a_run_that_is_none(refuses, images, tmp_path):
-    (tmp_path / 'here/result/args.json').write_text('{"flags": ')
-    for resume in [], ['--resume'], ['--resume', 'auto']:
+@pytest.mark.parametrize('content', ['{"flags": ', '{}', '[1]', '{"flags": [1], "data_checksum": ""}', '{"flags": {}}'])
+def test_record_of_a_run_that_is_none(refuses, images, tmp_path, content):
+    (tmp_path / 'here/result/args.json').write_text(content)
+    for resume in [], ['--resume']:
         refuses(folder(images, *resume), 'result/args.json: not the record of a run', '--result')
+
+
+@pytest.mark.parametrize('name, content', [
+    ('labeled.csv', None), ('labeled.csv', ''), ('labeled.csv', 'index\n12\n'), ('labeled.csv', 'index\nx\n'), ('result.json', '{')])
+def test_resume_of_a_damaged_run(refuses, images, tmp_path, name, content):
+    a_run(tmp_path / 'here/result', images)
+    if content is None:
+        (tmp_path / 'here/result' / name).unlink()
+    else:
+        (tmp_path / 'here/result' / name).write_text(content)
+    refuses(folder(images, '--resume'), 'result/' + name, '--result')
+
+
+def test_resume_with_other_images(refuses, own_images, tmp_path):
+    a_run(tmp_path / 'here/result', own_images)
+    write_classes(own_images / 'train', {'cat': 7}, size=8)
+    refuses(folder(own_images, '--resume'), '--resume: the images are not those', 'the run in result', '--dataset')
+
+
+def test_resume_of_images_whose_names_are_any_bytes(start, own_images, tmp_path):
+    for path in sorted(own_images.glob('train/cat/*')):
+        path.rename(os.fsdecode(os.fsencode(str(path.with_suffix(''))) + b' caf\xe9.png'))
+    a_run(tmp_path / 'here/result', own_images)
+    assert start(*folder(own_images, '--resume')) == (1, 'TensorFlow is imported\n')
