@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 def command(data, result, *flags):
     return [sys.executable, os.path.join(TESTS, 'tiny_trunk.py'), '--data', 'folder', '--dataset', str(data), '--network', 'nin',
-            '--batch-size', '4', '--epochs', '3', '--labels', '24', '--result', str(result), *flags]
+            '--image-size', '16', '--batch-size', '4', '--epochs', '3', '--labels', '24', '--result', str(result), *flags]
 
 
 def run(*args, **options):
@@ -99,7 +99,7 @@ from tensorflow import keras
 result, data = sys.argv[1:]
 model = keras.models.load_model(result + '/sesemi.h5')
 files = [(i, data + '/test/%s/%02d.png' % (name, k)) for i, name in enumerate(('cat', 'dog', 'mouse')) for k in range(5)]
-images = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.BILINEAR)) for _, path in files])
+images = np.stack([np.asarray(Image.open(path)) for _, path in files])
 predicted = model.predict(images.astype('float32')).argmax(axis=1)
 print(np.mean(predicted != [i for i, _ in files]))
 '''
