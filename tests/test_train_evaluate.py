@@ -47,6 +47,12 @@ def run(*args, **options):
     return subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
 
 
+def sentence(done):
+    """What a failed run says last, below what TensorFlow itself may say at its import."""
+    assert 'Traceback' not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
 def weights(result):
     with h5py.File(str(result / 'sesemi.h5'), 'r') as file:
         found = {}
@@ -114,7 +120,7 @@ def test_one_seed_gives_one_model_and_a_finished_run_is_kept(finished, data, tmp
     result, printed = finished
     before = {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
     refused = run(*command(data, result))
-    assert refused.returncode == 2 and str(result) in refused.stderr and '--resume' in refused.stderr
+    assert refused.returncode == 2 and str(result) in sentence(refused) and '--resume' in sentence(refused)
     assert before == {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
     again = run(*command(data, tmp_path / 'again'))
     assert ERROR.search(again.stdout).group() == ERROR.search(printed).group()
@@ -182,8 +188,7 @@ def test_no_room_for_a_checkpoint_loses_nothing(data, tmp_path):
     assert checkpoints
     full = run(*command(data, result, '--epochs', '1000', '--resume', '--checkpoint-minutes', '0.0001'),
                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)))
-    assert full.returncode == 2 and 'Traceback' not in full.stderr
-    assert 'checkpoints' in full.stderr and len(full.stderr.strip().splitlines()) == 1
+    assert full.returncode == 2 and 'checkpoints' in sentence(full)
     assert checkpoints == {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
 
 
@@ -191,7 +196,7 @@ def test_no_room_for_a_checkpoint_loses_nothing(data, tmp_path):
     (['--network', 'wrn'], '--network'), (['--seed', '5'], '--seed'), (['--epochs', '4'], '--epochs'), (['--labels', '12'], '--labels')])
 def test_resuming_another_run_is_refused(finished, data, flags, named):
     done = run(*command(data, finished[0], '--resume', *flags))
-    assert done.returncode == 2 and named in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 2 and named in sentence(done)
 
 
 def test_resuming_on_other_images_is_refused(finished, data, tmp_path):
@@ -202,13 +207,13 @@ def test_resuming_on_other_images_is_refused(finished, data, tmp_path):
             for path in sorted((data / part / name).iterdir()):
                 Image.open(str(path)).transpose(Image.FLIP_LEFT_RIGHT).save(str(other / part / name / path.name))
     done = run(*command(other, finished[0], '--resume'))
-    assert done.returncode == 2 and '--dataset' in done.stderr
+    assert done.returncode == 2 and '--dataset' in sentence(done)
 
 
 def test_divergence_ends_with_status_3(data, tmp_path):
     done = run(*command(data, tmp_path / 'run', '--lr', '1e30'))
-    assert done.returncode == 3 and re.search(r'step \d+', done.stderr) and '--lr' in done.stderr
-    assert 'Traceback' not in done.stderr and not (tmp_path / 'run' / 'sesemi.h5').exists()
+    assert done.returncode == 3 and re.search(r'step \d+', sentence(done)) and '--lr' in sentence(done)
+    assert not (tmp_path / 'run' / 'sesemi.h5').exists()
 
 
 @pytest.mark.parametrize('flags, named', [
@@ -216,7 +221,7 @@ def test_divergence_ends_with_status_3(data, tmp_path):
 def test_what_the_device_has_not_is_refused(data, tmp_path, flags, named):
     done = run(*command(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])),
                env={**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'})
-    assert done.returncode == 2 and named in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and named in sentence(done)
     assert not (tmp_path / 'run' / 'args.json').exists()
 
 
