@@ -111,8 +111,10 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
                 name: progress.totals.get(name, 0) + value for name, value in figures.items()})
             if progress.step % steps_per_epoch == 0:
                 progress = close_epoch(progress)
-            after_step(progress, stop.number is not None)
-            stop.check()
+            stopping = stop.number is not None      # asked once: a signal that comes later waits for the next step
+            after_step(progress, stopping)
+            if stopping:
+                stop.check()
     return progress
 
 
