@@ -24,7 +24,8 @@ class Run:
     """A tiny run in a session of its own, stopped after `stop_after` steps."""
 
     def __init__(self, folder, stop_after=None, method='asl', lr=0.05, minutes=1e-9):
-        self.folder, self.stop_after, self.number, self.rates, self.rows = str(folder), stop_after, None, [], []
+        self.folder, self.stop_after, self.rates, self.rows = str(folder), stop_after, [], []
+        self.number = signal.SIGTERM if stop_after == 1 else None
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
             self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
@@ -42,7 +43,7 @@ class Run:
     def after_step(self, progress, stopping):
         self.rates.append(float(keras.backend.get_value(self.model.optimizer.lr)))
         self.checkpoints.after_step(progress, stopping)
-        if progress.step == self.stop_after:
+        if progress.step + 1 == self.stop_after:      # the signal comes within the last step
             self.number = signal.SIGTERM
 
     def check(self):
