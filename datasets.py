@@ -44,13 +44,14 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     test_names: List[str]
     class_names: List[str]
-    unlabeled_images: Optional[np.ndarray] = None       # beyond the training images; from an `unlabeled` folder
+    unlabeled_images: np.ndarray    # the training images, and behind them those of an `unlabeled` folder
 
 
-def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True):
+def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
     """Read the data set `data` (a key of PRESETS) from `directory`, or from where it is looked for by default.
 
     fit: a key of utils.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
+    decode: reads image files; cache.Cache has one that keeps what it read.
     Raises InputError naming the file or folder that is missing, damaged or not of a known form.
     """
     if data == 'digits':
@@ -71,7 +72,7 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
         _check_name(data, 'svhn', directory)
         return _resized(_load_svhn(directory), image_size)
     load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
-    return load(directory, image_size, fit, with_unlabeled)
+    return load(directory, with_unlabeled, lambda paths: decode(paths, image_size, fit))
 
 
 def _find(directory, names, inside=('',)):
@@ -102,7 +103,7 @@ def _default_directory(data):
 
 # Image files --------------------------------------------------------------------------------------------------------
 
-def _load_folders(directory, image_size, fit, with_unlabeled):
+def _load_folders(directory, with_unlabeled, decode):
     """train/CLASS/* with test/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
     if not os.path.isdir(directory):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
@@ -121,10 +122,10 @@ def _load_folders(directory, image_size, fit, with_unlabeled):
                                  % (os.path.join(test, name), train))
         test_labels = np.array([class_names.index(name) for name in test_classes])[test_labels]
     extra = [path for folder, _, _ in sorted(os.walk(unlabeled)) for path in image_files(folder)] if with_unlabeled else []
-    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit)
+    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode)
 
 
-def _load_list(path, image_size, fit, with_unlabeled):
+def _load_list(path, with_unlabeled, decode):
     """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the default, or test)."""
     directory = os.path.dirname(path)
     try:
@@ -151,10 +152,10 @@ def _load_list(path, image_size, fit, with_unlabeled):
         ([file for file, _ in parts[part]], np.array([class_names.index(label) for _, label in parts[part]], np.int64))
         for part in ('train', 'test'))
     extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
-    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit)
+    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode)
 
 
-def _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, image_size, fit):
+def _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode):
     """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test."""
     if not test_paths:
         held = hold_out(labels, 6)
@@ -166,11 +167,10 @@ def _read_files(directory, class_names, paths, labels, test_paths, test_labels, 
               % (held.sum(), len(held)))
         test_paths, test_labels = [path for path, is_held in zip(paths, held) if is_held], labels[held]
         paths, labels = [path for path, is_held in zip(paths, held) if not is_held], labels[~held]
-    images = decode_images(paths + test_paths + extra, image_size, fit)
-    train_images, test_images, extra_images = np.split(images, [len(paths), len(paths) + len(test_paths)])
+    images, test_from = decode(paths + extra + test_paths), len(paths) + len(extra)
     names = [os.path.relpath(path, directory or '.') for path in paths + test_paths]
-    return Dataset(train_images, labels, names[:len(paths)], test_images, test_labels, names[len(paths):],
-                   class_names, extra_images if extra else None)
+    return Dataset(images[:len(paths)], labels, names[:len(paths)], images[test_from:], test_labels, names[len(paths):],
+                   class_names, images[:test_from])
 
 
 # CIFAR's official batches ---------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _load_cifar(data, files, source):
     train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
     test_images, test_labels = parts[-1]
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
-                   test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names)
+                   test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names, train_images)
 
 
 def _cifar_arrays(batch, labels_key, classes):
@@ -293,7 +293,7 @@ def _load_svhn(directory):
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
         parts += [np.ascontiguousarray(images, np.uint8), labels, [str(i) for i in range(len(labels))]]
-    return Dataset(*parts, class_names=[str(digit) for digit in range(10)])
+    return Dataset(*parts, class_names=[str(digit) for digit in range(10)], unlabeled_images=parts[0])
 
 
 def _load_digits(image_size):
@@ -308,7 +308,7 @@ def _load_digits(image_size):
     held = hold_out(digits.target, 5)
     names = np.arange(len(held)).astype(str)
     return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held], digits.target[held],
-                            list(names[held]), [str(digit) for digit in range(10)]), image_size)
+                            list(names[held]), [str(digit) for digit in range(10)], images[~held]), image_size)
 
 
 def _resized(dataset, image_size):
@@ -317,4 +317,5 @@ def _resized(dataset, image_size):
         if images.shape[1] == image_size:
             return images
         return np.stack([Image.fromarray(image).resize((image_size, image_size), Image.BILINEAR) for image in images])
-    return dataset._replace(train_images=resize(dataset.train_images), test_images=resize(dataset.test_images))
+    train_images = resize(dataset.train_images)
+    return dataset._replace(train_images=train_images, test_images=resize(dataset.test_images), unlabeled_images=train_images)

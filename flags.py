@@ -10,7 +10,8 @@ METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(
     DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, eval_every=None, checkpoint_minutes=10.0,
-    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None, obs_url=None)
+    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
+    no_cache=False, memory_limit=None, obs_url=None)
 
 
 def parse_args(argv):
@@ -55,6 +56,9 @@ def _parser():
     data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
+    data.add_argument('--memory-limit', type=_positive, metavar='GB', help='more images than fit into this are kept in the cache and '
+                      'normalised as they are drawn (default: half of the memory)')
+    data.add_argument('--no-cache', **_SWITCH, help='decode all images and fit the whitening anew')
     data.add_argument('--no-flip', **_SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
 
     method = parser.add_argument_group('method')

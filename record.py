@@ -13,7 +13,7 @@ import time
 import numpy as np
 import PIL
 
-from utils import InputError, reason
+from utils import InputError, chunks, reason
 
 # What makes a run the one it is, and its default: with another value it is another run.
 DEFINING = {
@@ -56,21 +56,21 @@ class Run:
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
-    def start(self, dataset, labeled):
+    def start(self, dataset, labeled, checksum):
         """Record what the run is, unless it is resumed. From here on the folder holds a run."""
         if self.resuming:
             return
         write_table(self.path('labeled.csv'), [
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': self.flags, 'data_checksum': data_checksum(dataset)})
+                                            'flags': self.flags, 'data_checksum': checksum})
 
-    def read_split(self, dataset):
+    def read_split(self, dataset, checksum):
         """The indices of the labeled images as the run was started: int64 (labels,).
 
         Raises InputError when they cannot be read, or when the images are not those the run was started with.
         """
-        if stored_record(self.folder)['data_checksum'] != data_checksum(dataset):
+        if stored_record(self.folder)['data_checksum'] != checksum:
             raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
                              'or another --result.' % self.folder)
         try:
@@ -179,9 +179,10 @@ def read_facts(path):
 def data_checksum(dataset):
     """SHA-256 over all images and labels and the class names."""
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels, dataset.unlabeled_images):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array))
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels,
+                  dataset.unlabeled_images[len(dataset.train_images):]):
+        for part in chunks(array):
+            digest.update(np.ascontiguousarray(part))
     return digest.hexdigest()
 
 

@@ -8,16 +8,17 @@ import argparse
 import os
 import sys
 import warnings
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
+import cache
 import record
 import report
 from datasets import PRESETS, load_dataset
 from flags import parse_args
-from utils import (InputError, RunError, TwoBranchBatches, chunks, fit_channel_standardizer, fit_whitener,
-                   global_contrast_normalize, stratified_sample)
+from utils import (ChannelStandardizer, InputError, NormalizedImages, RunError, TwoBranchBatches, Whitener, chunks,
+                   fit_channel_standardizer, fit_whitener, global_contrast_normalize, stratified_sample)
 
 WHITENED_SIZE = 48      # pixels a side: the matrix is (3 N²)², at 48 already 191 MB of the saved model
 
@@ -29,8 +30,10 @@ def train_and_evaluate(args):
     """
     clock = record.Clock()
     run = record.Run(args.result, vars(args))
-    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, with_unlabeled=args.method == 'ssl')
-    labeled = run.read_split(dataset) if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
+    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit)
+    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
+    checksum = record.data_checksum(dataset)
+    labeled = run.read_split(dataset, checksum) if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     if run.error_rate is not None:
         print('%s holds the finished run.' % args.result)
         return run.error_rate
@@ -48,12 +51,12 @@ def train_and_evaluate(args):
     device, why = runtime.choose_device(args.device)
     options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
-    run.start(dataset, labeled)
+    run.start(dataset, labeled, checksum)
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
         len(dataset.class_names), args.epochs, steps_per_epoch, device, why))
 
-    images = prepare_images(dataset, labeled, args.method, PRESETS[args.data].whiten)
+    images = prepare_images(dataset, checksum, labeled, args.method, PRESETS[args.data].whiten, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
                                oversample=not args.no_oversample)
@@ -113,7 +116,7 @@ def count_steps(args, dataset, labeled):
     """(steps an epoch, epochs). An epoch is a pass of the self branch: over the labeled images, or in ssl over all of them."""
     preset, images = PRESETS[args.data], labeled
     if args.method == 'ssl':
-        images = len(dataset.train_images) + (0 if dataset.unlabeled_images is None else len(dataset.unlabeled_images))
+        images = len(dataset.unlabeled_images)
     steps = max(1, images // args.batch_size)
     default = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
     if preset.steps:
@@ -131,40 +134,33 @@ def dropout_rates(data, network, method):
 
 
 class Images(NamedTuple):
-    """Normalised images, float32 (n, s, s, 3), by what they are for."""
-    labeled: np.ndarray
-    unlabeled: Optional[np.ndarray]     # what the self branch draws from; None without a self branch
-    test: np.ndarray
-    whitener: object                    # utils.Whitener, utils.ChannelStandardizer or None
+    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or utils.NormalizedImages where these are too large."""
+    labeled: object
+    unlabeled: object       # what the self branch draws from; None without a self branch
+    test: NormalizedImages
+    whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
 
 
-def prepare_images(dataset, labeled, method, whiten):
-    """Contrast normalise, and whiten by the statistics of all training images, what the method needs."""
-    pools = [dataset.train_images]
-    if dataset.unlabeled_images is not None:
-        pools.append(dataset.unlabeled_images)
+def prepare_images(dataset, checksum, labeled, method, whiten, store):
+    """Contrast normalise, and whiten by the statistics of all training images. store: a cache.Cache."""
     whitener = None
     if whiten:
-        exact = dataset.train_images.shape[1] <= WHITENED_SIZE
-        if not exact:
+        kind, fit = Whitener, fit_whitener
+        if dataset.train_images.shape[1] > WHITENED_SIZE:
             print('Images of more than %d pixels are standardised channel by channel instead of whitened.' % WHITENED_SIZE)
-        fit = fit_whitener if exact else fit_channel_standardizer
-        whitener = fit(global_contrast_normalize(part) for pool in pools for part in chunks(pool))
+            kind, fit = ChannelStandardizer, fit_channel_standardizer
+        parts = (global_contrast_normalize(part) for part in chunks(dataset.unlabeled_images))
+        whitener = store.whitener(kind, checksum, lambda: fit(parts))
 
-    def prepare(*pools):
-        prepared = np.empty((sum(map(len, pools)), *pools[0].shape[1:]), np.float32)
-        done = 0
-        for part in (part for pool in pools for part in chunks(pool)):
-            part = global_contrast_normalize(part)
-            prepared[done:done + len(part)] = whitener(part) if whitener else part
-            done += len(part)
-        return prepared
+    def prepare(images):
+        images = NormalizedImages(images, whitener)
+        return np.asarray(images) if store.has_room(*images.shape[:2]) else images
 
+    labeled_images = unlabeled_images = prepare(dataset.train_images[labeled])
     if method == 'ssl':
-        unlabeled = prepare(*pools)
-        return Images(unlabeled[labeled], unlabeled, prepare(dataset.test_images), whitener)
-    labeled_images = prepare(dataset.train_images[labeled])
-    return Images(labeled_images, labeled_images if method == 'asl' else None, prepare(dataset.test_images), whitener)
+        unlabeled_images = prepare(dataset.unlabeled_images)
+    return Images(labeled_images, None if method == 'supervised' else unlabeled_images,
+                  NormalizedImages(dataset.test_images, whitener), whitener)
 
 
 def train_runs(args):

@@ -1,16 +1,14 @@
 """The training loop and what happens around a step: learning rate, progress line, checkpoints, evaluation."""
-import collections
 import math
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import List, NamedTuple
 
 import numpy as np
 
 from networks.layers import step_variable
 from runtime import keras
-from utils import RunError, test_views
+from utils import RunError, prefetch, test_views
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 250      # images at most
@@ -128,21 +126,6 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
     if 'error' in row:
         words.append('error rate %.4f' % row['error'])
     return ', '.join(words) + ', %.0f minutes left' % (row['seconds'] * (epochs - row['epoch']) / 60)
-
-
-def prefetch(make, keys, workers=2, ahead=4):
-    """Yield make(key) for each key in order, made ahead in threads: numpy's generators and copies release the interpreter."""
-    keys, pending = iter(keys), collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while True:
-                pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:        # whoever stops taking them, as after Ctrl-C, does not wait for those not begun
-            for future in pending:
-                future.cancel()
 
 
 class StopSignals:

@@ -4,6 +4,7 @@ An image travels through this file from top to bottom: it is read and brought to
 whitened (float32), chosen into the labeled subset, and drawn into batches. Everything random is a pure function of a seed and
 a number (a step, a pass, an image), so nothing here keeps state. numpy and Pillow only.
 """
+import collections
 import functools
 import os
 import sys
@@ -17,6 +18,7 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.webp', '.g
 SHIFTS = (-2, -1, 0, 1, 2)          # pixels; training
 TEST_SHIFTS = (-2, -1, 1, 2)        # pixels; a shifted test view always moves
 NOISE = 0.15                        # standard deviation, on normalised images
+CHUNK = 2000                        # images that are normalised at once
 SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
 
 
@@ -66,22 +68,39 @@ def decode_image(path, image_size=32, fit='stretch'):
                          % (path, reason(error))) from None
 
 
-def decode_images(paths, image_size=32, fit='stretch'):
-    """Decode the files on all cores, with a progress bar on a terminal: uint8 (n, s, s, 3) in the order of `paths`.
+def decode_blocks(paths, image_size=32, fit='stretch'):
+    """Decode the files on all cores, with a progress bar on a terminal: yield uint8 (up to 64, s, s, 3) in the order of `paths`.
 
     Raises InputError naming the first file that cannot be read.
     """
-    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    def decode(first):
+        return np.stack([decode_image(path, image_size, fit) for path in paths[first:first + 64]])
+    blocks, cores = range(0, len(paths), 64), os.cpu_count() or 1
+    return progress(prefetch(decode, blocks, cores, 4 * cores), len(blocks), 'Reading %d images' % len(paths))
 
-    def decode(block):
-        for i in range(block, min(block + 64, len(paths))):
-            images[i] = decode_image(paths[i], image_size, fit)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        blocks = range(0, len(paths), 64)
-        for _ in progress(pool.map(decode, blocks), len(blocks), 'Reading %d images' % len(paths)):
-            pass
+def decode_images(paths, image_size=32, fit='stretch'):
+    """The images that decode_blocks yields, in one array: uint8 (n, s, s, 3)."""
+    images, done = np.empty((len(paths), image_size, image_size, 3), np.uint8), 0
+    for block in decode_blocks(paths, image_size, fit):
+        images[done:done + len(block)] = block
+        done += len(block)
     return images
+
+
+def prefetch(make, keys, workers=2, ahead=4):
+    """Yield make(key) for each key in order, made ahead in threads: numpy's generators and copies release the interpreter."""
+    keys, pending = iter(keys), collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:        # whoever stops taking them, as after Ctrl-C, does not wait for those not begun
+            for future in pending:
+                future.cancel()
 
 
 def progress(steps, total, title):
@@ -138,7 +157,7 @@ def global_contrast_normalize(images, scale=55, eps=1e-10):
     images: (n, h, w, 3), values 0-255, any dtype, left as they were. Returns float32 (n, h, w, 3). An image whose norm
     is below `eps` becomes zero. The mean is summed in float64, so that a constant image is exactly its mean.
     """
-    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     norm = np.sqrt(np.einsum('ij,ij->i', flat, flat))[:, None]
     flat *= np.where(norm < eps, 0, scale / np.maximum(norm, eps)).astype(np.float32)
@@ -206,7 +225,32 @@ def fit_whitener(parts, identity_scale=0.1, eps=1e-10):
     return Whitener(mean.astype(np.float32), matrix.astype(np.float32))
 
 
-def chunks(array, size=2000):
+class NormalizedImages:
+    """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and whitened.
+
+    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a Whitener, a ChannelStandardizer or None.
+    """
+
+    def __init__(self, images, whitener=None):
+        self.images, self.whitener = images, whitener
+        self.shape = images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """index: a slice or an int array. Returns a new float32 (k, s, s, 3)."""
+        images = global_contrast_normalize(self.images[index])
+        return self.whitener(images) if self.whitener else images
+
+    def __array__(self, dtype=None, copy=None):
+        whole = np.empty(self.shape, np.float32)
+        for done in range(0, len(whole), CHUNK):
+            whole[done:done + CHUNK] = self[done:done + CHUNK]
+        return whole
+
+
+def chunks(array, size=CHUNK):
     """Consecutive slices of an array, at most `size` long."""
     return (array[i:i + size] for i in range(0, len(array), size))
 
@@ -250,16 +294,15 @@ def draw_shifts(rng, n, choices=SHIFTS):
     return rng.choice(choices, n), rng.choice(choices, n)
 
 
-def shift(images, dy, dx, indices=None):
+def shift(images, dy, dx):
     """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's 'reflect').
 
-    images: (n, h, w, c). indices: which images to take, all by default. Returns a new array.
+    images: (n, h, w, c). Returns a new array.
     """
     n, h, w, c = images.shape
-    indices = np.arange(n) if indices is None else indices
     rows, columns = _mirrored(h, dy), _mirrored(w, dx)
-    pixels = (indices[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
-    return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(len(indices), h, w, c)
+    pixels = (np.arange(n)[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
+    return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(n, h, w, c)
 
 
 def _mirrored(size, shifts):
@@ -347,7 +390,7 @@ class TwoBranchBatches:
         indices = np.concatenate([self._order(branch, len(images), number)[places[passes == number]]
                                   for number in range(passes[0], passes[-1] + 1)])
         indices = np.repeat(indices, copies)
-        return indices, shift(images, *draw_shifts(rng, size), indices=indices), rng
+        return indices, shift(images[indices], *draw_shifts(rng, size)), rng
 
     def _draw_order(self, branch, n, number):
         """The order of a branch's images in its pass `number`."""

@@ -108,8 +108,8 @@ def mistakes_section(dataset, probabilities):
 def data_section(dataset, labeled, flags, matrix):
     """How many images there are, in all and of each class, and with the confusion matrix the error of each class."""
     names = dataset.class_names
-    extra = 0 if dataset.unlabeled_images is None else len(dataset.unlabeled_images)
-    drawn_from = {'ssl': (number(len(dataset.train_images) + extra), 'all images, without labels'),
+    extra = len(dataset.unlabeled_images) - len(dataset.train_images)
+    drawn_from = {'ssl': (number(len(dataset.unlabeled_images)), 'all images, without labels'),
                   'asl': (number(len(labeled)), 'the labeled images')}.get(flags['method'], ('none', ''))
     figures = tiles([('Classes', number(len(names)), ''),
                      ('Training images', number(len(dataset.train_images)),

@@ -1,12 +1,19 @@
-"""What the tests share: the project folder on sys.path, and writers of small images."""
+"""What the tests share: the project folder on sys.path, a cache of their own, and writers of small images."""
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    os.environ['SESEMI_CACHE'] = str(tmp_path_factory.mktemp('cache'))
 
 
 def write_image(path, pixels):

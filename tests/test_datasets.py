@@ -40,7 +40,7 @@ def test_train_and_test_folders(tmp_path):
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
     assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1] and dataset.test_labels.tolist() == [0, 1, 1]
     assert dataset.train_names[3] == 'train/dog/000.png' and dataset.test_names[0] == 'test/cat/000.png'
-    assert dataset.class_names == ['cat', 'dog'] and dataset.unlabeled_images is None
+    assert dataset.class_names == ['cat', 'dog'] and len(dataset.unlabeled_images) == len(dataset.train_images)
 
 
 def test_test_classes_keep_the_numbers_of_train(tmp_path):
@@ -95,10 +95,11 @@ def test_unlabeled_folder_joins_on_demand(tmp_path):
     write_image(tmp_path / 'unlabeled/A.PNG', np.full((32, 32, 3), 1))
     (tmp_path / 'unlabeled/notes.txt').write_text('no image')
     dataset = datasets.load_dataset('folder', str(tmp_path), with_unlabeled=True)
-    assert dataset.unlabeled_images[:, 0, 0, 0].tolist() == [1, 2]
+    assert dataset.unlabeled_images[-2:, 0, 0, 0].tolist() == [1, 2]
+    same_images(dataset.unlabeled_images[:-2], dataset.train_images)
     assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_images) == 5
     (tmp_path / 'unlabeled/b.png').write_text('not read without demand')
-    assert datasets.load_dataset('folder', str(tmp_path), with_unlabeled=False).unlabeled_images is None
+    assert len(datasets.load_dataset('folder', str(tmp_path), with_unlabeled=False).unlabeled_images) == 5
 
 
 def test_image_size(tmp_path):
@@ -128,10 +129,10 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
         assert dataset.class_names == ['cat', 'dög']
         same_images(dataset.train_images, images[[4, 1, 0]])
         same_images(dataset.test_images, images[[2]])
-        same_images(dataset.unlabeled_images, images[[3]])
+        same_images(dataset.unlabeled_images, images[[4, 1, 0, 3]])
         assert dataset.train_labels.tolist() == [1, 0, 0] and dataset.test_labels.tolist() == [1]
         assert dataset.train_names == ['scans/x/004.png', 'scans/x/001.png', 'scans/x/000.png']
-    assert datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images is None
+    assert len(datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images) == 3
 
 
 def test_list_without_test_files(tmp_path, capsys):

@@ -38,7 +38,7 @@ def make_dataset(names, train=4, test=3):
     train_images, test_images = np.split(images, [len(names) * train])
     return Dataset(train_images, np.arange(len(train_images)) % len(names), ['train/%d.png' % i for i in range(len(train_images))],
                    test_images, np.arange(len(test_images)) % len(names), ['test/%d.png' % i for i in range(len(test_images))],
-                   list(names))
+                   list(names), train_images)
 
 
 def make_rows(epochs, method='asl'):
@@ -288,7 +288,7 @@ import numpy as np, datasets, report
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):
-    made = report.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b']), np.arange(4), 10)
+    made = report.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images), np.arange(4), 10)
     made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]])
 assert 'tensorflow' not in sys.modules
 print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path))

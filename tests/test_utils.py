@@ -341,12 +341,6 @@ def test_shift_equals_scipy(height, width):
                     image[..., channel], np.eye(2), (-y, -x), order=1, mode='reflect'))
 
 
-def test_shift_of_chosen_images():
-    images = np.random.RandomState(0).standard_normal((5, 8, 8, 3)).astype(np.float32)
-    indices, dy, dx = np.array([4, 0, 4]), np.array([1, 0, -2]), np.array([0, 2, 0])
-    np.testing.assert_array_equal(utils.shift(images, dy, dx, indices), utils.shift(images[indices], dy, dx))
-
-
 def test_proxy_views():
     image = np.arange(4 * 4 * 3).reshape(4, 4, 3)
     images = np.stack([image, image + 100])

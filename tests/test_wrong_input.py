@@ -207,7 +207,8 @@ def test_result_that_cannot_be_written(refuses, images, tmp_path):
 def a_run(result, images):
     """Record the start of a run as the script does."""
     args = flags.parse_args(folder(str(images), '--result', str(result)))
-    record.Run(str(result), vars(args)).start(datasets.load_dataset('folder', str(images)), [0, 1, 6, 7])
+    dataset = datasets.load_dataset('folder', str(images))
+    record.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], record.data_checksum(dataset))
 
 
 def test_result_that_holds_a_run(refuses, images, tmp_path):

@@ -1,0 +1,56 @@
+"""What ours is measured against: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
+import numpy as np
+
+from runtime import keras
+
+
+def batches(labeled_images, labels_one_hot, unlabeled_images, batch_size=16):
+    """Yield batches as utils.TwoBranchBatches defines them, each image augmented by itself."""
+    def augment(image):
+        return image + 0.15 * np.random.standard_normal(image.shape)
+    settings = dict(width_shift_range=[-2, -1, 0, 1, 2], height_shift_range=[-2, -1, 0, 1, 2], fill_mode='reflect',
+                    preprocessing_function=augment)
+    labeled = keras.preprocessing.image.ImageDataGenerator(horizontal_flip=True, **settings).flow(
+        labeled_images, labels_one_hot, 6 * batch_size)
+    unlabeled = keras.preprocessing.image.ImageDataGenerator(**settings).flow(unlabeled_images, batch_size=batch_size)
+    while True:
+        (super_data, super_labels), images = _whole(labeled, 6 * batch_size), _whole(unlabeled, batch_size)
+        views, proxy_labels = [], []
+        for image in images:
+            views += [np.rot90(image, k) for k in range(4)] + [np.fliplr(image), np.flipud(image)]
+            proxy_labels += range(6)
+        yield ({'self_data': np.stack(views), 'super_data': super_data},
+               {'self_clf': keras.utils.to_categorical(proxy_labels, 6), 'super_clf': super_labels})
+
+
+def _whole(flow, size):
+    """The next batch of the full size: a pass of ImageDataGenerator ends in a short one."""
+    while True:
+        batch = next(flow)
+        if len(batch[0] if isinstance(batch, tuple) else batch) == size:
+            return batch
+
+
+def global_contrast_normalize(images):
+    """Of flat images, in float64."""
+    images = images.astype(np.float64)
+    images -= images.mean(axis=1, keepdims=True)
+    return images * 55 / np.maximum(np.sqrt(np.square(images).sum(axis=1, keepdims=True)), 1e-10)
+
+
+def zca(images):
+    """(mean, matrix) of flat images, in float64 by a singular value decomposition."""
+    u, s, _ = np.linalg.svd(np.cov(images, rowvar=False) + 0.1 * np.eye(images.shape[1]))
+    return images.mean(axis=0), (u / np.sqrt(s + 1e-10)) @ u.T
+
+
+def test_views(images):
+    """All 8 views of all images, in memory."""
+    shifts = keras.preprocessing.image.ImageDataGenerator(
+        width_shift_range=[-2, -1, 1, 2], height_shift_range=[-2, -1, 1, 2], fill_mode='reflect')
+    shifted = np.stack([shifts.random_transform(image) for image in images])
+
+    def noisy(views):
+        return views + 0.15 * np.random.standard_normal(views.shape)
+    four = [(images, shifted), (images[:, :, ::-1], shifted[:, :, ::-1])]
+    return [view for plain, moved in four for view in (plain, moved, noisy(plain), noisy(moved))]

@@ -1,0 +1,201 @@
+"""What each part costs, beside the common way of doing it, in one run:
+
+    python benchmarks/run.py [--dataset DIR] [--repeats N] [--json FILE]
+
+Prints medians over the repeats. A row whose ratio is a quarter worse than the one in ratios.json is marked; --store replaces
+those. DIR, CIFAR-10 as image folders, is needed for the rows that read files.
+"""
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), 'tests')]
+
+import common_way  # noqa: E402
+import runtime  # noqa: E402
+import startup  # noqa: E402
+import tiny_trunk  # noqa: E402,F401
+import training  # noqa: E402
+import utils  # noqa: E402
+from networks import build_sesemi  # noqa: E402
+from record import write_json  # noqa: E402
+
+RATIOS = os.path.join(HERE, 'ratios.json')
+WORSE = 1.25
+random = np.random.RandomState(0)
+
+
+def median(function, repeats):
+    """Seconds that a call takes."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+@contextlib.contextmanager
+def one_core():
+    """This process on one core, within the block."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def two_branches():
+    """Images and labels of 1000 labeled images."""
+    images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
+    return images, np.eye(10, dtype=np.float32)[np.arange(1000) % 10], images
+
+
+# The rows: (common way, ours), in seconds or GB; None where there is no such thing.
+
+def batch_on_one_core(args):
+    common, ours = common_way.batches(*two_branches()), utils.TwoBranchBatches(*two_branches())
+    steps = itertools.count()
+    with one_core():
+        return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
+                median(lambda: [ours[next(steps)] for _ in range(20)], args.repeats) / 20)
+
+
+def batch_in_two_threads(args):
+    common, ours = common_way.batches(*two_branches()), utils.TwoBranchBatches(*two_branches())
+    return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
+            median(lambda: [None for _ in utils.prefetch(ours.__getitem__, range(100))], args.repeats) / 100)
+
+
+def normalise_and_fit(args):
+    images = random.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
+    return (median(lambda: common_way.zca(common_way.global_contrast_normalize(images.reshape(len(images), -1))), 1),
+            median(lambda: utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(images))), args.repeats))
+
+
+def whiten(args):
+    images = random.randint(0, 256, (args.images * 6 // 5, 32, 32, 3)).astype(np.uint8)
+    whitener = utils.Whitener(np.zeros(3072, np.float32), random.standard_normal((3072, 3072)).astype(np.float32))
+    flat, matrix = images.reshape(len(images), -1), whitener.matrix.astype(np.float64)
+
+    def common():
+        for part in utils.chunks(flat):
+            common_way.global_contrast_normalize(part) @ matrix
+    return median(common, 1), median(lambda: np.asarray(utils.NormalizedImages(images, whitener)), args.repeats)
+
+
+def test_views(args):
+    images = random.standard_normal((args.images // 5, 32, 32, 3)).astype(np.float32)
+
+    def ours():
+        chunks = range(0, len(images), training.EVALUATION_BATCH)
+        for _ in utils.prefetch(lambda i: list(utils.test_views(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
+            pass
+    return median(lambda: common_way.test_views(images), 1), median(ours, args.repeats)
+
+
+def step_with_a_tiny_trunk(args):
+    """All of a step that is not the network; ours with batches already made is the floor."""
+    ours = utils.TwoBranchBatches(*two_branches())
+    common, made, upcoming = common_way.batches(*two_branches()), ours[0], utils.prefetch(ours.__getitem__, itertools.count())
+    with runtime.open_session('cpu'):
+        model, _ = build_sesemi('tiny', (32, 32, 3), 10)
+        training.compile_model(model, runtime.optimizer('cpu', 0.05, training.MOMENTUM))
+        model.train_on_batch(*made)
+
+        def step(source):
+            return median(lambda: [model.train_on_batch(*next(source)) for _ in range(20)], args.repeats) / 20
+        found = step(common), step(upcoming), step(itertools.repeat(made))
+    upcoming.close()
+    return found
+
+
+def network_step(network):
+    def row(args):
+        batches = utils.TwoBranchBatches(*two_branches())
+        with runtime.open_session('cpu'):
+            model, _ = build_sesemi(network, (32, 32, 3), 10)
+            training.compile_model(model, runtime.optimizer('cpu', 0.05, training.MOMENTUM))
+            model.train_on_batch(*batches[0])
+            return None, median(lambda: model.train_on_batch(*batches[1]), args.repeats)
+    return row
+
+
+def evaluation(args):
+    """The forward passes alone, and the evaluation with its views, of nin."""
+    images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
+    with runtime.open_session('cpu'):
+        _, model = build_sesemi('nin', (32, 32, 3), 10)
+        evaluate = training.DenseEvaluator(model, images, 0, True, training.StopSignals())
+        part = images[:training.EVALUATION_BATCH]
+        model.predict_on_batch(part)
+        return median(lambda: [model.predict_on_batch(part) for _ in range(8 * 4)], 1), median(evaluate, 1)
+
+
+def decode(args):
+    paths, _, _ = utils.list_image_folder(os.path.join(args.dataset, 'train'))
+    return (median(lambda: [utils.decode_image(path) for path in paths], 1),
+            median(lambda: utils.decode_images(paths), args.repeats))
+
+
+def start_ups(args):
+    """Of asl and ssl on CIFAR-10, with an empty cache and a filled one."""
+    flags, rows = ['--dataset', args.dataset, '--network', 'nin', '--quiet'], {}
+    for method in 'asl', 'ssl':
+        with tempfile.TemporaryDirectory() as cache:
+            for state in 'cold', 'warm':
+                found = startup.measure([*flags, '--method', method], cache)
+                rows['start-up, %s, %s' % (method, state)] = None, found['seconds']
+                rows['peak memory (GB) until then, %s, %s' % (method, state)] = None, found['gb']
+    return rows
+
+
+ROWS = {'batch, one core': batch_on_one_core, 'batch, two threads': batch_in_two_threads,
+        'normalise and fit the whitening': normalise_and_fit, 'whiten': whiten, '8 views of the test images': test_views,
+        'step, tiny trunk': step_with_a_tiny_trunk, 'evaluation, nin, 1000 images': evaluation,
+        'step, nin': network_step('nin'), 'step, wrn': network_step('wrn'), 'step, convnet': network_step('convnet')}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
+    parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
+    parser.add_argument('--images', type=int, default=50000, metavar='N', help='training images in the whitening rows')
+    parser.add_argument('--repeats', type=int, default=5, metavar='N')
+    parser.add_argument('--rows', default='', metavar='TEXT', help='only the rows whose name holds this')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    parser.add_argument('--store', action='store_true', help='take the ratios of this run for those to come')
+    args = parser.parse_args()
+    rows = dict(ROWS, **{'decode 50,000 JPEG files': decode, 'start-up': start_ups} if args.dataset else {})
+    stored, found = {}, {}
+    if os.path.exists(RATIOS):
+        with open(RATIOS) as file:
+            stored = json.load(file)
+    print('%s, %d cores, TensorFlow %s, numpy %s' % (platform.machine(), os.cpu_count(), runtime.tf.__version__, np.__version__))
+    print('%-45s %12s %12s %12s %8s' % ('seconds', 'common way', 'ours', 'floor', 'ratio'))
+    for name, row in rows.items():
+        if args.rows in name:
+            result = row(args)
+            for name, figures in (result if isinstance(result, dict) else {name: result}).items():
+                found[name] = figures
+                ratio = figures[1] / figures[0] if figures[0] else None
+                worse = ratio and ratio > WORSE * stored.get(name, ratio)
+                print('%-45s %12s %12s %12s %8s%s' % (name, *['%.4f' % figure if figure else '-' for figure in (*figures, None)[:3]],
+                                                      '%.3f' % ratio if ratio else '-', '  worse than stored' if worse else ''))
+    if args.json:
+        write_json(args.json, {name: list(figures) for name, figures in found.items()})
+    if args.store:
+        write_json(RATIOS, {**stored, **{name: figures[1] / figures[0] for name, figures in found.items() if figures[0]}})
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,179 @@
+"""The cache of start-up: that it gives what computing gives, notices changes and damage, keeps its size, and is never needed."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cache
+import utils
+from conftest import PROJECT, write_classes, write_image
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of 150 images, more than two blocks, and their pixels."""
+    images = write_classes(tmp_path / 'data', {'cat': 100, 'dog': 50}, size=16)
+    return [str(path) for path in sorted((tmp_path / 'data').glob('*/*.png'))], images
+
+
+@pytest.fixture
+def store(tmp_path):
+    return cache.Cache(str(tmp_path / 'cache'))
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    def refuse(*_):
+        raise AssertionError('decoded again')
+    return lambda: [monkeypatch.setattr(cache, name, refuse) for name in ('decode_blocks', 'decode_images')]
+
+
+def entries(store):
+    return sorted(os.listdir(store.folder))
+
+
+def test_images_are_decoded_once(files, store, no_decoding):
+    paths, images = files
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    no_decoding()
+    again = store.decode_images(paths, 16)
+    np.testing.assert_array_equal(again, images)
+    assert isinstance(again, np.ndarray) and again.dtype == np.uint8 and again.flags.writeable
+    with pytest.raises(AssertionError, match='decoded again'):
+        store.decode_images(paths, 8)
+    with pytest.raises(AssertionError, match='decoded again'):
+        store.decode_images(paths, 16, 'pad')
+    with pytest.raises(AssertionError, match='decoded again'):
+        store.decode_images(paths[:-1], 16)
+
+
+def test_a_changed_file_is_noticed_though_its_size_and_time_are_as_before(files, store, tmp_path):
+    path = tmp_path / 'image.bmp'
+    write_image(path, np.full((16, 16, 3), 1))
+    before = path.stat()
+    assert store.decode_images([str(path)], 16).max() == 1
+    write_image(path, np.full((16, 16, 3), 2))
+    os.utime(str(path), ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+    assert store.decode_images([str(path)], 16).max() == 2
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-1], lambda data: data + b'0', lambda data: data[:99] + b'!' + data[100:],
+                                    lambda data: b''])
+def test_a_damaged_entry_is_made_anew(files, store, no_decoding, damage):
+    paths, images = files
+    store.decode_images(paths, 16)
+    name, = entries(store)
+    path = os.path.join(store.folder, name)
+    with open(path, 'rb') as file:
+        data = file.read()
+    with open(path, 'wb') as file:
+        file.write(damage(data))
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    no_decoding()
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+
+
+def test_an_unreadable_image_leaves_no_entry_and_is_named(files, store):
+    paths, _ = files
+    with open(paths[120], 'wb') as file:
+        file.write(b'no image')
+    with pytest.raises(utils.InputError, match=re.escape(paths[120])):
+        store.decode_images(paths, 16)
+    assert entries(store) == []
+    os.remove(paths[120])
+    with pytest.raises(utils.InputError, match=re.escape(paths[120])):
+        store.decode_images(paths, 16)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys):
+    paths, images = files
+    (tmp_path / 'file').write_text('')
+    store = cache.Cache(str(tmp_path / 'file'))
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
+
+
+def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
+    paths, _ = files
+    monkeypatch.setattr(cache, 'LIMIT', 100 * 16 * 16 * 3)
+    store.decode_images(paths[:40], 16)
+    first, = entries(store)
+    os.utime(os.path.join(store.folder, first), (1, 1))
+    store.decode_images(paths[:50], 16)
+    second, = set(entries(store)) - {first}
+    os.utime(os.path.join(store.folder, second), (2, 2))
+    store.decode_images(paths[:40], 16)         # used again: the younger one now
+    store.decode_images(paths[:30], 16)
+    assert first in entries(store) and second not in entries(store) and len(entries(store)) == 2
+    store.decode_images(paths, 16)              # alone larger than the limit: it is in use
+    assert len(entries(store)) == 1
+
+
+def test_images_beyond_the_limit_are_read_as_they_are_drawn(files, tmp_path):
+    paths, images = files
+    stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(paths, 16)
+    assert isinstance(stored, cache.StoredImages) and stored.shape == images.shape and len(stored) == 150
+    np.testing.assert_array_equal(stored, images)
+    np.testing.assert_array_equal(stored[7], images[7])
+    chosen = np.array([[149, 0], [7, 7]])
+    np.testing.assert_array_equal(stored[chosen], images[chosen])
+    np.testing.assert_array_equal(stored[40:][10:30][chosen % 20], images[50:70][chosen % 20])
+    assert len(stored[150:]) == 0 and np.asarray(stored[150:]).shape == (0, 16, 16, 3)
+    labels = np.eye(2, dtype=np.float32)[np.arange(150) % 2]
+    whitener = utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))
+    drawn, whole = (utils.TwoBranchBatches(pool, labels, pool, batch_size=4) for pool in (
+        utils.NormalizedImages(stored, whitener), np.asarray(utils.NormalizedImages(images, whitener))))
+    for name, array in drawn[40][0].items():
+        np.testing.assert_allclose(array, whole[40][0][name], rtol=1e-4, atol=1e-4)
+        assert array.dtype == np.float32
+
+
+def standardizer():
+    return utils.ChannelStandardizer(np.ones(3, np.float32), np.arange(3, dtype=np.float32))
+
+
+def test_whitening_is_fitted_once_for_the_same_images(store):
+    def refuse():
+        raise AssertionError('fitted again')
+    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    again = store.whitener(utils.ChannelStandardizer, 'checksum', refuse)
+    assert isinstance(again, utils.ChannelStandardizer)
+    for ours, theirs in zip(fitted, again):
+        np.testing.assert_array_equal(ours, theirs)
+    for kind, checksum in ((utils.ChannelStandardizer, 'another'), (utils.Whitener, 'checksum')):
+        with pytest.raises(AssertionError, match='fitted again'):
+            store.whitener(kind, checksum, refuse)
+    path = os.path.join(store.folder, *entries(store))
+    with open(path, 'r+b') as file:
+        file.truncate(200)
+    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).deviation[2] == 2
+
+
+def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(tmp_path):
+    write_classes(tmp_path / 'data/train', {'cat': 20, 'dog': 20}, size=16)
+    write_classes(tmp_path / 'data/test', {'cat': 4, 'dog': 4}, size=16)
+    write_classes(tmp_path / 'data', {'unlabeled': 10}, size=16)
+
+    def losses(name, *flags):
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / 'tests/tiny_trunk.py'), '--data', 'folder', '--dataset', str(tmp_path / 'data'), '--network',
+             'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--method', 'ssl', '--quiet',
+             '--result', str(tmp_path / name), *flags],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, 'SESEMI_CACHE': str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / name / 'result.json').read_text())
+        return float(re.search(r'loss ([\d.]+)', done.stdout).group(1)), result['data_checksum']
+    without = losses('without', '--no-cache')
+    assert not (tmp_path / 'sesemi').exists()
+    assert losses('cold') == without
+    kept = sorted(path.name.split('-')[0] for path in (tmp_path / 'sesemi').iterdir())
+    assert kept == ['images', 'whitening']
+    assert losses('warm') == without
+    assert losses('less', '--memory-limit=0.000001') == (pytest.approx(without[0], rel=1e-3), without[1])
