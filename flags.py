@@ -9,7 +9,7 @@ NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(
-    DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, eval_every=None, checkpoint_minutes=10.0,
+    DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
     no_cache=False, memory_limit=None, obs_url=None)
 
@@ -80,6 +80,7 @@ def _parser():
     run.add_argument('--runs', type=_whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
                      'folder of its own below --result (default: 1)')
     run.add_argument('--quiet', **_SWITCH, help='a line an epoch, no progress line')
+    run.add_argument('--verbose', **_SWITCH, help="TensorFlow's own messages too")
     run.add_argument('--eval-every', type=_whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
                      '0, not; ssl: 1)')
     run.add_argument('--checkpoint-minutes', type=_positive, metavar='X', help='longest time between checkpoints (default: 10)')

@@ -86,8 +86,8 @@ class Run:
         """Write log.csv, a row for each epoch so far."""
         write_table(self.path('log.csv'), rows)
 
-    def finish(self, dataset, dense, plain, rows, images_per_step, clock):
-        """Write result.json; the run has an error_rate from here on.
+    def result(self, dataset, dense, plain, rows, images_per_step, clock):
+        """What result.json is to hold.
 
         dense, plain: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
         """
@@ -97,7 +97,7 @@ class Run:
         per_class = {name: float(1 - right / count) for name, right, count in zip(names, confusion.diagonal(), counts) if count}
         record = stored_record(self.folder)
         seconds = sum(row['seconds'] for row in rows)
-        result = {
+        return {
             'classification_error_rate': error_rate(dense, labels),
             'classification_error_rate_1_view': error_rate(plain, labels),
             'balanced_error_rate': float(np.mean(list(per_class.values()))),
@@ -112,6 +112,9 @@ class Run:
             'git_revision': git_revision(),
             **record,
         }
+
+    def finish(self, result):
+        """Write result.json, last of all that a run leaves; the run has an error_rate from here on."""
         write_json(self.path('result.json'), result)
         self.error_rate = result['classification_error_rate']
 

@@ -44,13 +44,12 @@ class Report:
             self._draw(rows)
             self.drawn = self.clock()
 
-    def finish(self, rows, probabilities):
-        """Write the whole report, after result.json. probabilities: float (n, classes) of the test images, in their order.
+    def finish(self, rows, probabilities, result):
+        """Write the whole report. probabilities: float (n, classes) of the test images, in their order; result: that of record.Run.
 
         Raises InputError when a file cannot be written.
         """
-        with open(os.path.join(self.folder, 'result.json')) as file:
-            self._draw(rows, json.load(file), probabilities)
+        self._draw(rows, result, probabilities)
 
     def _draw(self, rows, result=None, probabilities=None):
         try:

@@ -40,6 +40,8 @@ def train_and_evaluate(args):
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     clock.lap('reading')
 
+    if args.verbose:
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
     if args.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     import classifier           # these import TensorFlow: only now, when all that can be checked without it has been
@@ -90,8 +92,9 @@ def train_and_evaluate(args):
         clock.lap('evaluating')
         model = classifier.build_classifier(args.network, inference_model, images.whitener)
         classifier.save_classifier(run.path('sesemi.h5'), model, dataset.class_names, args.fit)
-    run.finish(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
-    page.finish(progress.rows, dense)
+    result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
+    page.finish(progress.rows, dense, result)
+    run.finish(result)
     return run.error_rate
 
 
@@ -164,7 +167,10 @@ def prepare_images(dataset, checksum, labeled, method, whiten, store):
 
 
 def train_runs(args):
-    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate."""
+    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate.
+
+    Several runs also leave one plot of their errors, runs.png.
+    """
     if args.runs == 1:
         print('classification error rate: %.4f' % train_and_evaluate(args))
         return
@@ -175,6 +181,10 @@ def train_runs(args):
         errors.append(train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume})))
         print('Seed %d: error rate %.4f, in %s.' % (seed, errors[-1], folder))
     print(report.compare(folders.values()))
+    try:
+        report.plot(folders.values(), os.path.join(args.result, 'runs.png'))
+    except InputError as error:     # without matplotlib the runs are as good
+        print(error, file=sys.stderr)
     print(report.summary(errors))
 
 

@@ -78,7 +78,7 @@ def finish(folder, dataset, probabilities, rows=None, **flags):
     confusion = np.zeros((len(dataset.class_names),) * 2, int)
     np.add.at(confusion, (dataset.test_labels, probabilities.argmax(axis=1)), 1)
     write_result(folder, confusion, **flags)
-    made.finish(rows or make_rows(10), probabilities)
+    made.finish(rows or make_rows(10), probabilities, json.loads((folder / 'result.json').read_text()))
     return Page(folder)
 
 
@@ -284,14 +284,14 @@ def test_without_matplotlib(tmp_path):
     script = """import sys
 sys.modules['matplotlib'] = None
 sys.path.insert(0, {!r})
-import numpy as np, datasets, report
+import json, numpy as np, datasets, report
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):
     made = report.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images), np.arange(4), 10)
-    made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]])
+    made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]], json.load(open({!r})))
 assert 'tensorflow' not in sys.modules
-print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path))
+print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path / 'result.json'), str(tmp_path))
     done = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     said = [line for line in done.stderr.splitlines() if 'matplotlib' in line]
     assert len(said) == 2 and said[0].startswith('No curves.png and no confusion.png') and said[1].startswith('--plot no.png')

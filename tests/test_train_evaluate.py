@@ -192,6 +192,35 @@ def test_no_room_for_a_checkpoint_loses_nothing(data, tmp_path):
     assert checkpoints == {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
 
 
+def test_several_runs_are_one_result_and_are_not_run_again(data, tmp_path):
+    flags = ('--runs=2', '--seed=3', '--epochs=1', '--quiet')
+    done = run(*command(data, tmp_path / 'runs', *flags))
+    assert done.returncode == 0, done.stderr
+    errors = [json.loads((tmp_path / 'runs' / seed / 'result.json').read_text())['classification_error_rate'] for seed in ('seed-3', 'seed-4')]
+    assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.stdout, re.MULTILINE)
+    last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
+    assert done.stdout.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.stdout, re.MULTILINE)
+    assert Image.open(str(tmp_path / 'runs' / 'runs.png')).size[0] > 100
+    again = run(*command(data, tmp_path / 'runs', *flags, '--resume'))
+    assert again.stdout.endswith(last) and 'Epoch' not in again.stdout
+
+
+def test_large_images_that_are_not_square(tmp_path):
+    """Standardised channel by channel, and padded by training and prediction alike."""
+    rng = np.random.RandomState(0)
+    for part, count in (('train', 6), ('test', 4)):
+        for name, tint in zip(CLASSES, (100 * np.eye(3)).astype(int)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray((rng.randint(0, 120, (30, 70, 3)) + tint).astype(np.uint8)).save(str(tmp_path / part / name / ('%d.png' % i)))
+    result = tmp_path / 'result'
+    done = run(*command(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet'))
+    assert done.returncode == 0 and 'standardised' in done.stdout, done.stderr
+    record = json.loads((result / 'result.json').read_text())
+    scored = run(sys.executable, os.path.join(PROJECT, 'predict.py'), str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test'))
+    assert ERROR.search(scored.stdout).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+
+
 @pytest.mark.parametrize('flags, named', [
     (['--network', 'wrn'], '--network'), (['--seed', '5'], '--seed'), (['--epochs', '4'], '--epochs'), (['--labels', '12'], '--labels')])
 def test_resuming_another_run_is_refused(finished, data, flags, named):
