@@ -64,7 +64,9 @@ def freeze(model, start, name, batch):
     with tf.Graph().as_default() as graph:
         placeholder = tf.placeholder(tf.float32, [batch] + start.shape.as_list()[1:], name=name)
         tf.import_graph_def(whole, {start.name: placeholder}, name='')
-    return tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
+    part = tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
+    # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do not know
+    return tf.train.export_meta_graph(graph_def=part, strip_default_attrs=True).graph_def
 
 
 # The test images' views, and what became of them ----------------------------------------------------------------------

@@ -87,6 +87,8 @@ def test_the_graph_is_one_that_atc_takes(exported):
     assert nodes['super_clf/Softmax'].op == 'Softmax'
     assert not {kind for kind in kinds if re.search('Switch|Merge|Variable|VarHandle|Assign|NoOp|Random|Shape', kind)}, kinds
     assert not [name for name in nodes if 'learning_phase' in name or name.startswith(('flat', 'contrast', 'whiten'))]
+    unknown_to_1_15 = {'exponential_avg_factor', 'grad_a', 'grad_b'}
+    assert not [name for name, node in nodes.items() if unknown_to_1_15 & set(node.attr)]
     assert len(exported.pb.read_bytes()) < 10000, 'the whitening matrix is in the file'
 
 
