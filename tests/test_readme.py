@@ -24,7 +24,8 @@ def test_the_table_of_flags_is_the_command_line():
 
 
 @pytest.mark.parametrize('program, parse_args, least', [
-    ('bash run_1p.sh', flags.parse_args, 5), ('python predict.py', predict.parse_args, 2), ('python export_pb.py', export_pb.parse_args, 2)])
+    ('bash run_1p.sh', flags.parse_args, 5), ('python predict.py', predict.parse_args, 2),
+    ('python export_pb.py', export_pb.parse_args, 2)])
 def test_every_command_of_a_program_is_one_it_takes(program, parse_args, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = [command[len(program):].split() for command in commands(README) if command.startswith(program + ' ')]
@@ -46,7 +47,7 @@ def test_the_chinese_readme_has_the_same_commands_and_flags():
 
 
 def test_the_chinese_readme_has_the_same_figures():
-    """Every row of README.md's tables of figures: the numbers of it, in their order, are those of a row of the other."""
+    """The rows that end in a command hold the same numbers, in the same order."""
     def rows(text):
         table = [line for line in text.splitlines() if line.startswith('|') and 'bash run_1p.sh' in line]
         return sorted(re.findall(r'\d+(?:[.,]\d+)*', line) for line in table)
