@@ -167,9 +167,8 @@ def parse_args(argv):
         parser.error('give either images to classify or --evaluate DIR')
     if args.top < 1:
         parser.error('--top %d is not a whole number from 1 up' % args.top)
-    folder = os.path.dirname(os.path.abspath(args.csv or ''))
-    if args.csv and (os.path.exists(args.csv) and not os.path.isfile(args.csv) or not os.access(folder, os.W_OK)):
-        raise InputError('--csv %s: cannot be written there; give a file in a folder that is there.' % args.csv)
+    if args.csv:
+        record.check_writable(args.csv, '--csv ' + args.csv)
     return args
 
 

@@ -205,6 +205,13 @@ def git_revision():
         return None
 
 
+def check_writable(path, name):
+    """Raises InputError, calling it `name`, when a file could not be written to `path`."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path) or not os.access(folder, os.W_OK):
+        raise InputError('%s: cannot be written there; give a file in a folder that is there.' % name)
+
+
 def write_whole(path, data):
     """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
 

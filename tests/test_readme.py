@@ -1,9 +1,20 @@
 import re
 
+import pytest
 from conftest import PROJECT
-import flags
 
-README = (PROJECT / 'README.md').read_text(encoding='utf-8')
+import export_pb
+import flags
+import predict
+
+README, CHINESE = ((PROJECT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.zh-CN.md'))
+
+
+def commands(text):
+    """Every command line of a text: the lines of its code blocks and, between backquotes, what begins as a command does."""
+    fence = re.compile('^```.*?^```$', re.MULTILINE | re.DOTALL)
+    lines = [line for block in fence.findall(text) for line in block.splitlines()[1:-1]]
+    return set(lines + re.findall(r'`((?:bash|python|atc|\./msame) [^`\n]+)`', fence.sub('', text)))
 
 
 def test_the_table_of_flags_is_the_command_line():
@@ -12,13 +23,33 @@ def test_the_table_of_flags_is_the_command_line():
     assert table == options - {'-h', '--help'}
 
 
-def test_every_command_of_the_script_is_one_it_takes():
-    commands = re.findall(r'bash run_1p\.sh (--(?!help)[^`\n]*)', README)
-    assert len(commands) >= 5
-    for command in commands:
-        flags.parse_args(command.split())
+@pytest.mark.parametrize('program, parse_args, least', [
+    ('bash run_1p.sh', flags.parse_args, 5), ('python predict.py', predict.parse_args, 2),
+    ('python export_pb.py', export_pb.parse_args, 2)])
+def test_every_command_of_a_program_is_one_it_takes(program, parse_args, least, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [command[len(program):].split() for command in commands(README) if command.startswith(program + ' ')]
+    assert len(found) >= least
+    for words in found:
+        if words != ['--help']:
+            parse_args(words)
 
 
 def test_every_file_that_is_named_is_there():
-    for name in re.findall(r'`([\w/]+\.(?:py|sh|txt))`', README):
+    for name in re.findall(r'`([\w/]+\.(?:py|sh|txt))`', README + CHINESE):
         assert (PROJECT / name).exists(), name
+
+
+def test_the_chinese_readme_has_the_same_commands_and_flags():
+    assert commands(CHINESE) == commands(README)
+    english, chinese = (set(re.findall(r'--[a-z][\w-]*', text)) for text in (README, CHINESE))
+    assert chinese == english
+
+
+def test_the_chinese_readme_has_the_same_figures():
+    """The rows that end in a command hold the same numbers, in the same order."""
+    def rows(text):
+        table = [line for line in text.splitlines() if line.startswith('|') and 'bash run_1p.sh' in line]
+        return sorted(re.findall(r'\d+(?:[.,]\d+)*', line) for line in table)
+    assert len(rows(README)) >= 5
+    assert rows(CHINESE) == rows(README)

@@ -1,0 +1,217 @@
+"""Freeze a saved classifier for offline inference: python export_pb.py result/sesemi.h5 sesemi.pb --batch 10000
+
+The graph is for atc, the compiler of the Ascend 310: constants instead of variables, one batch size, no learning phase. It
+begins behind contrast normalisation and whitening, because atc computes in float16, where the normalisation of values 0-255
+overflows; --from-images gives the whole graph for CPUs and GPUs. --bins writes what msame feeds to the compiled graph, the
+views of the run's test images; --score reads what msame made of them and ends with `classification error rate: 0.xxxx`, the
+result.json's. Exit status 2: wrong input.
+"""
+import json
+import math
+import os
+import shlex
+import sys
+
+import numpy as np
+
+import record
+from datasets import load_dataset
+from predict import Parser
+from utils import InputError, RunError, chunks, test_views
+
+BATCH = 100
+LABELS, MANIFEST, VIEWS = 'labels.bin', 'manifest.json', 'views'     # in the folder of --bins
+FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # those of the run that its views depend on
+
+
+def export(args):
+    """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
+    classes = len(record.read_facts(args.model)['class_names'])
+    flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
+
+    from runtime import keras, open_session     # imports TensorFlow: only now, when all that can be checked without it has been
+    with open_session('cpu'):
+        keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
+        model = keras.models.load_model(args.model, compile=False)
+        whitened = model.get_layer('whitened').output
+        start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
+        record.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())
+        shape = [args.batch] + [int(side) for side in start.shape[1:]]
+        print('%s: %s float32 %s -> %s float32 %s' % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
+        if args.from_images:
+            print('It takes values 0-255 and is for TensorFlow on CPUs and GPUs. It is not for atc, whose float16 overflows in '
+                  'the contrast normalisation; for atc leave --from-images out.')
+            return
+        base = os.path.splitext(args.pb)[0]
+        print('atc --model=%s --framework=3 --output=%s --soc_version=Ascend310 --input_shape="%s:%s"' % (
+            shlex.quote(args.pb), shlex.quote(base), name, ','.join(map(str, shape))))
+        if args.bins:
+            write_bins(args.bins, keras.Model(model.input, whitened), dataset, flags['seed'], flags['flip'], args.batch)
+            print('./msame --model %s --input %s --output outputs --outfmt BIN' % (
+                shlex.quote(base + '.om'), shlex.quote(os.path.join(args.bins, VIEWS))))
+            print('python export_pb.py --score %s outputs' % shlex.quote(args.bins))
+
+
+def freeze(model, start, name, batch):
+    """The part of `model` between the tensor `start` and its output, as a GraphDef of constants.
+
+    The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have been made in
+    learning phase 0, in the current Keras session.
+    """
+    from runtime import keras, tf
+    output = [model.output.op.name]
+    whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), start.graph.as_graph_def(), output)
+    with tf.Graph().as_default() as graph:
+        placeholder = tf.placeholder(tf.float32, [batch] + start.shape.as_list()[1:], name=name)
+        tf.import_graph_def(whole, {start.name: placeholder}, name='')
+    part = tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
+    # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do not know
+    return tf.train.export_meta_graph(graph_def=part, strip_default_attrs=True).graph_def
+
+
+# The test images' views, and what became of them ----------------------------------------------------------------------
+
+def read_run(model_path, directory):
+    """(flags, Dataset) of the run that saved the model. directory: where its data is now; None: where it was then.
+
+    Raises InputError when the record of the run is not beside the model, or the images are not those of the run.
+    """
+    folder = os.path.dirname(model_path)
+    stored = record.stored_record(folder)
+    missing = [name for name in FLAGS if name not in stored['flags']] if stored else []
+    if stored is None or missing:
+        raise InputError('%s: %s, and --bins takes the data, seed and flips of the run from it; give the sesemi.h5 in its result '
+                         'folder.' % (os.path.join(folder, 'args.json'), 'holds no ' + missing[0] if missing else 'not there'))
+    flags = stored['flags']
+    dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
+                           with_unlabeled=flags['method'] == 'ssl')
+    if record.data_checksum(dataset) != stored['data_checksum']:
+        raise InputError('--bins: the images found are not those of the run that left %s; give these by --dataset.' % model_path)
+    return flags, dataset
+
+
+def write_bins(folder, normalise, dataset, seed, flip, batch):
+    """Write the views that training.DenseEvaluator has of the test images, float32 NHWC, a file for each batch and view.
+
+    normalise: a Keras model from values 0-255 to what the frozen graph takes. The last batch is filled up with zeros. Beside
+    the folder of views, of which msame reads every file, go the labels, int32 (images,), and the manifest, as the last.
+    """
+    try:
+        os.makedirs(os.path.join(folder, VIEWS), exist_ok=True)
+    except OSError as error:
+        raise InputError('--bins %s: cannot be made (%s); give another folder.' % (folder, error.strerror)) from None
+    for first in range(0, len(dataset.test_images), batch):
+        parts = chunks(dataset.test_images[first:first + batch])
+        images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
+        padding = [(0, batch - len(images))] + [(0, 0)] * 3
+        for number, view in enumerate(test_views(images, first, seed, flip)):
+            record.write_whole(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
+                               np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
+    record.write_whole(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
+    record.write_json(os.path.join(folder, MANIFEST), {
+        'batch': batch, 'images': len(dataset.test_images), 'views': number + 1, 'classes': len(dataset.class_names),
+        'view_dtype': 'float32', 'label_dtype': 'int32'})
+
+
+def view_name(batch, view):
+    """The name, without .bin, of the file of one view of one batch; msame's output is named after it."""
+    return 'batch_%04d_view_%d' % (batch, view)
+
+
+def score(bins, outputs):
+    """The error rate of msame's outputs, the softmax of each file of views, averaged over the views. Raises InputError."""
+    manifest, labels = read_manifest(bins)
+    found = {}
+    for folder, _, names in os.walk(outputs):       # msame puts them into a folder named after the time
+        for name in names:
+            found.setdefault(name, []).append(os.path.join(folder, name))
+    shape = manifest['batch'], manifest['classes']
+    dense = []
+    for batch in range(math.ceil(len(labels) / manifest['batch'])):
+        views = [read_output(outputs, found, view_name(batch, view), shape) for view in range(manifest['views'])]
+        dense.append(np.mean(views, axis=0))
+    return record.error_rate(np.concatenate(dense)[:len(labels)], labels)
+
+
+def read_manifest(folder):
+    """What --bins left beside the views: (manifest, labels int32 (images,)). Raises InputError when it is not whole."""
+    try:
+        with open(os.path.join(folder, MANIFEST)) as file:
+            manifest = json.load(file)
+        labels = np.fromfile(os.path.join(folder, LABELS), '<i4')
+        sizes = [manifest[name] for name in ('batch', 'images', 'views', 'classes')]
+        if any(type(size) is not int or size < 1 for size in sizes) or len(labels) != manifest['images']:
+            raise ValueError('%s and %s do not fit' % (MANIFEST, LABELS))
+        return manifest, labels
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError('--score %s: not a whole folder that --bins wrote (%s); write it again.' % (folder, error)) from None
+
+
+def read_output(outputs, found, name, shape):
+    """msame's output for the views `name`: float32 of `shape`. found: file name -> paths. Raises InputError."""
+    paths = found.get(name + '_output_0.bin', []) + found.get(name + '_0.bin', [])      # older msame: without `output`
+    if len(paths) != 1:
+        raise InputError('%s: %s; give the folder of one run of msame, with --outfmt BIN, over all the views.' % (
+            outputs, 'holds %s and %s' % tuple(sorted(paths)[:2]) if paths else 'there is no %s_output_0.bin below it' % name))
+    size, right = os.path.getsize(paths[0]), 4 * shape[0] * shape[1]
+    if size != right:
+        raise InputError('%s: has %d bytes, not the %d of float32 %s; convert the .pb that was made with these views again, and '
+                         'run msame with --outfmt BIN.' % (paths[0], size, right, shape))
+    probabilities = np.fromfile(paths[0], '<f4').reshape(shape)
+    if not np.isfinite(probabilities).all():
+        raise InputError('%s: holds values that are not finite, as float16 gives for raw images; convert a .pb made without '
+                         '--from-images.' % paths[0])
+    return probabilities
+
+
+# Flags --------------------------------------------------------------------------------------------------------------
+
+def parse_args(argv):
+    """The flags as a Namespace. Raises InputError."""
+    parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.', allow_abbrev=False)
+    parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
+    parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
+    parser.add_argument('--batch', type=int, metavar='N', help='images the graph takes at once (default: %d)' % BATCH)
+    parser.add_argument('--from-images', action='store_true', help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
+    parser.add_argument('--bins', metavar='DIR', help="also write the views of the run's test images for msame, to a new folder")
+    parser.add_argument('--dataset', metavar='DIR', help='their files, if they are not where the run found them')
+    parser.add_argument('--score', nargs=2, metavar=('BINS', 'OUTPUTS'), help='instead of all this: print the error rate of what '
+                        'msame left in OUTPUTS for the folder of --bins')
+    args = parser.parse_intermixed_args(argv)
+    if args.score:
+        if any(value for name, value in vars(args).items() if name != 'score'):
+            parser.error('--score BINS OUTPUTS takes no other arguments; leave them out')
+        return args
+    if not args.pb:
+        parser.error('give MODEL and PB, or --score BINS OUTPUTS')
+    args.batch = BATCH if args.batch is None else args.batch
+    if args.batch < 1:
+        parser.error('--batch %d is not a whole number from 1 up' % args.batch)
+    if args.dataset and not args.bins:
+        parser.error('--dataset is read for --bins DIR only; add that or leave it out')
+    if args.from_images and args.bins:
+        parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave one out')
+    record.check_writable(args.pb, args.pb)
+    if args.bins and os.path.exists(args.bins) and not (os.path.isdir(args.bins) and not os.listdir(args.bins)):
+        raise InputError('--bins %s: is there already; give a folder that is new or empty.' % args.bins)
+    return args
+
+
+def main(argv):
+    """Run the program; returns its exit status."""
+    try:
+        args = parse_args(argv)
+        if args.score:
+            print('classification error rate: %.4f' % score(*args.score))
+        else:
+            export(args)
+        return 0
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

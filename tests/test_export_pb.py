@@ -1,0 +1,238 @@
+"""export_pb.py as a user meets it: real processes on a tiny run, and a bare TensorFlow session in msame's place."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import PROJECT, write_image
+
+import datasets
+import record
+import utils
+
+SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three images
+
+
+def run(*command, cwd=None, **variables):
+    """(exit status, standard output, standard error) of a program of the project."""
+    process = subprocess.run([sys.executable, str(PROJECT / command[0]), *map(str, command[1:])], cwd=cwd and str(cwd),
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, **variables))
+    return process.returncode, process.stdout.decode(), process.stderr.decode()
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A run of the tiny trunk on whitened images whose classes differ a little, and what export_pb.py makes of it."""
+    folder, rng = tmp_path_factory.mktemp('export'), np.random.RandomState(0)
+    for part, count in (('train', 12), ('test', IMAGES // CLASSES)):
+        for label in range(CLASSES):
+            for i in range(count):
+                blocks = np.kron(rng.randint(0, 200, (4, 4, 3)), np.ones((4, 4, 1)))
+                write_image(folder / 'data' / part / 'abc'[label] / '{:02d}.png'.format(i), blocks + 25 * np.eye(3)[label])
+    status, _, error = run('tests/tiny_trunk.py', '--data', 'folder', '--dataset', 'data', '--network', 'nin', '--image-size', 16,
+                           '--batch-size', 4, '--epochs', 3, '--labels', 24, '--seed', SEED, cwd=folder)
+    assert status == 0, error
+    shutil.copytree(str(folder / 'result'), str(folder / 'moved'))
+    (folder / 'data').rename(folder / 'elsewhere')
+    status, printed, error = run('export_pb.py', 'moved/sesemi.h5', '--batch', BATCH, 'sesemi.pb', '--bins', 'bins',
+                                 '--dataset', 'elsewhere', cwd=folder)
+    assert status == 0, error
+    return SimpleNamespace(folder=folder, printed=printed.splitlines(), pb=folder / 'sesemi.pb', bins=folder / 'bins',
+                           model=folder / 'moved/sesemi.h5', data=folder / 'elsewhere')
+
+
+def load_graph(pb):
+    from runtime import tf
+    graph = tf.GraphDef()
+    graph.ParseFromString(pb.read_bytes())
+    return graph
+
+
+def frozen_classifier(pb, name):
+    """The graph of the file in a session of its own, no Keras: a function from the input called `name` to probabilities."""
+    from runtime import tf
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(load_graph(pb), name='')
+    session = tf.Session(graph=graph, config=tf.ConfigProto(device_count={'GPU': 0}))
+    return lambda images: session.run('super_clf/Softmax:0', {name + ':0': images})
+
+
+@pytest.fixture(scope='module')
+def saved(exported):
+    """The h5 in Keras: `probabilities` and `whitened`, functions of images of values 0-255."""
+    import runtime
+    with runtime.open_session('cpu'):
+        keras = runtime.keras
+        model = keras.models.load_model(str(exported.model), compile=False)
+        whitened = keras.Model(model.input, model.get_layer('whitened').output)
+        yield SimpleNamespace(probabilities=model.predict_on_batch, whitened=whitened.predict_on_batch)
+
+
+@pytest.fixture(scope='module')
+def test_set(exported):
+    return datasets.load_dataset('folder', str(exported.data), 16)
+
+
+def test_the_graph_is_one_that_atc_takes(exported):
+    nodes = {node.name: node for node in load_graph(exported.pb).node}
+    kinds = {node.op for node in nodes.values()}
+    assert [name for name, node in nodes.items() if 'Placeholder' in node.op] == ['super_data']
+    assert [size.size for size in nodes['super_data'].attr['shape'].shape.dim] == [BATCH, 16, 16, 3]
+    assert nodes['super_data'].attr['dtype'].type == 1, 'not float32'
+    assert nodes['super_clf/Softmax'].op == 'Softmax'
+    assert not {kind for kind in kinds if re.search('Switch|Merge|Variable|VarHandle|Assign|NoOp|Random|Shape', kind)}, kinds
+    assert not [name for name in nodes if 'learning_phase' in name or name.startswith(('flat', 'contrast', 'whiten'))]
+    unknown_to_1_15 = {'exponential_avg_factor', 'grad_a', 'grad_b'}
+    assert not [name for name, node in nodes.items() if unknown_to_1_15 & set(node.attr)]
+    assert len(exported.pb.read_bytes()) < 10000, 'the whitening matrix is in the file'
+
+
+def test_it_gives_the_probabilities_of_the_h5(exported, saved, test_set):
+    images = test_set.test_images[:BATCH].astype(np.float32)
+    expected = saved.probabilities(images)
+    assert np.ptp(expected, axis=0).max() > .1, 'the images are too alike'
+    found = frozen_classifier(exported.pb, 'super_data')(saved.whitened(images))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_from_images_it_takes_values_from_0_to_255(exported, saved, test_set, tmp_path):
+    status, printed, error = run('export_pb.py', exported.model, tmp_path / 'whole.pb', '--from-images', '--batch=2')
+    assert status == 0, error
+    assert 'not for atc' in printed and '--soc_version' not in printed
+    nodes = load_graph(tmp_path / 'whole.pb').node
+    assert [node.name for node in nodes if 'Placeholder' in node.op] == ['images']
+    assert not [node.op for node in nodes if re.search('Switch|Merge|Variable|VarHandle', node.op)]
+    images = np.stack([test_set.test_images[0], np.full((16, 16, 3), 255)]).astype(np.float32)
+    found = frozen_classifier(tmp_path / 'whole.pb', 'images')(images)
+    np.testing.assert_allclose(found, saved.probabilities(images), rtol=0, atol=1e-5)
+
+
+def test_the_commands_it_prints_fit_the_graph(exported):
+    assert exported.printed == [
+        'sesemi.pb: super_data float32 [7, 16, 16, 3] -> super_clf/Softmax float32 [7, 3]',
+        'atc --model=sesemi.pb --framework=3 --output=sesemi --soc_version=Ascend310 --input_shape="super_data:7,16,16,3"',
+        './msame --model sesemi.om --input bins/views --output outputs --outfmt BIN',
+        'python export_pb.py --score bins outputs']
+
+
+def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_set):
+    import train_evaluate_sesemi
+    images = train_evaluate_sesemi.prepare_images(test_set, [0], 'supervised', True).test
+    names = sorted(os.listdir(str(exported.bins / 'views')))
+    assert len(names) == 7 * 8
+    for number, expected in enumerate(utils.test_views(images, 0, SEED)):
+        files = [exported.bins / 'views' / name for name in names if name.endswith('_view_{}.bin'.format(number))]
+        found = np.concatenate([np.fromfile(str(path), '<f4').reshape(BATCH, 16, 16, 3) for path in files])
+        np.testing.assert_allclose(found[:IMAGES], expected, atol=1e-3)
+        assert found.shape == (49, 16, 16, 3) and not found[IMAGES:].any()
+    np.testing.assert_array_equal(np.fromfile(str(exported.bins / 'labels.bin'), '<i4'), test_set.test_labels)
+    manifest = record.read_json(str(exported.bins / 'manifest.json'))
+    assert manifest == {'batch': 7, 'images': 45, 'views': 8, 'classes': 3, 'view_dtype': 'float32', 'label_dtype': 'int32'}
+
+
+@pytest.fixture(scope='module')
+def outputs(exported):
+    """What msame leaves for the views: float32 probabilities, in a folder named after the time."""
+    classify, folder = frozen_classifier(exported.pb, 'super_data'), exported.folder / 'outputs'
+    (folder / '20260101_120000').mkdir(parents=True)
+    for path in (exported.bins / 'views').iterdir():
+        probabilities = classify(np.fromfile(str(path), '<f4').reshape(BATCH, 16, 16, 3))
+        probabilities.tofile(str(folder / '20260101_120000' / (path.stem + '_output_0.bin')))
+    return folder
+
+
+def test_the_score_is_the_error_rate_of_the_run(exported, outputs):
+    error_rate = json.loads((exported.folder / 'result/result.json').read_text())['classification_error_rate']
+    assert .1 < error_rate < .9, 'too few or too many errors to tell right from wrong'
+    assert run('export_pb.py', '--score', exported.bins, outputs) == (0, 'classification error rate: {:.4f}\n'.format(error_rate), '')
+
+
+def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_path):
+    """One view of each batch, by the older name of its file, is sure of class 0; the seven others say 0.1, 0.6, 0.3."""
+    shutil.copytree(str(outputs), str(tmp_path / 'outputs'))
+    for path in list((tmp_path / 'outputs').rglob('*.bin')):
+        row = [8, 0, 0] if 'view_5' in path.stem else [.1, .6, .3]
+        np.tile(np.float32(row), (BATCH, 1)).tofile(str(path))
+        path.rename(path.parent / path.name.replace('_output', ''))
+    status, printed, error = run('export_pb.py', '--score', exported.bins, tmp_path / 'outputs')
+    assert (status, printed) == (0, 'classification error rate: {:.4f}\n'.format(1 - 1 / 3)), error
+
+
+# Wrong input --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def here(exported, tmp_path):
+    """A folder of files to go wrong with, and a tensorflow that ends the process when it is imported."""
+    for name in ('moved', 'bins'):
+        shutil.copytree(str(exported.folder / name), str(tmp_path / name))
+    (tmp_path / 'alone').mkdir()
+    shutil.copy(str(exported.model), str(tmp_path / 'alone/sesemi.h5'))
+    (tmp_path / 'text.h5').write_text('not an h5 file')
+    (tmp_path / 'packages').mkdir()
+    (tmp_path / 'packages/tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
+    os.symlink(str(exported.data), str(tmp_path / 'data'))
+    shutil.copytree(str(exported.data), str(tmp_path / 'other'))
+    write_image(tmp_path / 'other/test/a/00.png', np.zeros((16, 16, 3)))
+    return tmp_path
+
+
+def refuses(here, flags, words):
+    status, printed, error = run('export_pb.py', *flags.split(), cwd=here, PYTHONPATH=str(here / 'packages'))
+    assert (status, printed, error.count('\n')) == (2, '', 1), error
+    assert words in error
+    assert not (here / 'new.pb').exists() and not (here / 'new').exists()
+
+
+MODEL = 'moved/sesemi.h5 new.pb '
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('', 'give MODEL and PB, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and PB'),
+    ('nowhere.h5 new.pb', 'nowhere.h5: no such file'), ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
+    ('moved/sesemi.h5 nowhere/new.pb', 'nowhere/new.pb: cannot be written there'),
+    (MODEL + '--batch 0', '--batch 0 is not'), (MODEL + '--batch many', "--batch: invalid int value: 'many'"),
+    (MODEL + '--bin new', '--bin'), (MODEL + '--dataset data', '--dataset is read for --bins DIR only'),
+    (MODEL + '--from-images --bins new', '--bins writes whitened views'), (MODEL + '--bins bins', '--bins bins: is there already'),
+    (MODEL + '--bins new', '--dataset data/nowhere: no such file or folder'),
+    (MODEL + '--bins new --dataset other', 'the images found are not those of the run that left moved/sesemi.h5'),
+    ('alone/sesemi.h5 new.pb --bins new', 'alone/args.json: not there, and --bins takes the data, seed and flips'),
+    ('--score bins', '--score: expected 2 arguments'), ('--score bins outputs --batch 7', '--score BINS OUTPUTS takes no other'),
+    ('--score nowhere outputs', '--score nowhere: not a whole folder that --bins wrote'),
+    ('--score bins outputs', 'outputs: there is no batch_0000_view_0_output_0.bin below it')])
+def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, flags, words):
+    content = json.loads((here / 'moved/args.json').read_text())
+    content['flags']['dataset'] = 'data/nowhere'
+    (here / 'moved/args.json').write_text(json.dumps(content))
+    refuses(here, flags, words)
+
+
+def test_right_input_comes_to_tensorflow(here):
+    assert run('export_pb.py', *MODEL.split(), '--bins', 'new', '--dataset', 'data', cwd=here,
+               PYTHONPATH=str(here / 'packages')) == (1, '', 'TensorFlow is imported\n')
+
+
+def test_outputs_that_are_not_those_of_one_run_of_msame(here, outputs):
+    shutil.copytree(str(outputs), str(here / 'outputs'))
+    path = next((here / 'outputs').rglob('batch_0003_view_2_output_0.bin'))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    refuses(here, '--score bins outputs', 'batch_0003_view_2_output_0.bin: has 82 bytes, not the 84 of float32 (7, 3)')
+    path.write_bytes(np.float32('nan').tobytes() + whole[4:])
+    refuses(here, '--score bins outputs', 'batch_0003_view_2_output_0.bin: holds values that are not finite')
+    path.write_bytes(whole)
+    shutil.copy(str(path), str(here / 'outputs/batch_0003_view_2_0.bin'))
+    refuses(here, '--score bins outputs', 'outputs: holds outputs/2026')
+
+
+def test_a_record_or_a_manifest_that_is_not_whole(here):
+    (here / 'bins/labels.bin').write_bytes(bytes(4))
+    refuses(here, '--score bins outputs', '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
+    (here / 'bins/manifest.json').write_text('{"batch": 7}')
+    refuses(here, '--score bins outputs', '--score bins: not a whole folder')
+    (here / 'moved/args.json').write_text('{"flags": {"data": "folder"}, "data_checksum": ""}')
+    refuses(here, MODEL + '--bins new', 'moved/args.json: holds no dataset')
