@@ -150,7 +150,7 @@ def decode(args):
 
 def start_ups(args):
     """Of asl and ssl on CIFAR-10, with an empty cache and a filled one."""
-    flags, rows = ['--dataset', args.dataset, '--network', 'nin', '--quiet'], {}
+    flags, rows = ['--dataset', args.dataset, '--network', 'nin'], {}
     for method in 'asl', 'ssl':
         with tempfile.TemporaryDirectory() as cache:
             for state in 'cold', 'warm':

@@ -1,0 +1,90 @@
+"""How start-up, memory and the step grow with the unlabeled images, up to more than fit into memory:
+
+    python benchmarks/growth.py [--sizes 10000 100000 1000000] [--memory-limit GB] [--steps N] [--plot FILE.png] [--json FILE]
+
+Makes the images itself, random JPEG files of 32 x 32 pixels: 4 GB of disk for a million. Trains nin by the method ssl.
+"""
+import argparse
+import os
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+import startup  # noqa: E402
+from record import write_json, write_whole  # noqa: E402
+
+
+def make_images(folder, count):
+    """JPEG files in folders of 1000; each a random patch of few colours, enlarged, so that they are not noise alone."""
+    rng = np.random.RandomState(0)
+    for first in range(0, count, 1000):
+        os.makedirs(os.path.join(folder, '%04d' % (first // 1000)))
+        for i, small in enumerate(rng.randint(0, 256, (min(1000, count - first), 8, 8, 3)).astype(np.uint8)):
+            image = Image.fromarray(small).resize((32, 32), Image.BILINEAR)
+            image.save(os.path.join(folder, '%04d' % (first // 1000), '%03d.jpg' % i))
+
+
+def measure(size, memory_limit, steps):
+    """Of a run with `size` unlabeled images: figures of a start with an empty cache and of one with the cache filled."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        for part, count in (('train', 100), ('test', 10)):
+            for name in 'ab':
+                make_images(os.path.join(folder, 'made'), count)
+                os.makedirs(os.path.join(folder, part), exist_ok=True)
+                os.rename(os.path.join(folder, 'made', '0000'), os.path.join(folder, part, name))
+        make_images(os.path.join(folder, 'unlabeled'), size)
+        flags = ['--data', 'folder', '--dataset', folder, '--labels', '100', '--network', 'nin', '--method', 'ssl',
+                 '--memory-limit', str(memory_limit)]
+        cold = startup.measure(flags, cache)
+        warm = startup.measure(flags, cache, steps)
+    return {'images': size, 'cold': cold['seconds'], 'cold_gb': cold['gb'], 'warm': warm['seconds'], 'warm_gb': warm['gb'],
+            'gb_step': warm['gb_step'], 'step': warm['step']}
+
+
+def plot(rows, path):
+    """Time and memory over the number of images, in a PNG file."""
+    import io
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 3.5))
+    sizes = [row['images'] for row in rows]
+    for place, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later', 'step': 'step, nin'}),
+                                 (2, 'GB', {'cold_gb': 'until the first step, first start', 'warm_gb': 'until the first step, later',
+                                            'gb_step': 'with the steps'})):
+        axes = figure.add_subplot(1, 2, place)
+        for marker, (column, label) in zip('os^', columns.items()):
+            axes.plot(sizes, [row[column] for row in rows], marker=marker, label=label)
+        axes.set(xscale='log', xlabel='unlabeled images', ylabel=unit)
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    axes.axhline(2, color='grey', linestyle=':')
+    figure.tight_layout()
+    memory = io.BytesIO()
+    figure.savefig(memory, format='png', dpi=120, facecolor='white')
+    write_whole(path, memory.getvalue())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[10 ** 4, 10 ** 5, 10 ** 6], metavar='N')
+    parser.add_argument('--memory-limit', type=float, default=0.5, metavar='GB')
+    parser.add_argument('--steps', type=int, default=20, metavar='N')
+    parser.add_argument('--plot', metavar='FILE.png')
+    parser.add_argument('--json', metavar='FILE')
+    args = parser.parse_args()
+    rows = []
+    for size in args.sizes:
+        rows.append(measure(size, args.memory_limit, args.steps))
+        print(', '.join('%s %s' % (name, value if name == 'images' else '%.2f' % value) for name, value in rows[-1].items()), flush=True)
+    if args.json:
+        write_json(args.json, rows)
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == '__main__':
+    main()
