@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT, write_image
 
+import cache
 import datasets
 import record
 import utils
@@ -122,7 +123,7 @@ def test_the_commands_it_prints_fit_the_graph(exported):
 
 def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_set):
     import train_evaluate_sesemi
-    images = train_evaluate_sesemi.prepare_images(test_set, [0], 'supervised', True).test
+    images = train_evaluate_sesemi.prepare_images(test_set, 'checksum', [0], 'supervised', True, cache.Cache(None)).test
     names = sorted(os.listdir(str(exported.bins / 'views')))
     assert len(names) == 7 * 8
     for number, expected in enumerate(utils.test_views(images, 0, SEED)):
