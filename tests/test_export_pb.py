@@ -126,7 +126,7 @@ def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_se
     images = train_evaluate_sesemi.prepare_images(test_set, 'checksum', [0], 'supervised', True, cache.Cache(None)).test
     names = sorted(os.listdir(str(exported.bins / 'views')))
     assert len(names) == 7 * 8
-    for number, expected in enumerate(utils.test_views(images, 0, SEED)):
+    for number, expected in enumerate(utils.test_views(np.asarray(images), 0, SEED)):
         files = [exported.bins / 'views' / name for name in names if name.endswith('_view_{}.bin'.format(number))]
         found = np.concatenate([np.fromfile(str(path), '<f4').reshape(BATCH, 16, 16, 3) for path in files])
         np.testing.assert_allclose(found[:IMAGES], expected, atol=1e-3)
