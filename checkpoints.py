@@ -35,17 +35,14 @@ class Checkpoints:
 
     def save(self, progress):
         """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that are not finite."""
-        weights, state = self.model.get_weights(), self.optimizer.get_weights()
-        if not all(np.isfinite(array).all() for array in weights):
-            raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
-        memory = io.BytesIO()
-        np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8),
-                 **{'weight_%d' % i: array for i, array in enumerate(weights)},
-                 **{'optimizer_%d' % i: array for i, array in enumerate(state)})
+        data = self.pack(progress)
         os.makedirs(self.folder, exist_ok=True)
-        write_whole(os.path.join(self.folder, 'step-%09d.npz' % progress.step), memory.getvalue())
-        for path in self._paths()[:-KEPT]:
-            os.remove(path)
+        path = os.path.join(self.folder, 'step-%09d.npz' % progress.step)
+        write_whole(path, data)
+        paths = self._paths()
+        newest = paths.index(path)      # those of later steps were damaged, or counted the steps of fewer ranks
+        for other in paths[:max(0, newest + 1 - KEPT)] + paths[newest + 1:]:
+            os.remove(other)
         self.saved = time.monotonic()
 
     def restore(self):
@@ -55,17 +52,54 @@ class Checkpoints:
         """
         for path in reversed(self._paths()):
             try:
-                with np.load(path) as file:     # reading checks each array's CRC
-                    arrays = {name: file[name] for name in file.files}
-                progress = Progress(**json.loads(arrays.pop('progress').tobytes().decode()))
+                progress, arrays = _read(path)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 print('%s: damaged (%s); the checkpoint before it is used.' % (path, error), file=sys.stderr)
                 continue
-            self.model._make_train_function()   # the optimizer's variables exist from here on
-            for part, kind in ((self.model, 'weight'), (self.optimizer, 'optimizer')):
-                part.set_weights([arrays['%s_%d' % (kind, i)] for i in range(sum(name.startswith(kind) for name in arrays))])
-            return progress
+            return self._set(progress, arrays)
         return Progress()
+
+    def pack(self, progress):
+        """A checkpoint as bytes, an .npz. Raises Diverged when a weight is not finite."""
+        self.model._make_train_function()       # the optimizer's variables exist from here on
+        weights, state = self.model.get_weights(), self.optimizer.get_weights()
+        if not all(np.isfinite(array).all() for array in weights):
+            raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
+        memory = io.BytesIO()
+        np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8), steps_per_epoch=self.steps_per_epoch,
+                 **{'weight_%d' % i: array for i, array in enumerate(weights)},
+                 **{'optimizer_%d' % i: array for i, array in enumerate(state)})
+        return memory.getvalue()
+
+    def unpack(self, data):
+        """Set the model and the optimizer to what pack gave, here or on another rank; returns its Progress."""
+        return self._set(*_read(io.BytesIO(data)))
+
+    def _set(self, progress, arrays):
+        self.model._make_train_function()
+        for part, kind in ((self.model, 'weight'), (self.optimizer, 'optimizer')):
+            part.set_weights([arrays['%s_%d' % (kind, i)] for i in range(sum(name.startswith(kind) for name in arrays))])
+        return rescale(progress, int(arrays.get('steps_per_epoch', self.steps_per_epoch)), self.steps_per_epoch)
 
     def _paths(self):
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), 'step-*.npz')))
+
+
+def _read(file):
+    """(Progress, the arrays by name) of a checkpoint. Raises what a damaged one makes numpy raise."""
+    with np.load(file) as content:      # reading checks each array's CRC
+        arrays = {name: content[name] for name in content.files}
+    return Progress(**json.loads(arrays.pop('progress').tobytes().decode())), arrays
+
+
+def rescale(progress, before, now):
+    """The Progress of a run with `before` steps an epoch, where another number of ranks makes them `now`.
+
+    It is in the same epoch, at the same share of it, rounded down to a step.
+    """
+    if before == now:
+        return progress
+    done = (progress.step - 1) % before + 1 if progress.totals else 0
+    kept = done * now // before
+    totals = {name: total * kept / done for name, total in progress.totals.items()} if kept else {}
+    return Progress((progress.step - done) // before * now + kept, totals, [dict(row, step=row['epoch'] * now) for row in progress.rows])

@@ -11,7 +11,7 @@ METHODS = ('asl', 'ssl', 'supervised')
 DEFAULTS = dict(
     DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
-    no_cache=False, memory_limit=None, obs_url=None)
+    no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
 
 
 def parse_args(argv):
@@ -94,6 +94,13 @@ def _parser():
     device.add_argument('--over-dump', **_SWITCH, help='npu: overflow detection into RESULT/over_dump')
     device.add_argument('--data-dump', **_SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
     device.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
+
+    several = parser.add_argument_group('several devices')
+    several.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
+                         'the same list for all (default: of TF_CONFIG, if that is set)')
+    several.add_argument('--rank', type=_whole(0), metavar='N', help="this process's place among them; the first, 0, writes and prints")
+    several.add_argument('--join-timeout', type=_positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
+    several.add_argument('--scale-lr', **_SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
 
     older = parser.add_argument_group("older ports' flags")
     older.add_argument('--gpu-id', metavar='N', help='the GPU to use, as CUDA_VISIBLE_DEVICES has it')

@@ -1,5 +1,6 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from utils import InputError, chunks, reason
 DEFINING = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': 1, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05, 'no_oversample': False, 'seed': 0,
+    'scale_lr': False,
 }
 PROJECT = os.path.dirname(os.path.abspath(__file__))
 
@@ -187,6 +189,17 @@ def data_checksum(dataset):
         for part in chunks(array):
             digest.update(np.ascontiguousarray(part))
     return digest.hexdigest()
+
+
+def facts(args, checksum, labeled):
+    """What must be the same for every rank of a run: JSON values by what a user calls them."""
+    code = hashlib.sha256()
+    for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), '*.py')) + glob.glob(os.path.join(glob.escape(PROJECT), '*', '*.py'))):
+        if not os.path.relpath(path, PROJECT).startswith('tests'):
+            with open(path, 'rb') as file:
+                code.update(file.read())
+    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in DEFINING}, 'the images': checksum,
+            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code.hexdigest()}
 
 
 def versions():

@@ -1,9 +1,10 @@
-"""CPU, GPU or Ascend NPU: which TensorFlow, which session, which precision, which optimizer. The only file that names npu_bridge.
+"""CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average. The only file to name npu_bridge.
 
 `tf` and `keras` are taken from here: the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and the Keras
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
 """
 import contextlib
+import functools
 import glob
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import os
 import warnings
 from typing import NamedTuple, Optional
 
+from ranks import Place
 from utils import InputError
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
@@ -25,6 +27,7 @@ tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig  # noqa: E402
+from tensorflow.python.ops import collective_ops  # noqa: E402
 
 NPU_NODES = '/dev/davinci[0-9]*'
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
@@ -82,8 +85,17 @@ def device_options(device, precision_mode, folder, over_dump, data_dump, data_du
                    below('profiling', profiling), autotune)
 
 
+def check_ranks(device, place):
+    """Raises InputError when the device's engine cannot bring the ranks of `place`, a ranks.Place, together."""
+    if device == 'npu' and place.ranks != int(os.environ.get('RANK_SIZE') or 1):
+        raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
+    if device != 'npu' and place.ranks != max(1, len(place.workers)):
+        raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
+                         % (place.ranks, device))
+
+
 @contextlib.contextmanager
-def open_session(device, options=Options()):
+def open_session(device, options=Options(), place=Place()):
     """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
 
     On the NPU every computation of the block, training or prediction, runs in this session, which carries the NpuOptimizer.
@@ -99,7 +111,8 @@ def open_session(device, options=Options()):
             config.graph_options.rewrite_options.auto_mixed_precision = RewriterConfig.ON
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
-    session = tf.Session(config=config)
+    target = _server(place, config, device == 'gpu').target if place.ranks > 1 and device != 'npu' else ''
+    session = tf.Session(target, config=config)
     keras.backend.set_session(session)
     try:
         yield session
@@ -108,8 +121,46 @@ def open_session(device, options=Options()):
         keras.backend.clear_session()
 
 
-def optimizer(device, learning_rate, momentum, options=Options()):
-    """Keras' SGD with Nesterov momentum, for the device: on the NPU wrapped by the adapter, which averages gradients over ranks.
+@functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
+def _started(workers, rank, config):
+    cluster = tf.train.ClusterSpec({'worker': workers})
+    try:
+        return tf.distribute.Server(cluster, 'worker', rank, config=tf.ConfigProto.FromString(config))
+    except tf.errors.OpError as error:
+        raise InputError('--workers: TensorFlow cannot listen at %s, the address of rank %d (%s); give it another port.'
+                         % (workers[rank], rank, error.message)) from None
+
+
+def _server(place, config, gpu):
+    """This rank's part of TensorFlow's cluster. Adds to the session's config that its graph is this process's own."""
+    config.device_filters.append(_task(place))
+    config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
+    config.experimental.collective_nccl = gpu       # a build for CPUs has no NCCL and crashes if it is asked for
+    return _started(place.workers, place.rank, config.SerializeToString())
+
+
+def _task(place):
+    return '/job:worker/task:%d' % place.rank
+
+
+def _averaging(optimizer, place):
+    """The optimizer, its gradients averaged over the ranks: one all-reduce for all of them, which gives every rank the same bits."""
+    own_gradients = optimizer.get_gradients
+
+    def get_gradients(loss, params):
+        gradients = own_gradients(loss, params)
+        with tf.device(_task(place)):
+            flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+            mean = collective_ops.all_reduce(flat, place.ranks, group_key=1, instance_key=1, merge_op='Add', final_op='Div')
+            parts = tf.split(mean, [param.shape.num_elements() for param in params])
+        return [tf.reshape(part, param.shape) for part, param in zip(parts, params)]
+    optimizer.get_gradients = get_gradients
+    return optimizer
+
+
+def optimizer(device, learning_rate, momentum, options=Options(), place=Place()):
+    """Keras' SGD with Nesterov momentum, for the device. With several ranks it averages gradients over them: on the NPU by the
+    adapter's wrapper, which reads RANK_SIZE, else by TensorFlow's collective operations.
 
     With precision 'mixed' on a GPU it scales the loss for the session's graph rewrite.
     """
@@ -117,8 +168,8 @@ def optimizer(device, learning_rate, momentum, options=Options()):
     if device == 'npu':
         return _adapter().npu_distributed_optimizer_wrapper(sgd)
     if options.precision_mode == 'mixed':
-        return tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
-    return sgd
+        sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
+    return _averaging(sgd, place) if place.ranks > 1 else sgd
 
 
 def profiler(device, options):

@@ -5,6 +5,8 @@ Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2:
 130 and 143: stopped by Ctrl-C and SIGTERM after saving a checkpoint, from which --resume goes on.
 """
 import argparse
+import contextlib
+import functools
 import os
 import sys
 import warnings
@@ -17,27 +19,32 @@ import record
 import report
 from datasets import PRESETS, load_dataset
 from flags import parse_args
+from ranks import Meeting, find_place
 from utils import (ChannelStandardizer, InputError, NormalizedImages, RunError, TwoBranchBatches, Whitener, chunks,
                    fit_channel_standardizer, fit_whitener, global_contrast_normalize, stratified_sample)
 
 WHITENED_SIZE = 48      # pixels a side: the matrix is (3 N²)², at 48 already 191 MB of the saved model
 
 
-def train_and_evaluate(args):
+def train_and_evaluate(args, meeting=Meeting()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
-    args: what parse_args returns. Raises InputError, training.Diverged and training.Interrupted.
+    args: what parse_args returns; meeting: a ranks.Meeting that has been joined. Rank 0 alone evaluates and writes: the others
+    return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
     """
-    clock = record.Clock()
-    run = record.Run(args.result, vars(args))
+    clock, place = record.Clock(), meeting.place
+    run = None if place.rank else record.Run(args.result, vars(args))
     store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit)
-    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
+    with meeting.chief_first():
+        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
     checksum = record.data_checksum(dataset)
-    labeled = run.read_split(dataset, checksum) if run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
-    if run.error_rate is not None:
-        print('%s holds the finished run.' % args.result)
-        return run.error_rate
+    labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
+    if place.ranks > 1:
+        meeting.agree(record.facts(args, checksum, labeled))
+    if meeting.spread(b'finished' if run and run.error_rate is not None else b''):
+        print('%s holds the finished run.' % args.result)
+        return run and run.error_rate
     clock.lap('reading')
 
     if args.verbose:
@@ -51,27 +58,37 @@ def train_and_evaluate(args):
     from checkpoints import Checkpoints
     from reporting.events import Events
     device, why = runtime.choose_device(args.device)
-    options = runtime.device_options(device, args.precision_mode, run.path(''), args.over_dump, args.data_dump,
+    runtime.check_ranks(device, place)
+    options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
-    run.start(dataset, labeled, checksum)
-    print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s (%s).' % (
+    if run:
+        run.start(dataset, labeled, checksum)
+    print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s%s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
-        len(dataset.class_names), args.epochs, steps_per_epoch, device, why))
+        len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % place.ranks if place.ranks > 1 else '', device, why))
 
     images = prepare_images(dataset, checksum, labeled, args.method, PRESETS[args.data].whiten, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
-                               oversample=not args.no_oversample)
+                               place.rank, place.ranks, oversample=not args.no_oversample)
+    rate = args.lr * (place.ranks if args.scale_lr else 1)
     clock.lap('preparing')
 
-    with runtime.open_session(device, options), training.StopSignals() as stop:
+    with runtime.open_session(device, options, place), training.StopSignals(meeting.ask_to_stop if place.rank else None) as stop:
+        meeting.on_stop = stop.note
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
-        training.compile_model(model, runtime.optimizer(device, args.lr, training.MOMENTUM, options))
+        training.compile_model(model, runtime.optimizer(device, rate, training.MOMENTUM, options, place))
+        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
+        progress = checkpoints.restore() if run else None
+        if place.ranks > 1:
+            progress = checkpoints.unpack(meeting.spread(checkpoints.pack(progress) if run else b''))
+        train = functools.partial(training.train, model, batches, steps_per_epoch, args.epochs, rate, progress, stop=stop)
+        if not run:
+            train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
+            return None
         evaluate = training.DenseEvaluator(inference_model, images.test, args.seed, args.flip, stop)
-        checkpoints = Checkpoints(run.path('checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
-        progress = checkpoints.restore()
         page = report.Report(args.result, dataset, labeled, args.epochs)
         events = Events(args.result, progress.rows, batches[0][0])
 
@@ -83,9 +100,8 @@ def train_and_evaluate(args):
             page.refresh(rows)
             print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
 
-        progress = training.train(model, batches, steps_per_epoch, args.epochs, args.lr, progress, checkpoints.after_step,
-                                  after_epoch, stop, runtime.profiler(device, options),
-                                  verbose=not args.quiet)
+        progress = train(after_step=checkpoints.after_step, after_epoch=after_epoch,
+                         callbacks=runtime.profiler(device, options), verbose=not args.quiet)
         checkpoints.save(progress)
         clock.lap('training')
         dense, plain = evaluate()
@@ -116,15 +132,14 @@ def choose_labeled(dataset, labels, split_seed):
 
 
 def count_steps(args, dataset, labeled):
-    """(steps an epoch, epochs). An epoch is a pass of the self branch: over the labeled images, or in ssl over all of them."""
+    """(steps an epoch, epochs). An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all."""
     preset, images = PRESETS[args.data], labeled
     if args.method == 'ssl':
         images = len(dataset.unlabeled_images)
-    steps = max(1, images // args.batch_size)
     default = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
     if preset.steps:
-        default = max(1, round(preset.steps / steps))
-    return steps, args.epochs or default
+        default = max(1, round(preset.steps / max(1, images // args.batch_size)))
+    return max(1, images // (args.batch_size * args.ranks)), args.epochs or default
 
 
 def dropout_rates(data, network, method):
@@ -166,20 +181,27 @@ def prepare_images(dataset, checksum, labeled, method, whiten, store):
                   NormalizedImages(dataset.test_images, whitener), whitener)
 
 
-def train_runs(args):
+def train_runs(args, meeting):
     """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate.
 
     Several runs also leave one plot of their errors, runs.png.
     """
     if args.runs == 1:
-        print('classification error rate: %.4f' % train_and_evaluate(args))
+        error = train_and_evaluate(args, meeting)
+        if not meeting.place.rank:
+            print('classification error rate: %.4f' % error)
         return
     folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        errors.append(train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume})))
+        errors.append(train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}),
+                                         meeting))
+        if meeting.place.rank:
+            continue
         print('Seed %d: error rate %.4f, in %s.' % (seed, errors[-1], folder))
+    if meeting.place.rank:
+        return
     print(report.compare(folders.values()))
     try:
         report.plot(folders.values(), os.path.join(args.result, 'runs.png'))
@@ -191,14 +213,25 @@ def train_runs(args):
 def main(argv):
     """Run the program; returns its exit status."""
     warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
+    meeting, status, sentence = Meeting(), 0, ''
     try:
-        train_runs(parse_args(argv))
-        return 0
+        args = parse_args(argv)
+        place = find_place(args.workers, args.rank, os.environ)
+        args.rank, args.ranks = place.rank, place.ranks
+        meeting = Meeting(place)
+        meeting.join(args.join_timeout)
+        with contextlib.redirect_stdout(None) if place.rank else contextlib.ExitStack():
+            train_runs(args, meeting)
     except RunError as error:
-        print(error, file=sys.stderr)
-        return error.status
+        status, sentence = error.status, str(error)
+        print(sentence, file=sys.stderr)
     except KeyboardInterrupt:
-        return 130
+        status, sentence = 130, 'Stopped by SIGINT.'
+    except Exception:
+        meeting.linger()
+        raise
+    meeting.leave(status, sentence)
+    return status
 
 
 if __name__ == '__main__':

@@ -60,7 +60,7 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
           verbose=True):
     """Run every step from progress.step on with train_on_batch, and Keras' progress line for each epoch.
 
-    batches[t] is step t's (inputs, targets). after_epoch(rows) gets a row of means for each finished epoch and may add to the
+    batches[t] is step t's (inputs, targets) and batches.number(t) what its dropout masks are drawn for. after_epoch(rows) gets a row of means for each finished epoch and may add to the
     last; after_step(progress, stopping) may save. Keras callbacks are told of the start of training and of each step.
     What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
@@ -95,7 +95,7 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
         for t in range(progress.step, (epoch + 1) * steps_per_epoch):
             started, rate = time.perf_counter(), learning_rate(base_rate, t, last)
             keras.backend.set_value(model.optimizer.lr, rate)
-            keras.backend.set_value(step_variable(), t)
+            keras.backend.set_value(step_variable(), batches.number(t))
             for callback in callbacks:
                 callback.on_train_batch_begin(t)
             figures = dict(zip(names, map(float, model.train_on_batch(*next(upcoming)))))
@@ -129,22 +129,29 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
 
 
 class StopSignals:
-    """Within the block SIGTERM and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once."""
+    """Within the block SIGTERM and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once.
 
-    def __init__(self):
-        self.number = None
+    pass_on: called with the signal's number in place of noting it, by a rank that does not decide on its own.
+    """
+
+    def __init__(self, pass_on=None):
+        self.number, self.pass_on = None, pass_on
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._received) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def note(self, number):
+        """The run is to stop for this signal."""
         self.number = number
+
+    def _received(self, number, frame):
         signal.signal(number, signal.SIG_DFL)
+        (self.pass_on or self.note)(number)
 
     def check(self):
         """Raises Interrupted if a signal has come."""

@@ -370,8 +370,12 @@ class TwoBranchBatches:
 
     @property
     def images_per_step(self):
-        """How many images a step processes, both branches together."""
-        return self.super_size * (1 if self.unlabeled_images is None else 2)
+        """How many images a step processes, both branches of all ranks together."""
+        return self.ranks * self.super_size * (1 if self.unlabeled_images is None else 2)
+
+    def number(self, t):
+        """The number of this rank's batch of step t among those of all ranks and steps."""
+        return t * self.ranks + self.rank
 
     def __getitem__(self, t):
         """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
@@ -392,7 +396,7 @@ class TwoBranchBatches:
         """A branch's next `size` images, `copies` of each among them: their indices, shifted copies, and the generator to go on with."""
         rng = generator(self.seed, branch, t, self.rank)
         count = size // copies
-        positions = (t * self.ranks + self.rank) * count + np.arange(count)
+        positions = self.number(t) * count + np.arange(count)
         passes, places = np.divmod(positions, len(images))
         indices = np.concatenate([self._order(branch, len(images), number)[places[passes == number]]
                                   for number in range(passes[0], passes[-1] + 1)])
