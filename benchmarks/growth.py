@@ -5,11 +5,13 @@
 Makes the images itself, random JPEG files of 32 x 32 pixels: 4 GB of disk for a million. Trains nin by the method ssl.
 """
 import argparse
+import io
 import os
 import sys
 import tempfile
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -47,12 +49,10 @@ def measure(size, memory_limit, steps):
 
 
 def plot(rows, path):
-    """Time and memory over the number of images, in a PNG file."""
-    import io
-    from matplotlib.figure import Figure
+    """Start-up time and memory over the number of images, in a PNG file."""
     figure = Figure(figsize=(9, 3.5))
     sizes = [row['images'] for row in rows]
-    for place, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later', 'step': 'step, nin'}),
+    for place, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later'}),
                                  (2, 'GB', {'cold_gb': 'until the first step, first start', 'warm_gb': 'until the first step, later',
                                             'gb_step': 'with the steps'})):
         axes = figure.add_subplot(1, 2, place)
@@ -69,6 +69,7 @@ def plot(rows, path):
 
 
 def main():
+    """Measure each size in turn, and print, store and draw what comes out."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--sizes', type=int, nargs='+', default=[10 ** 4, 10 ** 5, 10 ** 6], metavar='N')
     parser.add_argument('--memory-limit', type=float, default=0.5, metavar='GB')

@@ -167,6 +167,7 @@ ROWS = {'batch, one core': batch_on_one_core, 'batch, two threads': batch_in_two
 
 
 def main():
+    """Run the rows that are asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
     parser.add_argument('--images', type=int, default=50000, metavar='N', help='training images in the whitening rows')
