@@ -156,7 +156,8 @@ class Cache:
             path = os.path.join(self.folder, 'images-%s-%08x' % (key, crc))
             os.replace(beside, path)
         except BaseException:       # also Ctrl-C, for the file may be of gigabytes
-            os.remove(beside)
+            with contextlib.suppress(OSError):
+                os.remove(beside)
             raise
         self._trim(path)
 
@@ -164,13 +165,13 @@ class Cache:
         """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes."""
         entries = []
         for entry in os.scandir(self.folder):
-            status = entry.stat()
-            entries.append((status.st_mtime, status.st_size, entry.path))
+            with contextlib.suppress(OSError):          # another process may have removed it
+                entries.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total > LIMIT and path != kept:
                 total -= size
-                with contextlib.suppress(OSError):      # another process may have removed it
+                with contextlib.suppress(OSError):
                     os.remove(path)
 
 

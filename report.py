@@ -82,7 +82,8 @@ def say_once(sentence):
 # Several runs side by side ------------------------------------------------------------------------------------------------
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
-SETTINGS = sorted({*DEFINING, 'flip', 'precision_mode'} - {'seed', 'no_flip'})
+STARTED_WITH = dict(DEFINING, ranks=1)              # where a run's record has not yet the flag
+SETTINGS = sorted({*STARTED_WITH, 'flip', 'precision_mode'} - {'seed', 'no_flip'})
 
 
 def summary(errors):
@@ -142,7 +143,7 @@ def load_results(folders):
 
 def setting(result):
     """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack newer flags."""
-    return dict({name: result['flags'].get(name, DEFINING.get(name)) for name in SETTINGS}, images=result['data_checksum'][:8])
+    return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS}, images=result['data_checksum'][:8])
 
 
 def group(results):

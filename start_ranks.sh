@@ -3,22 +3,24 @@
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 
 # Starts ranks 0 to $1 - 1 at once and waits for all of them; its status is that of a rank that failed, if one did, and then it
-# ends the others, which may not have met yet. SIGTERM goes on to rank 0, which saves and tells the others.
+# ends the others, which may not have met yet. SIGTERM and Ctrl-C, which the shell has its background processes ignore until
+# they handle it themselves, go on to rank 0 as SIGTERM: it saves and tells the others.
 run_ranks() {
-    local rank status=0 ended pids=()
+    local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do
         start_rank "$rank" &
         pids+=($!)
     done
-    trap 'kill -TERM "${pids[0]}" 2>/dev/null || true' TERM
-    trap '' INT         # Ctrl-C reaches the ranks by itself
-    for ((ended = 0; ended < $1; )); do
-        wait -n && ended=$((ended + 1)) && continue
-        status=$?
-        # A trapped signal ends wait, too: with 128 and its number, while all are still there.
-        if ((status > 128)) && kill -0 "${pids[@]}" 2>/dev/null; then status=0; continue; fi
-        break
+    trap 'signalled=1; kill -TERM "${pids[0]}" 2>/dev/null || true' TERM INT
+    while ((ended < $1 && status == 0)); do
+        wait -n || status=$?
+        if ((signalled)); then      # it was the signal that ended wait
+            signalled=0 status=0
+        else
+            ended=$((ended + 1))
+        fi
     done
+    trap - TERM INT
     if ((status)); then
         kill -TERM "${pids[@]}" 2>/dev/null || true
     fi

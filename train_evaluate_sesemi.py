@@ -195,11 +195,10 @@ def train_runs(args, meeting):
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        errors.append(train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}),
-                                         meeting))
-        if meeting.place.rank:
-            continue
-        print('Seed %d: error rate %.4f, in %s.' % (seed, errors[-1], folder))
+        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), meeting)
+        if not meeting.place.rank:
+            errors.append(error)
+            print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
     if meeting.place.rank:
         return
     print(report.compare(folders.values()))

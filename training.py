@@ -60,8 +60,9 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
           verbose=True):
     """Run every step from progress.step on with train_on_batch, and Keras' progress line for each epoch.
 
-    batches[t] is step t's (inputs, targets) and batches.number(t) what its dropout masks are drawn for. after_epoch(rows) gets a row of means for each finished epoch and may add to the
-    last; after_step(progress, stopping) may save. Keras callbacks are told of the start of training and of each step.
+    batches[t] is step t's (inputs, targets) and batches.number(t) what its dropout masks are drawn for. after_epoch(rows) gets
+    a row of means for each finished epoch and may add to the last; after_step(progress, stopping) may save. Keras callbacks are
+    told of the start of training and of each step.
     What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.webp', '.g
 SHIFTS = (-2, -1, 0, 1, 2)          # pixels; training
 TEST_SHIFTS = (-2, -1, 1, 2)        # pixels; a shifted test view always moves
 NOISE = 0.15                        # standard deviation, on normalised images
-SMALL_FILE = 16 << 10                # bytes
+SMALL_FILE = 16 << 10               # bytes, below which decoding is the lesser part of reading an image
 CHUNK = 2000                        # images that are normalised at once
 SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
 

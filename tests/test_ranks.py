@@ -112,6 +112,22 @@ def test_run_local_starts_them_all(tmp_path):
     assert len(re.findall('^classification error rate', done.stdout, re.MULTILINE)) == 1 and '; 2 x cpu' in done.stdout
 
 
+def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
+    process = subprocess.Popen(
+        ['bash', str(PROJECT / 'run_local.sh'), '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
+         '--image-size', '16', '--epochs', '1000', '--result', str(tmp_path / 'run')],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, 'PYTHON': sys.executable})
+    seen = ''
+    while 'Epoch 2/' not in seen:
+        character = process.stdout.read(1)
+        assert character, seen
+        seen += character
+    process.terminate()
+    _, err = process.communicate(timeout=200)       # which waits for all who have the pipe, so for both ranks
+    assert process.returncode == 143 and '--resume' in err
+    assert os.listdir(str(tmp_path / 'run' / 'checkpoints'))
+
+
 def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):
     """With an interpreter that writes down what it is started with; every rank but the failing one would run for ever."""
     python = tmp_path / 'python'

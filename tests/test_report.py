@@ -333,6 +333,15 @@ def cells(text):
     return [re.split('  +', line) for line in text.splitlines()]
 
 
+def test_compare_keeps_runs_on_several_devices_apart(tmp_path, capsys):
+    for name, flags in (('before', {}), ('one', {'ranks': 1, 'seed': 1}), ('two', {'ranks': 2})):
+        write_result(tmp_path / name, **flags)
+    assert report.main(['compare', str(tmp_path)]) == 0
+    header, one, two = cells(capsys.readouterr().out)
+    place = header.index('ranks')
+    assert (one[place], one[place + 1]) == ('1', '0,1') and (two[place], two[place + 1]) == ('2', '0')
+
+
 def test_compare_puts_runs_of_other_seeds_into_one_line(tmp_path, capsys):
     for seed, error in ((10, 0.25), (9, 0.27), (2, 0.29)):
         write_result(tmp_path / 'asl' / ('seed-%d' % seed), error=error, seed=seed, result='asl/seed-%d' % seed, device='gpu')
