@@ -9,11 +9,12 @@ import math
 import os
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 import record
-from utils import InputError, RunError, decode_image, image_files, list_image_folder, progress
+from utils import InputError, RunError, decode_image, image_files, list_image_folder, prefetch, progress
 
 BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
 
@@ -92,15 +93,13 @@ def decode_batches(paths, image_size, fit, size):
 
     Unreadable images, and what the last batch lacks, are black: a batch of another size would be another graph on an NPU.
     """
-    from training import prefetch
-
     def decode(path):
         try:
             return decode_image(path, image_size, fit)
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, workers=os.cpu_count(), ahead=size + os.cpu_count()))
+    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(os.cpu_count()), size + os.cpu_count()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for place, (i, image) in zip(range(size), decoded):

@@ -180,6 +180,42 @@ def test_decode_images_names_the_first_bad_file(tmp_path):
             utils.decode_images(list(map(str, paths)), 4)
 
 
+PROCESSES = """
+import multiprocessing, sys, time
+import utils
+utils.MANY_FILES = 1
+blocks = utils.decode_blocks(sys.argv[2:] * int(sys.argv[1]), 4)
+first = next(blocks)
+print(len(multiprocessing.active_children()), first.mean(axis=(1, 2, 3)).astype(int).tolist(), flush=True)
+print(sum(map(len, blocks)))
+"""
+
+
+def start_processes(times, paths):
+    return subprocess.Popen([sys.executable, '-c', PROCESSES, str(times), *map(str, paths)], cwd=str(PROJECT), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
+    paths = [tmp_path / '{}.png'.format(i) for i in (3, 1, 2)]
+    for path in paths:
+        write_image(path, np.full((4, 4, 3), int(path.stem)))
+    out, err = start_processes(100, paths).communicate(timeout=100)
+    assert (out, err) == ('{} {}\n236\n'.format(os.cpu_count(), ([3, 1, 2] * 22)[:64]), '')
+    paths[1].write_bytes(b'')
+    process = start_processes(1, paths)
+    _, err = process.communicate(timeout=100)
+    assert 'InputError: {}: cannot be read as an image'.format(paths[1]) in err
+
+
+def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
+    write_image(tmp_path / 'a.png', np.zeros((4, 4, 3)))
+    process = start_processes(10 ** 5, [tmp_path / 'a.png'] * 50)
+    assert process.stdout.readline().startswith(str(os.cpu_count()))
+    process.kill()
+    assert process.communicate(timeout=100) == ('', '')     # when the last process that holds the pipes has ended
+
+
 def test_load_image_folder(tmp_path):
     images = write_classes(tmp_path, {'dog': 2, 'Zebra': 1, 'cat': 11}, size=8)
     (tmp_path / 'dog/000.png').rename(tmp_path / 'dog/b.PNG')
@@ -243,8 +279,18 @@ def zca(flat):
     return mean, u @ np.diag((s + 1e-10) ** -.5) @ u.T
 
 
+@pytest.fixture(params=['scipy', 'numpy'])
+def linear_algebra(request, monkeypatch):
+    """Whitening with scipy's operations, and with those taken where scipy is not installed."""
+    if request.param == 'numpy':
+        monkeypatch.setitem(sys.modules, 'scipy.linalg', None)
+    utils._linear_algebra.cache_clear()
+    yield
+    utils._linear_algebra.cache_clear()
+
+
 @pytest.mark.parametrize('n', [40, 300])       # fewer images than values, and more
-def test_whitening(n):
+def test_whitening(n, linear_algebra):
     images = contrast_normalised(photos(n)).reshape(n, 8, 8, 3).astype(np.float32)
     before = images.copy()
     whitener = utils.zca_whitener(images)
