@@ -71,11 +71,15 @@ class StoredImages:
 
 
 class Cache:
-    """The entries in `folder`, or no cache when that is None; memory_limit: GB that a set of images may take, by default half of all."""
+    """The entries in `folder`, or no cache when that is None.
 
-    def __init__(self, folder, memory_limit=None):
+    memory_limit: GB that a set of images may take; by default half of all memory, shared by the `processes` of this host.
+    """
+
+    def __init__(self, folder, memory_limit=None, processes=1):
         self.folder = folder
-        self.memory_limit = 1e9 * memory_limit if memory_limit else os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+        half = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+        self.memory_limit = 1e9 * memory_limit if memory_limit else half / processes
 
     def has_room(self, images, image_size):
         """Whether so many images are to be held in memory, as bytes and as float32."""

@@ -11,7 +11,7 @@ METHODS = ('asl', 'ssl', 'supervised')
 DEFAULTS = dict(
     DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
-    no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
+    gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
 
 
 def parse_args(argv):
@@ -31,6 +31,8 @@ def parse_args(argv):
     preset = PRESETS[args['data']]
     args['batch_size'] = args['batch_size'] or preset.batch_size
     args['flip'] = preset.flip and not args['no_flip']
+    if args['gpus'] and 'device' not in given:
+        args['device'] = 'gpu'
     if args['eval_every'] is None:
         args['eval_every'] = 1 if args['method'] == 'ssl' else 0
     return argparse.Namespace(**args)
@@ -96,6 +98,7 @@ def _parser():
     device.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
 
     several = parser.add_argument_group('several devices')
+    several.add_argument('--gpus', type=_gpus, metavar='all|N,N', help='a process for each of these GPUs of this host')
     several.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
                          'the same list for all (default: of TF_CONFIG, if that is set)')
     several.add_argument('--rank', type=_whole(0), metavar='N', help="this process's place among them; the first, 0, writes and prints")
@@ -134,6 +137,12 @@ def _image_size(text):
 
 def _labels(text):
     return text if text == 'all' else _whole(1)(text)
+
+
+def _gpus(text):
+    if text != 'all' and not all(map(str.isdecimal, text.split(','))):
+        raise argparse.ArgumentTypeError('%s is neither all nor a list of numbers, as in 0,1' % text)
+    return text
 
 
 def _positive(text):

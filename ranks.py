@@ -1,4 +1,4 @@
-"""Several devices, a process for each: which rank this process is, and the meeting of them all.
+"""Several devices, a process for each: which rank this process is, its GPU, and the meeting of them all.
 
 Every rank trains on batches of its own and the device's engine averages the gradients (runtime.py). All else that ranks have to
 tell each other goes through the meeting: a TCP connection from each rank to rank 0, the chief, that lasts as long as the job, so
@@ -6,9 +6,11 @@ that its end tells either side at once that the other is gone. The chief listens
 port to TensorFlow when all have come: a rank needs one port. Standard library only.
 """
 import contextlib
+import glob
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -18,7 +20,7 @@ from typing import NamedTuple, Tuple
 
 from utils import InputError, RunError
 
-ASCEND_PORT = 29400     # of the meeting, on Ascend ranks that know each other by a rank table, which names no ports
+ASCEND_PORT = 29400     # of the meeting, plus the number of rank 0's card: a rank table names no ports
 HELLO_SECONDS = 5       # for a connection to say who it is: port scanners and health checks never do
 
 
@@ -27,6 +29,7 @@ class Place(NamedTuple):
     rank: int = 0
     ranks: int = 1
     workers: Tuple[str, ...] = ()       # host:port of each rank; with a rank table of the chief alone
+    on_host: int = 1                    # ranks on this host, which share its memory
 
 
 def find_place(workers, rank, environment):
@@ -43,7 +46,7 @@ def find_place(workers, rank, environment):
     elif environment.get('TF_CONFIG'):
         place = _from_tf_config(environment['TF_CONFIG'])
     elif size > 1:
-        return Place(_number(environment, 'RANK_ID', 0), size, (_chief_of_table(environment.get('RANK_TABLE_FILE')),))
+        return Place(_number(environment, 'RANK_ID', 0), size, *_chief_of_table(environment.get('RANK_TABLE_FILE')))
     else:
         return Place()
     if size > 1 and (place.rank, place.ranks) != (_number(environment, 'RANK_ID', 0), size):
@@ -68,7 +71,8 @@ def _place(workers, rank, source, which):
         raise InputError('%s: an address is there twice; every rank needs its own.' % source)
     if rank is None or not 0 <= rank < len(workers):
         raise InputError('%s has %d addresses: %s must be from 0 to %d.' % (source, len(workers), which, len(workers) - 1))
-    return Place(rank, len(workers), tuple(workers))
+    hosts = [worker.rpartition(':')[0] for worker in workers]
+    return Place(rank, len(workers), tuple(workers), hosts.count(hosts[rank]))
 
 
 def _from_tf_config(text):
@@ -87,15 +91,35 @@ def _from_tf_config(text):
 
 
 def _chief_of_table(path):
-    """The address of rank 0 from an Ascend rank table, version 1.0."""
+    """((where the ranks meet,), ranks on a host) of an Ascend rank table, of version 1.0 or, as ModelArts first had it, 0.1.
+
+    Two jobs on one host have different cards, so the number of rank 0's card keeps their ports apart.
+    """
     try:
         with open(path or '') as file:
-            servers = json.load(file)['server_list']
-        host, = [server['server_id'] for server in servers for device in server['device'] if str(device['rank_id']) == '0']
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            table = json.load(file)
+        if 'server_list' in table:
+            servers = [(server['server_id'], server['device']) for server in table['server_list']]
+            (host, cards, card), = [(host, cards, card) for host, cards in servers for card in cards if str(card['rank_id']) == '0']
+        else:       # ranks have no numbers there, but an order
+            servers = [(server['server_id'], server['devices']) for group in table['group_list'] for server in group['instance_list']]
+            host, cards, card = (*servers[0], servers[0][1][0])
+        port = ASCEND_PORT + int(card['device_id'])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError('RANK_TABLE_FILE=%s: where rank 0 is cannot be read from it (%s); set it to the rank table, or give '
                          '--workers and --rank.' % (path or '', error)) from None
-    return '%s:%d' % (host, ASCEND_PORT)
+    return ('%s:%d' % (host if len(servers) > 1 else '127.0.0.1', port),), len(cards)
+
+
+def find_gpus(gpus, environment):
+    """The GPUs that --gpus means, as CUDA_VISIBLE_DEVICES names them: a list of str. Raises InputError when there is none."""
+    if gpus != 'all':
+        return gpus.split(',')
+    visible = environment.get('CUDA_VISIBLE_DEVICES')
+    found = visible.split(',') if visible else sorted(re.findall(r'\d+$', '\n'.join(glob.glob('/dev/nvidia[0-9]*')), re.MULTILINE), key=int)
+    if not found:
+        raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or leave the flag out.')
+    return found
 
 
 class Meeting:

@@ -19,7 +19,7 @@ import record
 import report
 from datasets import PRESETS, load_dataset
 from flags import parse_args
-from ranks import Meeting, find_place
+from ranks import Meeting, find_gpus, find_place
 from utils import (ChannelStandardizer, InputError, NormalizedImages, RunError, TwoBranchBatches, Whitener, chunks,
                    fit_channel_standardizer, fit_whitener, global_contrast_normalize, stratified_sample)
 
@@ -34,7 +34,7 @@ def train_and_evaluate(args, meeting=Meeting()):
     """
     clock, place = record.Clock(), meeting.place
     run = None if place.rank else record.Run(args.result, vars(args))
-    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit)
+    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit, place.on_host)
     with meeting.chief_first():
         dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
     checksum = record.data_checksum(dataset)
@@ -67,7 +67,8 @@ def train_and_evaluate(args, meeting=Meeting()):
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
         len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % place.ranks if place.ranks > 1 else '', device, why))
 
-    images = prepare_images(dataset, checksum, labeled, args.method, PRESETS[args.data].whiten, store)
+    with meeting.chief_first():
+        images = prepare_images(dataset, checksum, labeled, args.method, PRESETS[args.data].whiten, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
                                place.rank, place.ranks, oversample=not args.no_oversample)
@@ -216,6 +217,12 @@ def main(argv):
     try:
         args = parse_args(argv)
         place = find_place(args.workers, args.rank, os.environ)
+        if args.gpus:
+            gpus = find_gpus(args.gpus, os.environ)
+            if len(gpus) > place.ranks == 1:
+                os.environ.setdefault('PYTHON', sys.executable)
+                os.execvp('bash', ['bash', os.path.join(record.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
+            args.gpu_id = gpus[place.rank % len(gpus)]
         args.rank, args.ranks = place.rank, place.ranks
         meeting = Meeting(place)
         meeting.join(args.join_timeout)

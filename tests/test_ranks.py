@@ -1,4 +1,6 @@
-"""Two real worker processes on loopback, the tiny trunk."""
+"""Two real processes, the tiny trunk: over TensorFlow's collective operations, and as NPUs over the stand-in's all-reduce."""
+import glob
+import json
 import os
 import re
 import socket
@@ -7,28 +9,23 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_trunk
 
+import train_evaluate_sesemi
+import training
+import utils
 from conftest import PROJECT
-from ranks import Place, find_place
+from datasets import load_dataset
+from networks import build_sesemi
+from networks.layers import step_variable
+from ranks import ASCEND_PORT, Place, find_gpus, find_place
+from runtime import keras, open_session, optimizer
 from utils import InputError
 
-# The program as a user starts it, which leaves its rank's trainable weights when it has trained.
-PROGRAM = '''
-import sys
-sys.path[:0] = [{0!r}, {0!r} + '/tests']
-import numpy as np
-import tiny_trunk, training, train_evaluate_sesemi
-from runtime import keras
-tiny_trunk.sesemi.TRUNKS['nin'] = tiny_trunk.trunk
-train = training.train
-def train_and_keep(model, *arguments, **named):
-    progress = train(model, *arguments, **named)
-    if sys.argv[1]:
-        np.savez(sys.argv[1], *map(keras.backend.get_value, model.trainable_weights))
-    return progress
-training.train = train_and_keep
-sys.exit(train_evaluate_sesemi.main(sys.argv[2:]))
-'''.format(str(PROJECT))
+sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
+from project import STAND_INS, run  # noqa: E402
+
+FLAGS = ('--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16', '--epochs', '2')
 
 
 def addresses():
@@ -38,22 +35,89 @@ def addresses():
         return ','.join('127.0.0.1:%d' % free.getsockname()[1] for free in (one, other))
 
 
-def start(workers, rank, result, *flags, keep=''):
+def start(workers, rank, result, *flags):
     environment = {name: value for name, value in os.environ.items() if name not in ('TF_CONFIG', 'RANK_ID', 'RANK_SIZE')}
     return subprocess.Popen(
-        [sys.executable, '-u', '-c', PROGRAM, str(keep), '--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16',
-         '--device', 'cpu', '--epochs', '2', '--result', str(result), '--workers', workers, '--rank', str(rank), *flags],
+        [sys.executable, '-u', tiny_trunk.__file__, *FLAGS, '--device', 'cpu', '--result', str(result), *flags,
+         *(['--workers', workers, '--rank', str(rank)] if workers else [])],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env=environment)
 
 
-def test_both_ranks_end_with_the_same_weights_and_one_of_them_prints(tmp_path):
-    workers = addresses()
-    both = [start(workers, rank, tmp_path / 'run', keep=tmp_path / ('%d.npz' % rank)) for rank in (0, 1)]
-    (out, err), (other_out, other_err) = (process.communicate(timeout=200) for process in both)
-    assert [process.returncode for process in both] == [0, 0], err + other_err
-    assert len(re.findall('^classification error rate', out, re.MULTILINE)) == 1 and other_out == ''
-    with np.load(str(tmp_path / '0.npz')) as one, np.load(str(tmp_path / '1.npz')) as other:
-        assert one.files and all(np.array_equal(one[name], other[name]) for name in one.files)
+@pytest.fixture(scope='module', params=['gpus', 'npu'])
+def kept(request, tmp_path_factory):
+    """What both ranks of a whole run left (tests/kept_rank.py), started by the user's own commands."""
+    folder = tmp_path_factory.mktemp(request.param)
+    python = folder / 'python'
+    python.write_text('#!/usr/bin/env bash\nif [[ $1 == -c ]]; then exec {0} "$@"; fi\nexec {0} -u {1} "${{@:3}}"\n'.format(
+        sys.executable, PROJECT / 'tests/kept_rank.py'))
+    python.chmod(0o755)
+    flags = FLAGS + ('--result', folder / 'run', '--scale-lr')
+    if request.param == 'gpus':     # of which there are none: the ranks run on the CPU
+        script, environment = ['run_1p.sh', '--gpus', '5,7', '--device', 'cpu'], {}
+    else:
+        meeting, all_reduce = (int(address.rsplit(':')[-1]) for address in addresses().split(','))
+        table = {'server_list': [{'server_id': 'the.only.host', 'device': [
+            {'rank_id': str(rank), 'device_id': str(meeting - ASCEND_PORT + rank)} for rank in (0, 1)]}]}
+        (folder / 'table.json').write_text(json.dumps(table))
+        script, environment = ['run_8p.sh', '--device', 'npu'], {
+            'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(folder / 'table.json'), 'PYTHONPATH': str(STAND_INS),
+            'NPU_BRIDGE_ALL_REDUCE': '127.0.0.1:%d' % all_reduce}
+    status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder, KEEP=str(folder), PYTHON=str(python), **environment)
+    assert status == 0, out + err
+    assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out
+    assert len(re.findall('^classification error rate', out, re.MULTILINE)) == 1
+    found = []
+    for rank in (0, 1):
+        with np.load(str(folder / ('%d.npz' % rank))) as file:
+            found.append({name: file[name] for name in file.files})
+    return found, request.param
+
+
+def test_both_ranks_end_with_the_same_weights(kept):
+    one, other = kept[0]
+    for name in set(one) - {'losses', 'gpu'}:
+        np.testing.assert_array_equal(one[name], other[name])
+    assert len(one) > 4 and (one['losses'] != other['losses']).all()
+    if kept[1] == 'gpus':
+        assert (one['gpu'], other['gpu']) == ('5', '7')
+
+
+def test_the_losses_are_those_of_one_process_that_averages_both_gradients(kept):
+    losses = losses_of_one_process(len(kept[0][0]['losses']))
+    for rank in (0, 1):
+        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank], rtol=1e-5)
+
+
+def losses_of_one_process(steps):
+    """(steps, 2): the losses of both ranks' batches, the update written out."""
+    dataset = load_dataset('digits', image_size=16)
+    labeled = train_evaluate_sesemi.choose_labeled(dataset, 100, 1)
+    images = utils.global_contrast_normalize(dataset.train_images[labeled])
+    labels = np.eye(10, dtype=np.float32)[dataset.train_labels[labeled]]
+    batches = [utils.TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]
+    losses = []
+    with open_session('cpu'):
+        model, _ = build_sesemi('tiny', (16, 16, 3), 10)
+        training.compile_model(model, optimizer('cpu', 0.1, training.MOMENTUM))
+        weights = model.trainable_weights
+        compute = keras.backend.function(
+            model._feed_inputs + model._feed_targets + [keras.backend.learning_phase()],
+            [model.total_loss] + keras.backend.gradients(model.total_loss, weights))
+        velocity = [np.zeros(weight.shape.as_list(), np.float32) for weight in weights]
+        for t in range(steps):
+            figures = []
+            for rank in (0, 1):
+                inputs, targets = batches[rank][t]
+                keras.backend.set_value(step_variable(), batches[rank].number(t))
+                figures.append(compute([inputs[name] for name in model.input_names]
+                                       + [targets[name] for name in model.output_names] + [True]))
+            losses.append([loss for loss, *_ in figures])
+            rate = np.float32(training.learning_rate(0.1, t, steps))
+            for i, weight in enumerate(weights):
+                gradient = (figures[0][1 + i] + figures[1][1 + i]) / 2
+                velocity[i] = np.float32(0.9) * velocity[i] - rate * gradient
+                keras.backend.set_value(weight, keras.backend.get_value(weight) + np.float32(0.9) * velocity[i] - rate * gradient)
+    return np.array(losses)
 
 
 @pytest.mark.parametrize('killed', [0, 1])
@@ -72,11 +136,11 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(tmp_path, killed):
     assert both[1 - killed].returncode == 1
     assert err.splitlines()[-1].startswith('Rank %d (%s) is gone' % (killed, workers.split(',')[killed]))
     assert os.listdir(str(tmp_path / 'run' / 'checkpoints'))
-    workers = addresses()
-    both = [start(workers, rank, tmp_path / 'run', '--resume', *flags) for rank in (0, 1)]
-    (out, err), _ = (process.communicate(timeout=200) for process in both)
-    assert [process.returncode for process in both] == [0, 0], err
-    assert 'Epoch 20/20' in out and 'classification error rate' in out
+    workers = addresses() if killed else ''         # with both again, or one alone
+    resumed = [start(workers, rank, tmp_path / 'run', '--resume', *flags) for rank in range(2 if killed else 1)]
+    (out, err), *_ = [process.communicate(timeout=200) for process in resumed]
+    assert {process.returncode for process in resumed} == {0}, err
+    assert 'Epoch 1/20\n' not in out and 'Epoch 20/20' in out and 'classification error rate' in out
 
 
 def test_another_seed_is_named(tmp_path):
@@ -96,6 +160,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path):
 def test_who_a_process_is():
     assert find_place(None, None, {'RANK_ID': '0', 'RANK_SIZE': '1'}) == Place()
     assert find_place('a:1,b:2', 1, {}) == Place(1, 2, ('a:1', 'b:2'))
+    assert find_place('a:1,b:2,a:3', 2, {}).on_host == 2
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
     assert find_place(None, None, {'TF_CONFIG': cluster}) == Place(1, 2, ('a:1', 'b:2'))
     for workers, rank, environment in [('a:1,b', 0, {}), ('a:1,a:1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}), (None, None, {'TF_CONFIG': '{}'})]:
@@ -103,13 +168,13 @@ def test_who_a_process_is():
             find_place(workers, rank, environment)
 
 
-def test_run_local_starts_them_all(tmp_path):
-    done = subprocess.run(
-        ['bash', str(PROJECT / 'run_local.sh'), '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
-         '--image-size', '16', '--epochs', '1', '--result', str(tmp_path / 'run')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, 'PYTHON': sys.executable})
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall('^classification error rate', done.stdout, re.MULTILINE)) == 1 and '; 2 x cpu' in done.stdout
+def test_several_runs_of_several_ranks(tmp_path):
+    workers = addresses()
+    both = [start(workers, rank, tmp_path / 'run', '--runs', '2', '--epochs', '1') for rank in (0, 1)]
+    (out, err), _ = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], err
+    assert re.findall('^Seed ([01]): error rate', out, re.MULTILINE) == ['0', '1']
+    assert len(glob.glob(str(tmp_path / 'run/seed-[01]/sesemi.h5'))) == 2
 
 
 def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
@@ -126,6 +191,33 @@ def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
     _, err = process.communicate(timeout=200)       # which waits for all who have the pipe, so for both ranks
     assert process.returncode == 143 and '--resume' in err
     assert os.listdir(str(tmp_path / 'run' / 'checkpoints'))
+
+
+def test_where_ascend_ranks_meet(tmp_path):
+    def meet(table, rank='1'):
+        (tmp_path / 'table.json').write_text(json.dumps(table))
+        return find_place(None, None, {'RANK_ID': rank, 'RANK_SIZE': '4', 'RANK_TABLE_FILE': str(tmp_path / 'table.json')})
+    cards = [[{'device_id': '4', 'rank_id': '0'}, {'device_id': '5', 'rank_id': '1'}], [{'device_id': '0', 'rank_id': '2'},
+                                                                                         {'device_id': '1', 'rank_id': '3'}]]
+    two = {'version': '1.0', 'server_list': [{'server_id': host, 'device': part} for host, part in zip(('10.0.0.2', '10.0.0.1'), cards)]}
+    assert meet(two) == Place(1, 4, ('10.0.0.2:29404',), 2)
+    one = {'server_list': [{'server_id': 'node-0', 'device': cards[1] + cards[0]}]}
+    assert meet(one, '3') == Place(3, 4, ('127.0.0.1:29404',), 4)
+    older = {'group_list': [{'instance_list': [{'server_id': '10.0.0.3', 'devices': cards[1]}, {'server_id': '10.0.0.2', 'devices': cards[0]}]}]}
+    assert meet(older) == Place(1, 4, ('10.0.0.3:29400',), 2)
+    for table in ({}, [], {'server_list': []}, {'group_list': []}, {'server_list': [{'server_id': 'a', 'device': cards[1]}]}):
+        with pytest.raises(InputError, match='RANK_TABLE_FILE=.*table.json: where rank 0 is'):
+            meet(table)
+
+
+def test_which_gpus(monkeypatch):
+    assert find_gpus('3,1', {}) == ['3', '1']
+    assert find_gpus('all', {'CUDA_VISIBLE_DEVICES': '2,GPU-8f'}) == ['2', 'GPU-8f']
+    monkeypatch.setattr(glob, 'glob', lambda pattern: ['/dev/nvidia10', '/dev/nvidia2'])
+    assert find_gpus('all', {}) == ['2', '10']
+    monkeypatch.setattr(glob, 'glob', lambda pattern: [])
+    with pytest.raises(InputError, match='--gpus all: there is no /dev/nvidia0'):
+        find_gpus('all', {'CUDA_VISIBLE_DEVICES': ''})
 
 
 def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):

@@ -42,7 +42,7 @@ def start(*command, cwd, **environment):
         'RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'PYTHONPATH', 'PYTHONUNBUFFERED')}
     return subprocess.Popen(
         list(map(str, command)), cwd=str(cwd), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, env=dict(inherited, PYTHON=sys.executable, **environment))
+        universal_newlines=True, env={**inherited, 'PYTHON': sys.executable, **environment})
 
 
 def run(*command, **options):

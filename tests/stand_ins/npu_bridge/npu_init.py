@@ -10,11 +10,14 @@ written, when a session is closed and at the end of the process, to the JSON fil
                     these had, each a graph that an NPU compiles; `learning_rates`, the wrapped optimizer's rate at each call
     wrapped         how many times npu_distributed_optimizer_wrapper was called
     reductions      how many times gradients passed through it on their way into a graph
+
+Several ranks are averaged between their processes at the address NPU_BRIDGE_ALL_REDUCE, host:port.
 """
 import atexit
 import functools
 import json
 import os
+from multiprocessing.connection import Client, Listener
 
 import tensorflow.compat.v1 as tf
 from tensorflow.compat.v1 import keras
@@ -40,9 +43,10 @@ def npu_distributed_optimizer_wrapper(optimizer):
         raise RuntimeError('JOB_ID is not set')
     record['wrapped'] += 1
     _wrapped.append(optimizer)
+    reduce = AllReduce(rank_size) if rank_size > 1 else None
     for name in ('compute_gradients', '_compute_gradients', 'get_gradients'):
         if hasattr(optimizer, name):
-            setattr(optimizer, name, _reducing(getattr(optimizer, name), rank_size))
+            setattr(optimizer, name, _reducing(getattr(optimizer, name), reduce))
     return optimizer
 
 
@@ -69,14 +73,37 @@ def _not_stood_in_for(*arguments, **named):
 set_keras_session_npu_config = init_resource = shutdown_resource = _not_stood_in_for
 
 
-def _reducing(compute, rank_size):
-    """The gradient method followed by the all-reduce, which between ranks that all compute the same changes nothing."""
+class AllReduce:
+    """The mean of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait for hangs, as there."""
+
+    def __init__(self, ranks):
+        host, port = os.environ['NPU_BRIDGE_ALL_REDUCE'].split(':')
+        self.address, self.ranks, self.links = (host, int(port)), ranks, []
+        self.listener = None if int(os.environ['RANK_ID']) else Listener(self.address)
+
+    def __call__(self, array):
+        if not self.links:
+            self.links = [self.listener.accept() for _ in range(self.ranks - 1)] if self.listener else [Client(self.address)]
+        if not self.listener:
+            self.links[0].send(array)
+            return self.links[0].recv()
+        mean = (array + sum(link.recv() for link in self.links)) / array.dtype.type(self.ranks)
+        for link in self.links:
+            link.send(mean)
+        return mean
+
+
+def _reducing(compute, reduce):
+    """The gradient method, followed by the all-reduce of several ranks."""
     def reduced(*arguments, **named):
         gradients = compute(*arguments, **named)
         record['reductions'] += 1
-        for gradient in gradients if rank_size > 1 else ():
-            assert gradient.dtype in (tf.float32, tf.float16), gradient
-        return gradients
+        if not reduce:
+            return gradients
+        assert {gradient.dtype for gradient in gradients} <= {tf.float32, tf.float16}, gradients
+        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+        mean = tf.split(tf.py_func(reduce, [flat], flat.dtype), [tf.size(gradient) for gradient in gradients])
+        return [tf.reshape(part, tf.shape(gradient)) for part, gradient in zip(mean, gradients)]
     return reduced
 
 
