@@ -45,10 +45,10 @@ def median(function, repeats):
 
 
 @contextlib.contextmanager
-def one_core():
-    """This process on one core, within the block."""
+def one_core(number=0):
+    """This process, and those it starts, on the core of this number, within the block."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    os.sched_setaffinity(0, {sorted(cores)[number]})
     try:
         yield
     finally:
