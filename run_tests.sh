@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests with the interpreter that run_1p.sh trains with. Arguments go to pytest, paths are seen from here:
+# Runs the tests with the interpreter that run_1p.sh trains with, some files at once. Arguments go to pytest, paths are seen from here:
 #     bash run_tests.sh -k digits
 #     bash run_tests.sh tests/test_run_1p.py
 set -eu
@@ -16,11 +16,11 @@ make_pytest() {
 if [[ $python == "$venv/bin/python" ]]; then
     fill "$pytest" "$requirements" make_pytest "$python" || exit
     export PYTHONPATH="$pytest${PYTHONPATH:+:$PYTHONPATH}"
-elif ! "$python" -c 'import pytest' >/dev/null 2>&1; then
-    fail "$python has no pytest, which the tests need: run $python -m pip install -r $requirements"
+elif ! "$python" -c 'import pytest, xdist' >/dev/null 2>&1; then
+    fail "$python has no pytest with pytest-xdist, which the tests need: run $python -m pip install -r $requirements"
 fi
 
 # A relative PYTHON is seen from the caller's folder.
 if [[ $python == [!/]*/* ]]; then python=$PWD/$python; fi
 cd "$here"
-exec "$python" -m pytest --rootdir=. -o testpaths=tests "$@"
+exec "$python" -m pytest --rootdir=. -o testpaths=tests --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

@@ -47,10 +47,6 @@ def train_and_evaluate(args, meeting=Meeting()):
         return run and run.error_rate
     clock.lap('reading')
 
-    if args.verbose:
-        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-    if args.gpu_id:
-        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     import classifier           # these import TensorFlow: only now, when all that can be checked without it has been
     import networks
     import runtime
@@ -210,6 +206,18 @@ def train_runs(args, meeting):
     print(report.summary(errors))
 
 
+def take_gpu(args, place, argv):
+    """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several becomes run_local.sh."""
+    if args.gpus:
+        gpus = find_gpus(args.gpus, os.environ)
+        if len(gpus) > place.ranks == 1:
+            os.environ.setdefault('PYTHON', sys.executable)
+            os.execvp('bash', ['bash', os.path.join(record.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
+        args.gpu_id = gpus[place.rank % len(gpus)]
+    if args.gpu_id:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
+
+
 def main(argv):
     """Run the program; returns its exit status."""
     warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
@@ -217,12 +225,9 @@ def main(argv):
     try:
         args = parse_args(argv)
         place = find_place(args.workers, args.rank, os.environ)
-        if args.gpus:
-            gpus = find_gpus(args.gpus, os.environ)
-            if len(gpus) > place.ranks == 1:
-                os.environ.setdefault('PYTHON', sys.executable)
-                os.execvp('bash', ['bash', os.path.join(record.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
-            args.gpu_id = gpus[place.rank % len(gpus)]
+        take_gpu(args, place, argv)
+        if args.verbose:
+            os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
         args.rank, args.ranks = place.rank, place.ranks
         meeting = Meeting(place)
         meeting.join(args.join_timeout)

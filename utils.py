@@ -101,7 +101,10 @@ def _readers(paths, cores):
         return ThreadPoolExecutor(cores)
     if len(paths) < MANY_FILES or cores == 1 or 'tensorflow' in sys.modules or not sys.platform.startswith('linux'):
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(cores, multiprocessing.get_context('fork'), _end_with_parent, (os.getpid(),))
+    try:
+        return ProcessPoolExecutor(cores, multiprocessing.get_context('fork'), _end_with_parent, (os.getpid(),))
+    except (ImportError, NotImplementedError, OSError):     # a system without semaphores
+        return ThreadPoolExecutor(1)
 
 
 def _end_with_parent(parent):
@@ -347,13 +350,14 @@ def draw_shifts(rng, n, choices=SHIFTS):
     return rng.choice(choices, n), rng.choice(choices, n)
 
 
-def shift(images, dy, dx):
+def shift(images, dy, dx, flipped=slice(0)):
     """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's 'reflect').
 
-    images: (n, h, w, c). Returns a new array.
+    images: (n, h, w, c). flipped: a mask (n,) or a slice of those that are then flipped left to right. Returns a new array.
     """
     n, h, w, c = images.shape
     rows, columns = _mirrored(h, dy), _mirrored(w, dx)
+    columns[flipped] = columns[flipped, ::-1]
     pixels = (np.arange(n)[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
     return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(n, h, w, c)
 
@@ -389,8 +393,11 @@ PROXY_TRANSFORMS = (
 
 def proxy_views(images):
     """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c), labels (6n,))."""
-    views = np.concatenate([transform(images) for _, transform in PROXY_TRANSFORMS])
-    return views, np.repeat(np.arange(len(PROXY_TRANSFORMS)), len(images))
+    pixel = np.dtype((np.void, images.itemsize * images.shape[-1]))     # copied as a whole, not color by color
+    pixels = np.ascontiguousarray(images).view(pixel)[..., 0]
+    views = np.concatenate([transform(pixels) for _, transform in PROXY_TRANSFORMS])
+    return (views.view(images.dtype).reshape(-1, *images.shape[1:]),
+            np.repeat(np.arange(len(PROXY_TRANSFORMS)), len(images)))
 
 
 # Batches ------------------------------------------------------------------------------------------------------------
@@ -425,29 +432,27 @@ class TwoBranchBatches:
 
     def __getitem__(self, t):
         """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
-        indices, images, rng = self._draw(SUPER, self.labeled_images, self.super_size, t, self.copies)
-        if self.flip:
-            mirrored = rng.integers(2, size=len(images)) == 1
-            images[mirrored] = flip_left_right(images[mirrored])
-        images += draw_noise(rng, images.shape)
-        inputs, targets = {'super_data': images}, {'super_clf': self.labels[indices]}
+        indices = np.repeat(self._next(SUPER, len(self.labeled_images), self.super_size // self.copies, t), self.copies)
+        inputs = {'super_data': self._augmented(SUPER, self.labeled_images[indices], t, self.flip)}
+        targets = {'super_clf': self.labels[indices]}
         if self.unlabeled_images is not None:
-            _, images, rng = self._draw(SELF, self.unlabeled_images, self.batch_size, t)
-            images += draw_noise(rng, images.shape)
-            inputs['self_data'], proxy_labels = proxy_views(images)
+            indices = self._next(SELF, len(self.unlabeled_images), self.batch_size, t)
+            inputs['self_data'], proxy_labels = proxy_views(self._augmented(SELF, self.unlabeled_images[indices], t, flip=False))
             targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
         return inputs, targets
 
-    def _draw(self, branch, images, size, t, copies=1):
-        """A branch's next `size` images, `copies` of each among them: their indices, shifted copies, and the generator to go on with."""
+    def _next(self, branch, n, count, t):
+        """The indices of the `count` images of a branch, which has n, that it comes to at step t."""
+        passes, places = np.divmod(self.number(t) * count + np.arange(count), n)
+        return np.concatenate([self._order(branch, n, number)[places[passes == number]] for number in range(passes[0], passes[-1] + 1)])
+
+    def _augmented(self, branch, images, t, flip):
+        """New images: shifted, with `flip` one in two flipped, with noise."""
         rng = generator(self.seed, branch, t, self.rank)
-        count = size // copies
-        positions = self.number(t) * count + np.arange(count)
-        passes, places = np.divmod(positions, len(images))
-        indices = np.concatenate([self._order(branch, len(images), number)[places[passes == number]]
-                                  for number in range(passes[0], passes[-1] + 1)])
-        indices = np.repeat(indices, copies)
-        return indices, shift(images[indices], *draw_shifts(rng, size)), rng
+        dy, dx = draw_shifts(rng, len(images))
+        images = shift(images, dy, dx, rng.integers(2, size=len(images)) == 1 if flip else slice(0))
+        images += draw_noise(rng, images.shape)
+        return images
 
     def _draw_order(self, branch, n, number):
         """The order of a branch's images in its pass `number`."""

@@ -74,7 +74,7 @@ def main():
     found = {'network': args.network, 'bytes': sent, 'measured': {}, 'modelled': {}}
     for workers in args.workers:
         seconds = found['measured'][workers] = measured(args.network, workers, args.steps)
-        print('%d workers, one core each: %.2f s a step, %.1f images/s' % (workers, seconds, workers * 192 / seconds), flush=True)
+        print('R = %d, one core each: %.2f s a step, %.1f images/s' % (workers, seconds, workers * 192 / seconds), flush=True)
     print('modelled share of R times the speed, from %g ms a step:' % (1e3 * args.step))
     print('%12s' % 'R' + ''.join('%8d' % ranks for ranks in RANKS))
     for bandwidth in BANDWIDTHS:

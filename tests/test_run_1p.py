@@ -411,7 +411,7 @@ def test_tests_get_pytest_once_beside_the_trainings_packages(project):
     add_python(project.bin / "python3.11")
     for _ in range(2):
         out, _, status = project.run("-k", "two words", script="run_tests.sh")
-        assert out.startswith(str(project.folder) + " [") and out.endswith("'-k', 'two words']\n")
+        assert out.startswith(str(project.folder) + " [") and out.endswith("'--dist=loadfile', '-k', 'two words']\n")
         assert status == 5
     project.train()
     assert project.log == INSTALLATION + ["pytest"]
@@ -437,6 +437,7 @@ def test_other_interpreters_are_not_given_pytest(project):
     packages = add_python(project.root / "own/bin/python")
     result = project.run(script="run_tests.sh", PYTHON="own/bin/python")
     assert_fails_with_one_sentence(result, "own/bin/python has no pytest")
+    write(packages / "xdist.py", "")
     write(packages / "pytest.py", "if __name__ == '__main__': raise SystemExit(3)")
     assert project.run(script="run_tests.sh", PYTHON="own/bin/python") == ("", "", 3)
     assert project.log == []
