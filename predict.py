@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import record
-from utils import InputError, RunError, decode_image, image_files, list_image_folder, prefetch, progress
+from pools import prefetch, progress
+from utils import InputError, RunError, decode_image, image_files, list_image_folder
 
 BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
 

@@ -7,8 +7,9 @@ from typing import List, NamedTuple
 import numpy as np
 
 from networks.layers import step_variable
+from pools import prefetch
 from runtime import keras
-from utils import RunError, prefetch, test_views
+from utils import RunError, test_views
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 250      # images at most

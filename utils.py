@@ -4,19 +4,16 @@ An image travels through this file from top to bottom: it is read and brought to
 whitened (float32), chosen into the labeled subset, and drawn into batches. Everything random is a pure function of a seed and
 a number (a step, a pass, an image), so nothing here keeps state. numpy and Pillow only; scipy's BLAS if it is there.
 """
-import collections
-import ctypes
 import functools
-import multiprocessing
 import os
-import signal
-import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Callable, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from pools import prefetch, processes, progress
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 SHIFTS = (-2, -1, 0, 1, 2)          # pixels; training
@@ -81,7 +78,7 @@ def decode_blocks(paths, image_size=32, fit='stretch'):
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
     decode = functools.partial(_decode_block, image_size=image_size, fit=fit)
-    cores = os.cpu_count() or 1
+    cores = min(os.cpu_count() or 1, 16)        # more processes take longer to start than they save
     try:
         yield from progress(prefetch(decode, blocks, _readers(paths, cores), 4 * cores), len(blocks), 'Reading %d images' % len(paths))
     except BrokenProcessPool:
@@ -94,25 +91,11 @@ def _decode_block(paths, image_size, fit):
 
 def _readers(paths, cores):
     """The pool that decodes `paths`: threads for large files, whose decoder releases the interpreter. Of small files the interpreter,
-    which serves one thread at a time, is the larger part: one thread, or a process for each core as long as TensorFlow, whose
-    threads do not survive a fork, is not imported.
+    which serves one thread at a time, is the larger part: one thread, or for many of them a process for each core.
     """
     if any(os.path.isfile(path) and os.path.getsize(path) > SMALL_FILE for path in paths[:1]):
         return ThreadPoolExecutor(cores)
-    if len(paths) < MANY_FILES or cores == 1 or 'tensorflow' in sys.modules or not sys.platform.startswith('linux'):
-        return ThreadPoolExecutor(1)
-    try:
-        return ProcessPoolExecutor(cores, multiprocessing.get_context('fork'), _end_with_parent, (os.getpid(),))
-    except (ImportError, NotImplementedError, OSError):     # a system without semaphores
-        return ThreadPoolExecutor(1)
-
-
-def _end_with_parent(parent):
-    """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for ever, ends too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
-    if os.getppid() != parent:      # it was gone before
-        os._exit(1)
+    return ThreadPoolExecutor(1) if len(paths) < MANY_FILES else processes(cores)
 
 
 def decode_images(paths, image_size=32, fit='stretch'):
@@ -122,33 +105,6 @@ def decode_images(paths, image_size=32, fit='stretch'):
         images[done:done + len(block)] = block
         done += len(block)
     return images
-
-
-def prefetch(make, keys, pool=None, ahead=4):
-    """Yield make(key) for each key in order, made ahead by `pool`, which is shut down at the end. By default by two threads:
-    numpy's generators and copies release the interpreter.
-    """
-    keys, pending = iter(keys), collections.deque()
-    with pool or ThreadPoolExecutor(2) as pool:
-        try:
-            while True:
-                pending.extend(pool.submit(make, key) for _, key in zip(range(ahead - len(pending)), keys))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:        # whoever stops taking them, as after Ctrl-C, does not wait for those not begun
-            for future in pending:
-                future.cancel()
-
-
-def progress(steps, total, title):
-    """Pass `steps` on, drawing a bar on standard error when that is a terminal."""
-    draw = sys.stderr.isatty()
-    for done, step in enumerate(steps, 1):
-        if draw:
-            sys.stderr.write('\r%s [%-30s]%s' % (title, '=' * (30 * done // total), '\n' if done == total else ''))
-            sys.stderr.flush()
-        yield step
 
 
 def image_files(directory):

@@ -22,6 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), 'tests')]
 
 import common_way  # noqa: E402
+import pools  # noqa: E402
 import runtime  # noqa: E402
 import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
@@ -75,7 +76,7 @@ def batch_on_one_core(args):
 def batch_in_two_threads(args):
     common, ours = common_way.batches(*two_branches()), utils.TwoBranchBatches(*two_branches())
     return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
-            median(lambda: [None for _ in utils.prefetch(ours.__getitem__, range(100))], args.repeats) / 100)
+            median(lambda: [None for _ in pools.prefetch(ours.__getitem__, range(100))], args.repeats) / 100)
 
 
 def normalise_and_fit(args):
@@ -100,7 +101,7 @@ def test_views(args):
 
     def ours():
         chunks = range(0, len(images), training.EVALUATION_BATCH)
-        for _ in utils.prefetch(lambda i: list(utils.test_views(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
+        for _ in pools.prefetch(lambda i: list(utils.test_views(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
             pass
     return median(lambda: common_way.test_views(images), 1), median(ours, args.repeats)
 
@@ -108,7 +109,7 @@ def test_views(args):
 def step_with_a_tiny_trunk(args):
     """All of a step that is not the network; ours with batches already made is the floor."""
     ours = utils.TwoBranchBatches(*two_branches())
-    common, made, upcoming = common_way.batches(*two_branches()), ours[0], utils.prefetch(ours.__getitem__, itertools.count())
+    common, made, upcoming = common_way.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
     with runtime.open_session('cpu'):
         model, _ = build_sesemi('tiny', (32, 32, 3), 10)
         training.compile_model(model, runtime.optimizer('cpu', 0.05, training.MOMENTUM))
