@@ -73,7 +73,7 @@ class StoredImages:
 class Cache:
     """The entries in `folder`, or no cache when that is None.
 
-    memory_limit: GB that a set of images may take; by default half of all memory, shared by the `processes` of this host.
+    memory_limit: GB that a set of images may take; by default half of all memory, shared by so many `processes`.
     """
 
     def __init__(self, folder, memory_limit=None, processes=1):
