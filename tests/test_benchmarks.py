@@ -1,0 +1,43 @@
+"""That the benchmarks run and mark what became worse; what they measure is not asserted."""
+import json
+import sys
+
+import pytest
+from conftest import PROJECT
+
+sys.path.insert(0, str(PROJECT / 'benchmarks'))
+import run  # noqa: E402
+import scaling  # noqa: E402
+
+
+def start(monkeypatch, *flags):
+    monkeypatch.setattr(sys, 'argv', ['run.py', *map(str, flags)])
+    run.main()
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the common way's
+def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys):
+    start(monkeypatch, '--rows', 'batch, one core', '--repeats', '1', '--json', tmp_path / 'figures.json')
+    (name, (common, ours)), = json.loads((tmp_path / 'figures.json').read_text()).items()
+    assert name == 'batch, one core' and common > 0 and ours > 0
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('stored, worse', [(0.5, False), (0.41, False), (0.39, True), (None, False)])
+def test_a_ratio_a_quarter_worse_than_the_stored_one_is_marked(monkeypatch, tmp_path, capsys, stored, worse):
+    version = run.runtime.tf.__version__.split('.')[0]
+    ratios = {'another': {'row': 0.1}, version: {'row': stored} if stored else {}}
+    (tmp_path / 'ratios.json').write_text(json.dumps(ratios))
+    monkeypatch.setattr(run, 'RATIOS', str(tmp_path / 'ratios.json'))
+    monkeypatch.setattr(run, 'ROWS', {'row': lambda args: (2.0, 1.0), 'no common way': lambda args: (None, 1.0)})
+    start(monkeypatch)
+    assert ('worse than stored' in capsys.readouterr().out) == worse
+    assert json.loads((tmp_path / 'ratios.json').read_text()) == ratios
+    start(monkeypatch, '--store')
+    assert json.loads((tmp_path / 'ratios.json').read_text()) == {'another': {'row': 0.1}, version: {'row': 0.5}}
+
+
+def test_the_model_of_a_step():
+    assert scaling.modelled(3, sent=10 ** 9, ranks=1, bandwidth=8) == 3
+    assert scaling.modelled(3, sent=10 ** 9, ranks=2, bandwidth=8, latency=0) == 4
+    assert scaling.modelled(3, sent=10 ** 9, ranks=5, bandwidth=16, latency=.5) == pytest.approx(3 + 0.8 + 4)
