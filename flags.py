@@ -59,7 +59,7 @@ def _parser():
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
     data.add_argument('--memory-limit', type=_positive, metavar='GB', help='more images than fit into this are kept in the cache and '
-                      'normalised as they are drawn (default: half of the memory)')
+                      'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
     data.add_argument('--no-cache', **_SWITCH, help='decode all images and fit the whitening anew')
     data.add_argument('--no-flip', **_SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
 

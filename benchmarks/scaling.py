@@ -17,6 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 import startup  # noqa: E402
+from flags import NETWORKS  # noqa: E402
 from networks import build_sesemi  # noqa: E402
 from record import write_json  # noqa: E402
 from run import one_core  # noqa: E402
@@ -62,7 +63,7 @@ def measured(network, workers, steps):
 def main():
     """Measure, model, print."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
-    parser.add_argument('--network', default='convnet')
+    parser.add_argument('--network', choices=NETWORKS, default='convnet')
     parser.add_argument('--workers', type=int, nargs='*', default=[1, 2], metavar='N', help='how many to measure (default: 1 2)')
     parser.add_argument('--steps', type=int, default=8, metavar='N')
     parser.add_argument('--step', type=float, default=STEP, metavar='SECONDS', help="a device's step alone (default: 0.053, published "

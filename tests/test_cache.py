@@ -177,3 +177,8 @@ def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(tmp_p
     assert kept == ['images', 'whitening']
     assert losses('warm') == without
     assert losses('less', '--memory-limit=0.000001') == (pytest.approx(without[0], rel=1e-3), without[1])
+
+
+def test_the_processes_of_a_host_share_the_default_limit_and_each_has_a_given_one():
+    assert 4 * cache.Cache(None, processes=4).memory_limit == cache.Cache(None).memory_limit
+    assert cache.Cache(None, 2, processes=4).memory_limit == 2e9
