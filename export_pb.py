@@ -14,10 +14,12 @@ import sys
 
 import numpy as np
 
-import record
-from datasets import load_dataset
 from predict import Parser
-from utils import InputError, RunError, chunks, test_views
+from sesemi import run_folder
+from sesemi.batches import test_views
+from sesemi.datasets import load_dataset
+from sesemi.errors import InputError, RunError
+from utils import chunks
 
 BATCH = 100
 LABELS, MANIFEST, VIEWS = 'labels.bin', 'manifest.json', 'views'     # in the folder of --bins
@@ -26,16 +28,16 @@ FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # th
 
 def export(args):
     """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
-    classes = len(record.read_facts(args.model)['class_names'])
+    classes = len(run_folder.read_facts(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
-    from runtime import keras, open_session     # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.runtime import keras, open_session  # imports TensorFlow: only now, when all that can be checked without it has been
     with open_session('cpu'):
         keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
         model = keras.models.load_model(args.model, compile=False)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
-        record.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())
+        run_folder.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())
         shape = [args.batch] + [int(side) for side in start.shape[1:]]
         print('%s: %s float32 %s -> %s float32 %s' % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
         if args.from_images:
@@ -58,7 +60,7 @@ def freeze(model, start, name, batch):
     The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have been made in
     learning phase 0, in the current Keras session.
     """
-    from runtime import keras, tf
+    from sesemi.runtime import keras, tf
     output = [model.output.op.name]
     whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), start.graph.as_graph_def(), output)
     with tf.Graph().as_default() as graph:
@@ -77,7 +79,7 @@ def read_run(model_path, directory):
     Raises InputError when the record of the run is not beside the model, or the images are not those of the run.
     """
     folder = os.path.dirname(model_path)
-    stored = record.stored_record(folder)
+    stored = run_folder.stored_record(folder)
     missing = [name for name in FLAGS if name not in stored['flags']] if stored else []
     if stored is None or missing:
         raise InputError('%s: %s, and --bins takes the data, seed and flips of the run from it; give the sesemi.h5 in its result '
@@ -85,7 +87,7 @@ def read_run(model_path, directory):
     flags = stored['flags']
     dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
                            with_unlabeled=flags['method'] == 'ssl')
-    if record.data_checksum(dataset) != stored['data_checksum']:
+    if run_folder.data_checksum(dataset) != stored['data_checksum']:
         raise InputError('--bins: the images found are not those of the run that left %s; give these by --dataset.' % model_path)
     return flags, dataset
 
@@ -105,10 +107,10 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
         images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
         padding = [(0, batch - len(images))] + [(0, 0)] * 3
         for number, view in enumerate(test_views(images, first, seed, flip)):
-            record.write_whole(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
-                               np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
-    record.write_whole(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
-    record.write_json(os.path.join(folder, MANIFEST), {
+            run_folder.write_whole(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
+                                   np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
+    run_folder.write_whole(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
+    run_folder.write_json(os.path.join(folder, MANIFEST), {
         'batch': batch, 'images': len(dataset.test_images), 'views': number + 1, 'classes': len(dataset.class_names),
         'view_dtype': 'float32', 'label_dtype': 'int32'})
 
@@ -130,7 +132,7 @@ def score(bins, outputs):
     for batch in range(math.ceil(len(labels) / manifest['batch'])):
         views = [read_output(outputs, found, view_name(batch, view), shape) for view in range(manifest['views'])]
         dense.append(np.mean(views, axis=0))
-    return record.error_rate(np.concatenate(dense)[:len(labels)], labels)
+    return run_folder.error_rate(np.concatenate(dense)[:len(labels)], labels)
 
 
 def read_manifest(folder):
@@ -191,7 +193,7 @@ def parse_args(argv):
         parser.error('--dataset is read for --bins DIR only; add that or leave it out')
     if args.from_images and args.bins:
         parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave one out')
-    record.check_writable(args.pb, args.pb)
+    run_folder.check_writable(args.pb, args.pb)
     if args.bins and os.path.exists(args.bins) and not (os.path.isdir(args.bins) and not os.listdir(args.bins)):
         raise InputError('--bins %s: is there already; give a folder that is new or empty.' % args.bins)
     return args

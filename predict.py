@@ -13,16 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-import record
-from pools import prefetch, progress
-from utils import InputError, RunError, decode_image, image_files, list_image_folder
+from sesemi import run_folder
+from sesemi.errors import InputError, RunError
+from sesemi.pools import prefetch, progress
+from utils import decode_image, image_files, list_image_folder
 
 BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
 
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    facts = record.read_facts(args.model)
+    facts = run_folder.read_facts(args.model)
     class_names = facts['class_names']
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
@@ -35,7 +36,7 @@ def predict(args):
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]
     if args.csv:
-        record.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
+        run_folder.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
             print('%8d  %s' % (count, name))
@@ -75,7 +76,7 @@ def classify(paths, model_path, fit, device):
 
     fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    import runtime      # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = runtime.choose_device(device)
     with runtime.open_session(device):
         model = runtime.keras.models.load_model(model_path, compile=False)
@@ -134,7 +135,7 @@ def print_evaluation(probabilities, labels, class_names):
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
-    confusion = record.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
+    confusion = run_folder.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
     table = [['class', 'images', 'error', *class_names]]
     for label in np.unique(labels):
         counts = confusion[label]
@@ -143,7 +144,7 @@ def print_evaluation(probabilities, labels, class_names):
     print('In the row of each class, how many of its images were taken for each class:')
     for name, *cells in table:
         print('  '.join([name.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(cells, widths[1:])]))
-    print('classification error rate: %.4f' % record.error_rate(probabilities, labels))
+    print('classification error rate: %.4f' % run_folder.error_rate(probabilities, labels))
 
 
 # Flags --------------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def parse_args(argv):
     if args.top < 1:
         parser.error('--top %d is not a whole number from 1 up' % args.top)
     if args.csv:
-        record.check_writable(args.csv, '--csv ' + args.csv)
+        run_folder.check_writable(args.csv, '--csv ' + args.csv)
     return args
 
 

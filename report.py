@@ -12,15 +12,15 @@ import time
 
 import numpy as np
 
-from reporting import page, plots
-from record import DEFINING, stored_record, write_whole
-from utils import InputError, RunError
+from sesemi.errors import InputError, RunError
+from sesemi.reporting import page, plots
+from sesemi.run_folder import DEFINING, stored_record, write_whole
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
 
 class Report:
-    """The report of the run in `folder`, which record.Run has started.
+    """The report of the run in `folder`, which run_folder.Run has started.
 
     dataset: a datasets.Dataset; labeled: int (labels,) indices of its labeled training images; epochs: those of the whole run;
     clock: seconds. Without matplotlib the page has no curves, which is said once on standard error.
@@ -45,7 +45,7 @@ class Report:
             self.drawn = self.clock()
 
     def finish(self, rows, probabilities, result):
-        """Write the whole report. probabilities: float (n, classes) of the test images, in their order; result: that of record.Run.
+        """Write the whole report. probabilities: float (n, classes) of the test images, in their order; result: that of run_folder.Run.
 
         Raises InputError when a file cannot be written.
         """

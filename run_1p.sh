@@ -3,7 +3,7 @@
 #     bash run_1p.sh --data digits --network nin --labels 100
 # The first start installs what is needed into .venv, unless a Python that has it is there; PYTHON=... names one.
 set -eu
-source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 
 # A quiet log, and one Ascend device with a job of its own. What the platform has set stays as it is.
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"

@@ -3,7 +3,7 @@
 #     RANK_TABLE_FILE=/path/to/rank_table.json bash run_8p.sh --data cifar10 --network convnet --labels 1000
 # RANK_SIZE=4 takes the first four cards.
 set -eu
-source "$(dirname -- "${BASH_SOURCE[0]}")/start_ranks.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
 
 if [[ ! -f ${RANK_TABLE_FILE:-} ]]; then
     printf '%s\n' "RANK_TABLE_FILE is '${RANK_TABLE_FILE:-}', which is no file: set it to the rank table of this host's cards." >&2

@@ -3,8 +3,8 @@
 # flags go to each of them:
 #     bash run_local.sh 2 --data digits --network nin --labels 100
 set -eu
-source "$(dirname -- "${BASH_SOURCE[0]}")/start_ranks.sh"
-source "$here/setup_env.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
+source "$here/scripts/setup_env.sh"
 
 count=${1:-}
 [[ $count =~ ^[1-9][0-9]?$ ]] || fail "How many processes? Say it first: bash run_local.sh 2 --data digits --network nin --labels 100"

@@ -3,7 +3,7 @@
 #     bash run_tests.sh -k digits
 #     bash run_tests.sh tests/test_run_1p.py
 set -eu
-source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 
 requirements=$here/tests/requirements.txt
 pytest=$venv/pytest

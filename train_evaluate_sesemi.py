@@ -10,26 +10,24 @@ import functools
 import os
 import sys
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 
-import cache
-import record
 import report
-from datasets import PRESETS, load_dataset
-from flags import parse_args
-from ranks import Meeting, find_gpus, find_place
-from utils import (ChannelStandardizer, InputError, NormalizedImages, RunError, TwoBranchBatches, Whitener, chunks,
-                   fit_channel_standardizer, fit_whitener, global_contrast_normalize, stratified_sample)
-
-WHITENED_SIZE = 48      # pixels a side: the matrix is (3 N²)², at 48 already 191 MB of the saved model
+from sesemi import cache, run_folder as record
+from sesemi.batches import TwoBranchBatches, prepare_images
+from sesemi.datasets import load_dataset
+from sesemi.errors import InputError, RunError
+from sesemi.flags import parse_args
+from sesemi.process_group import Meeting, find_gpus, find_place
+from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
+from utils import stratified_sample
 
 
 def train_and_evaluate(args, meeting=Meeting()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
-    args: what parse_args returns; meeting: a ranks.Meeting that has been joined. Rank 0 alone evaluates and writes: the others
+    args: what parse_args returns; meeting: a process_group.Meeting that has been joined. Rank 0 alone evaluates and writes: the others
     return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
     """
     clock, place = record.Clock(), meeting.place
@@ -47,12 +45,10 @@ def train_and_evaluate(args, meeting=Meeting()):
         return run and run.error_rate
     clock.lap('reading')
 
-    import classifier           # these import TensorFlow: only now, when all that can be checked without it has been
-    import networks
-    import runtime
-    import training
-    from checkpoints import Checkpoints
-    from reporting.events import Events
+    import networks             # these import TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import classifier, runtime, training
+    from sesemi.checkpoints import Checkpoints
+    from sesemi.reporting.events import Events
     device, why = runtime.choose_device(args.device)
     runtime.check_ranks(device, place)
     options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
@@ -76,7 +72,7 @@ def train_and_evaluate(args, meeting=Meeting()):
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
-        training.compile_model(model, runtime.optimizer(device, rate, training.MOMENTUM, options, place))
+        training.compile_model(model, runtime.optimizer(device, rate, MOMENTUM, options, place))
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore() if run else None
         if place.ranks > 1:
@@ -137,45 +133,6 @@ def count_steps(args, dataset, labeled):
     if preset.steps:
         default = max(1, round(preset.steps / max(1, images // args.batch_size)))
     return max(1, images // (args.batch_size * args.ranks)), args.epochs or default
-
-
-def dropout_rates(data, network, method):
-    """The published dropout rates (METHOD): more of it on SVHN."""
-    if data == 'svhn' and network == 'convnet':
-        return {'super_dropout': 0.5, 'in_network_dropout': 0.5}
-    if data == 'svhn' and network == 'wrn' and method == 'ssl':
-        return {'super_dropout': 0.5, 'in_network_dropout': 0.0}
-    return {'super_dropout': 0.2, 'in_network_dropout': 0.0}
-
-
-class Images(NamedTuple):
-    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or utils.NormalizedImages where these are too large."""
-    labeled: object
-    unlabeled: object       # what the self branch draws from; None without a self branch
-    test: NormalizedImages
-    whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
-
-
-def prepare_images(dataset, checksum, labeled, method, whiten, store):
-    """Contrast normalise, and whiten by the statistics of all training images. store: a cache.Cache."""
-    whitener = None
-    if whiten:
-        kind, fit = Whitener, fit_whitener
-        if dataset.train_images.shape[1] > WHITENED_SIZE:
-            print('Images of more than %d pixels are standardised channel by channel instead of whitened.' % WHITENED_SIZE)
-            kind, fit = ChannelStandardizer, fit_channel_standardizer
-        parts = (global_contrast_normalize(part) for part in chunks(dataset.unlabeled_images))
-        whitener = store.whitener(kind, checksum, lambda: fit(parts))
-
-    def prepare(images):
-        images = NormalizedImages(images, whitener)
-        return np.asarray(images) if store.has_room(*images.shape[:2]) else images
-
-    labeled_images = unlabeled_images = prepare(dataset.train_images[labeled])
-    if method == 'ssl':
-        unlabeled_images = prepare(dataset.unlabeled_images)
-    return Images(labeled_images, None if method == 'supervised' else unlabeled_images,
-                  NormalizedImages(dataset.test_images, whitener), whitener)
 
 
 def train_runs(args, meeting):

@@ -1,11 +1,11 @@
 """What ours is measured against: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
 import numpy as np
 
-from runtime import keras
+from sesemi.runtime import keras
 
 
 def batches(labeled_images, labels_one_hot, unlabeled_images, batch_size=16):
-    """Yield batches as utils.TwoBranchBatches defines them, each image augmented by itself."""
+    """Yield batches as batches.TwoBranchBatches defines them, each image augmented by itself."""
     def augment(image):
         return image + 0.15 * np.random.standard_normal(image.shape)
     settings = dict(width_shift_range=[-2, -1, 0, 1, 2], height_shift_range=[-2, -1, 0, 1, 2], fill_mode='reflect',

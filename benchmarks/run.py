@@ -22,14 +22,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), 'tests')]
 
 import common_way  # noqa: E402
-import pools  # noqa: E402
-import runtime  # noqa: E402
 import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
-import training  # noqa: E402
 import utils  # noqa: E402
 from networks import build_sesemi  # noqa: E402
-from record import write_json  # noqa: E402
+from sesemi import pools, runtime, training  # noqa: E402
+from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
+from sesemi.run_folder import write_json  # noqa: E402
+from sesemi.settings import MOMENTUM  # noqa: E402
 
 RATIOS = os.path.join(HERE, 'ratios.json')
 WORSE = 1.25
@@ -66,7 +66,7 @@ def two_branches():
 # The rows: (common way, ours), in seconds or GB; None where there is no such thing.
 
 def batch_on_one_core(args):
-    common, ours = common_way.batches(*two_branches()), utils.TwoBranchBatches(*two_branches())
+    common, ours = common_way.batches(*two_branches()), TwoBranchBatches(*two_branches())
     steps = itertools.count()
     with one_core():
         return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
@@ -74,7 +74,7 @@ def batch_on_one_core(args):
 
 
 def batch_in_two_threads(args):
-    common, ours = common_way.batches(*two_branches()), utils.TwoBranchBatches(*two_branches())
+    common, ours = common_way.batches(*two_branches()), TwoBranchBatches(*two_branches())
     return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
             median(lambda: [None for _ in pools.prefetch(ours.__getitem__, range(100))], args.repeats) / 100)
 
@@ -93,7 +93,7 @@ def whiten(args):
     def common():
         for part in utils.chunks(flat):
             common_way.global_contrast_normalize(part) @ matrix
-    return median(common, 1), median(lambda: np.asarray(utils.NormalizedImages(images, whitener)), args.repeats)
+    return median(common, 1), median(lambda: np.asarray(NormalizedImages(images, whitener)), args.repeats)
 
 
 def test_views(args):
@@ -101,18 +101,18 @@ def test_views(args):
 
     def ours():
         chunks = range(0, len(images), training.EVALUATION_BATCH)
-        for _ in pools.prefetch(lambda i: list(utils.test_views(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
+        for _ in pools.prefetch(lambda i: list(views_of(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
             pass
     return median(lambda: common_way.test_views(images), 1), median(ours, args.repeats)
 
 
 def step_with_a_tiny_trunk(args):
     """All of a step that is not the network; ours with batches already made is the floor."""
-    ours = utils.TwoBranchBatches(*two_branches())
+    ours = TwoBranchBatches(*two_branches())
     common, made, upcoming = common_way.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
     with runtime.open_session('cpu'):
         model, _ = build_sesemi('tiny', (32, 32, 3), 10)
-        training.compile_model(model, runtime.optimizer('cpu', 0.05, training.MOMENTUM))
+        training.compile_model(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
         model.train_on_batch(*made)
 
         def step(source):
@@ -124,10 +124,10 @@ def step_with_a_tiny_trunk(args):
 
 def network_step(network):
     def row(args):
-        batches = utils.TwoBranchBatches(*two_branches())
+        batches = TwoBranchBatches(*two_branches())
         with runtime.open_session('cpu'):
             model, _ = build_sesemi(network, (32, 32, 3), 10)
-            training.compile_model(model, runtime.optimizer('cpu', 0.05, training.MOMENTUM))
+            training.compile_model(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
             model.train_on_batch(*batches[0])
             return None, median(lambda: model.train_on_batch(*batches[1]), args.repeats)
     return row

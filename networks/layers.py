@@ -1,9 +1,8 @@
 """The layers the trunks are made of, and the two of them that this method needs otherwise than Keras has them."""
 import zlib
 
-from runtime import keras, tf
-
-L2 = 5e-4       # on the kernels of convolutions and heads, not on biases, not in batch norm
+from sesemi.runtime import keras, tf
+from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
 
 def chain(*functions):
@@ -39,7 +38,7 @@ class Layers:
 
     def norm(self):
         """Batch normalisation, then LeakyReLU."""
-        return chain(BatchNormalization(momentum=0.99, epsilon=1e-3, name=self._name('norm')),
+        return chain(BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=self._name('norm')),
                      keras.layers.LeakyReLU(self.slope, name=self._name('relu')))
 
     def conv_norm(self, filters, size, padding='same'):

@@ -1,13 +1,13 @@
 """A trunk with its two heads: the supervised one on the classes, the self-supervised one on the six proxy transforms."""
 from networks import convnet, nin, wrn
-from networks.layers import L2, Dropout, chain, stream
-from runtime import keras
-from utils import PROXY_TRANSFORMS
+from networks.layers import Dropout, chain, stream
+from sesemi.runtime import keras
+from sesemi.settings import L2, PROXY_CLASSES, SUPER_DROPOUT
 
 TRUNKS = {'convnet': convnet.trunk, 'nin': nin.trunk, 'wrn': wrn.trunk}
 
 
-def build_sesemi(network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=0.2, seed=0):
+def build_sesemi(network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=SUPER_DROPOUT, seed=0):
     """The model to train and the model to use, which share all weights of the trunk and the supervised head; uncompiled.
 
     network: a key of TRUNKS. input_shape: (h, w, 3). Returns (sesemi_model, inference_model):
@@ -16,12 +16,12 @@ def build_sesemi(network, input_shape, num_classes, in_network_dropout=0.0, supe
     """
     trunk = TRUNKS[network](in_network_dropout, seed)
     self_data = keras.layers.Input(input_shape, name='self_data')
-    self_clf = head('self', len(PROXY_TRANSFORMS), seed=seed)(trunk(self_data))
+    self_clf = head('self', PROXY_CLASSES, seed=seed)(trunk(self_data))
     super_data, super_clf = _super_branch(trunk, input_shape, num_classes, super_dropout, seed)
     return keras.Model([self_data, super_data], [self_clf, super_clf]), keras.Model(super_data, super_clf)
 
 
-def build_supervised(network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=0.2, seed=0):
+def build_supervised(network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=SUPER_DROPOUT, seed=0):
     """The same pair for the supervised method, with no self branch in the graph: the inference model is the one to train."""
     model = keras.Model(*_super_branch(TRUNKS[network](in_network_dropout, seed), input_shape, num_classes, super_dropout, seed))
     return model, model

@@ -1,4 +1,4 @@
-"""What the tests share: the project folder on sys.path, a cache of their own, and writers of small images."""
+"""What the tests share: the project folder on sys.path, a cache of their own, writers of small images, and a guard against float64."""
 import os
 import sys
 from pathlib import Path
@@ -29,3 +29,14 @@ def write_classes(folder, counts, size=32):
     for name, image in zip(names, images):
         write_image(folder / name, image)
     return images
+
+
+class NoDoubles(np.ndarray):
+    """An array that refuses every computation in which a float64 array takes part or comes out."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [x.view(np.ndarray) if isinstance(x, NoDoubles) else x for x in inputs]
+        options['out'] = tuple(x.view(np.ndarray) for x in options.get('out') or ()) or None
+        result = getattr(ufunc, method)(*plain, **options)
+        assert all(np.asarray(x).dtype != np.float64 for x in plain + [result] if np.ndim(x))
+        return result.view(NoDoubles) if isinstance(result, np.ndarray) else result

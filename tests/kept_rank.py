@@ -10,8 +10,8 @@ import numpy as np
 import tiny_trunk
 
 import train_evaluate_sesemi
-import training
-from runtime import keras
+from sesemi import training
+from sesemi.runtime import keras
 
 real_train, real_compile = training.train, training.compile_model
 

@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-
-import cache
-import utils
 from conftest import PROJECT, write_classes, write_image
+
+import utils
+from sesemi import cache
+from sesemi.batches import NormalizedImages, TwoBranchBatches
+from sesemi.errors import InputError
 
 
 @pytest.fixture
@@ -82,11 +84,11 @@ def test_an_unreadable_image_leaves_no_entry_and_is_named(files, store):
     paths, _ = files
     with open(paths[120], 'wb') as file:
         file.write(b'no image')
-    with pytest.raises(utils.InputError, match=re.escape(paths[120])):
+    with pytest.raises(InputError, match=re.escape(paths[120])):
         store.decode_images(paths, 16)
     assert entries(store) == []
     os.remove(paths[120])
-    with pytest.raises(utils.InputError, match=re.escape(paths[120])):
+    with pytest.raises(InputError, match=re.escape(paths[120])):
         store.decode_images(paths, 16)
 
 
@@ -128,8 +130,8 @@ def test_images_beyond_the_limit_are_read_as_they_are_drawn(files, tmp_path):
     assert len(stored[150:]) == 0 and np.asarray(stored[150:]).shape == (0, 16, 16, 3)
     labels = np.eye(2, dtype=np.float32)[np.arange(150) % 2]
     whitener = utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))
-    drawn, whole = (utils.TwoBranchBatches(pool, labels, pool, batch_size=4) for pool in (
-        utils.NormalizedImages(stored, whitener), np.asarray(utils.NormalizedImages(images, whitener))))
+    drawn, whole = (TwoBranchBatches(pool, labels, pool, batch_size=4) for pool in (
+        NormalizedImages(stored, whitener), np.asarray(NormalizedImages(images, whitener))))
     for name, array in drawn[40][0].items():
         np.testing.assert_allclose(array, whole[40][0][name], rtol=1e-4, atol=1e-4)
         assert array.dtype == np.float32

@@ -11,8 +11,9 @@ import pytest
 from conftest import write_classes, write_image
 from PIL import Image
 
-import datasets
-from utils import InputError
+from sesemi import datasets
+from sesemi.errors import InputError
+from sesemi.settings import PRESETS, Preset
 
 
 def same_images(images, expected):
@@ -400,7 +401,7 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
 
 
 def keras_that_fetches(monkeypatch, get_file):
-    monkeypatch.setitem(sys.modules, 'runtime', types.SimpleNamespace(
+    monkeypatch.setitem(sys.modules, 'sesemi.runtime', types.SimpleNamespace(
         keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
 
 
@@ -536,9 +537,9 @@ def test_digits_in_their_usual_size():
     ('cifar10', True, True, 16, 300, 50), ('cifar100', True, True, 16, 300, 50), ('svhn', False, False, 16, 300, 30),
     ('folder', True, True, 16, 300, 50)])
 def test_presets(data, whiten, flip, batch_size, epochs, ssl_epochs):
-    assert datasets.PRESETS[data] == datasets.Preset(whiten, flip, batch_size, epochs, ssl_epochs, steps=None)
+    assert PRESETS[data] == Preset(whiten, flip, batch_size, epochs, ssl_epochs, steps=None)
 
 
 def test_preset_of_digits():
-    preset = datasets.PRESETS['digits']
+    preset = PRESETS['digits']
     assert (preset.whiten, preset.flip, preset.batch_size, preset.steps) == (False, False, 4, 400)

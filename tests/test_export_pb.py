@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from conftest import PROJECT, write_image
 
-import cache
-import datasets
-import record
-import utils
+from sesemi import cache, datasets, run_folder
+from sesemi.batches import prepare_images, test_views as views_of
 
 SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three images
 
@@ -48,7 +46,7 @@ def exported(tmp_path_factory):
 
 
 def load_graph(pb):
-    from runtime import tf
+    from sesemi.runtime import tf
     graph = tf.GraphDef()
     graph.ParseFromString(pb.read_bytes())
     return graph
@@ -56,7 +54,7 @@ def load_graph(pb):
 
 def frozen_classifier(pb, name):
     """The graph of the file in a session of its own, no Keras: a function from the input called `name` to probabilities."""
-    from runtime import tf
+    from sesemi.runtime import tf
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(load_graph(pb), name='')
     session = tf.Session(graph=graph, config=tf.ConfigProto(device_count={'GPU': 0}))
@@ -66,7 +64,7 @@ def frozen_classifier(pb, name):
 @pytest.fixture(scope='module')
 def saved(exported):
     """The h5 in Keras: `probabilities` and `whitened`, functions of images of values 0-255."""
-    import runtime
+    from sesemi import runtime
     with runtime.open_session('cpu'):
         keras = runtime.keras
         model = keras.models.load_model(str(exported.model), compile=False)
@@ -122,17 +120,16 @@ def test_the_commands_it_prints_fit_the_graph(exported):
 
 
 def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_set):
-    import train_evaluate_sesemi
-    images = train_evaluate_sesemi.prepare_images(test_set, 'checksum', [0], 'supervised', True, cache.Cache(None)).test
+    images = prepare_images(test_set, 'checksum', [0], 'supervised', True, cache.Cache(None)).test
     names = sorted(os.listdir(str(exported.bins / 'views')))
     assert len(names) == 7 * 8
-    for number, expected in enumerate(utils.test_views(np.asarray(images), 0, SEED)):
+    for number, expected in enumerate(views_of(np.asarray(images), 0, SEED)):
         files = [exported.bins / 'views' / name for name in names if name.endswith('_view_{}.bin'.format(number))]
         found = np.concatenate([np.fromfile(str(path), '<f4').reshape(BATCH, 16, 16, 3) for path in files])
         np.testing.assert_allclose(found[:IMAGES], expected, atol=1e-3)
         assert found.shape == (49, 16, 16, 3) and not found[IMAGES:].any()
     np.testing.assert_array_equal(np.fromfile(str(exported.bins / 'labels.bin'), '<i4'), test_set.test_labels)
-    manifest = record.read_json(str(exported.bins / 'manifest.json'))
+    manifest = run_folder.read_json(str(exported.bins / 'manifest.json'))
     assert manifest == {'batch': 7, 'images': 45, 'views': 8, 'classes': 3, 'view_dtype': 'float32', 'label_dtype': 'int32'}
 
 

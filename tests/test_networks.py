@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import networks
-import training
 from networks.layers import BatchNormalization, Dropout, step_variable
-from runtime import keras, open_session, optimizer
+from sesemi import training
+from sesemi.runtime import keras, open_session, optimizer
+from sesemi.settings import MOMENTUM
 
 SHAPE = (32, 32, 3)
 
@@ -46,7 +47,7 @@ def test_the_published_losses(network):
     model, _ = networks.build_sesemi(network, SHAPE, 10, super_dropout=0.0)
     for layer in model.layers:
         layer.set_weights([weight(w.name, tuple(map(int, w.shape))) for w in layer.weights])
-    training.compile_model(model, optimizer('cpu', 0.05, training.MOMENTUM))
+    training.compile_model(model, optimizer('cpu', 0.05, MOMENTUM))
     for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
         assert model.train_on_batch(*exact_batch())[:3] == pytest.approx(expected, rel=tolerance)
 

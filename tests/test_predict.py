@@ -11,8 +11,9 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
-import record
-from utils import InputError, decode_image, fit_channel_standardizer, global_contrast_normalize
+from sesemi import run_folder
+from sesemi.errors import InputError
+from utils import decode_image, fit_channel_standardizer, global_contrast_normalize
 
 CLASSES = ['ant', 'bee', 'cow', 'dog', 'elk fawn']
 
@@ -30,9 +31,8 @@ def write_picture(path, number, size=(64, 64), mode='RGB'):
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     """`model`: the saved file. `probabilities(path)`: of one image file, by the network before it was saved, preprocessed in numpy."""
-    import classifier
     import networks
-    import runtime
+    from sesemi import classifier, runtime
     import tiny_trunk  # noqa: F401
     path = tmp_path_factory.mktemp('model') / 'sesemi.h5'
     images = global_contrast_normalize(np.stack([picture(number) for number in range(1000, 1100)]))
@@ -198,5 +198,5 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 
 def test_a_file_name_that_is_no_text_can_be_written_to_a_csv_file(tmp_path):
-    record.write_table(str(tmp_path / 'out.csv'), [{'file': 'caf\udce9.png', 'class': 'b\u00e4r'}])
+    run_folder.write_table(str(tmp_path / 'out.csv'), [{'file': 'caf\udce9.png', 'class': 'b\u00e4r'}])
     assert (tmp_path / 'out.csv').read_bytes().decode() == 'file,class\ncaf\\udce9.png,b\u00e4r\n'

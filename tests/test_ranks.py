@@ -12,15 +12,17 @@ import pytest
 import tiny_trunk
 
 import train_evaluate_sesemi
-import training
 import utils
 from conftest import PROJECT
-from datasets import load_dataset
 from networks import build_sesemi
 from networks.layers import step_variable
-from ranks import ASCEND_PORT, Place, find_gpus, find_place
-from runtime import keras, open_session, optimizer
-from utils import InputError
+from sesemi import training
+from sesemi.batches import TwoBranchBatches
+from sesemi.datasets import load_dataset
+from sesemi.errors import InputError
+from sesemi.process_group import ASCEND_PORT, Place, find_gpus, find_place
+from sesemi.runtime import keras, open_session, optimizer
+from sesemi.settings import MOMENTUM
 
 sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
 from project import STAND_INS, run  # noqa: E402
@@ -94,11 +96,11 @@ def losses_of_one_process(steps):
     labeled = train_evaluate_sesemi.choose_labeled(dataset, 100, 1)
     images = utils.global_contrast_normalize(dataset.train_images[labeled])
     labels = np.eye(10, dtype=np.float32)[dataset.train_labels[labeled]]
-    batches = [utils.TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]
+    batches = [TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]
     losses = []
     with open_session('cpu'):
         model, _ = build_sesemi('tiny', (16, 16, 3), 10)
-        training.compile_model(model, optimizer('cpu', 0.1, training.MOMENTUM))
+        training.compile_model(model, optimizer('cpu', 0.1, MOMENTUM))
         weights = model.trainable_weights
         compute = keras.backend.function(
             model._feed_inputs + model._feed_targets + [keras.backend.learning_phase()],

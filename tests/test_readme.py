@@ -4,8 +4,8 @@ import pytest
 from conftest import PROJECT
 
 import export_pb
-import flags
 import predict
+from sesemi import flags
 
 README, CHINESE = ((PROJECT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.zh-CN.md'))
 

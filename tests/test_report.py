@@ -20,11 +20,12 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
-from reporting import events, plots
 import report
-import utils
-from datasets import Dataset
-from runtime import tf
+from sesemi.batches import PROXY_TRANSFORMS, proxy_views
+from sesemi.datasets import Dataset
+from sesemi.errors import InputError
+from sesemi.reporting import events, plots
+from sesemi.runtime import tf
 
 FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
          'no_oversample': False, 'no_flip': False, 'flip': True, 'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None,
@@ -55,7 +56,7 @@ def make_rows(epochs, method='asl'):
 
 
 def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
-    """args.json and result.json as record.Run leaves them."""
+    """args.json and result.json as run_folder.Run leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     args = {'command': 'train_evaluate_sesemi.py --seed 0', 'flags': dict(FLAGS, **flags), 'data_checksum': CHECKSUM}
     (folder / 'args.json').write_text(json.dumps(args))
@@ -284,7 +285,8 @@ def test_without_matplotlib(tmp_path):
     script = """import sys
 sys.modules['matplotlib'] = None
 sys.path.insert(0, {!r})
-import json, numpy as np, datasets, report
+import json, numpy as np, report
+from sesemi import datasets
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):
@@ -317,7 +319,7 @@ def test_a_picture_cannot_end_a_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('name', ['curves.png', 'report.html'])
 def test_full_disk(tmp_path, name):
     (tmp_path / (name + '.part')).symlink_to('/dev/full')
-    with pytest.raises(utils.InputError, match=name):
+    with pytest.raises(InputError, match=name):
         make_report(tmp_path, make_dataset('ab')).refresh(make_rows(1))
 
 
@@ -427,12 +429,12 @@ def test_events(tmp_path):
 
 def test_grid_has_the_views_of_an_image_side_by_side():
     images = np.linspace(-3, 5, 9 * 4 * 4 * 3, dtype=np.float32).reshape(9, 4, 4, 3)
-    grid = events.view_grid(utils.proxy_views(images)[0])
+    grid = events.view_grid(proxy_views(images)[0])
     assert grid.shape == (8 * 4, 6 * 4, 3) and grid.dtype == np.uint8
     assert (grid.min(), grid.max()) == (0, 255)
     for row in range(8):
         upright = grid[4 * row:4 * row + 4, :4]
-        for column, (_, transform) in enumerate(utils.PROXY_TRANSFORMS):
+        for column, (_, transform) in enumerate(PROXY_TRANSFORMS):
             np.testing.assert_array_equal(grid[4 * row:4 * row + 4, 4 * column:4 * column + 4], transform(upright[None])[0])
     assert not events.view_grid(np.ones((6, 4, 4, 3), np.float32)).any()
 
@@ -460,9 +462,9 @@ def test_events_of_a_supervised_run_have_no_views(tmp_path):
 def test_events_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(events.time, 'time', lambda: 1)
     (tmp_path / 'events.out.tfevents.0000000001.000000000').symlink_to('/dev/full')
-    with pytest.raises(utils.InputError, match='No space left on device'):
+    with pytest.raises(InputError, match='No space left on device'):
         events.Events(str(tmp_path), [], {})
-    with pytest.raises(utils.InputError, match='none'):
+    with pytest.raises(InputError, match='none'):
         events.Events(str(tmp_path / 'none'), [], {})
 
 

@@ -99,7 +99,7 @@ class Project:
         self.root = root
         self.folder = root / "check out"
         self.processes = []
-        for name in ("run_1p.sh", "run_tests.sh", "setup_env.sh"):
+        for name in ("run_1p.sh", "run_tests.sh", "scripts/setup_env.sh"):
             write(self.folder / name, (SOURCE / name).read_text())
         write(self.folder / "train_evaluate_sesemi.py", TRAINING)
         write(self.folder / "requirements.txt", "tensorflow")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import runtime
 import train_evaluate_sesemi
+from sesemi import runtime
 from conftest import PROJECT
 
 sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
@@ -79,7 +79,7 @@ def test_npu_compiles_one_training_and_one_evaluation_graph(npu_run):
 
 SESSIONS = '''
 import os, sys
-import runtime
+from sesemi import runtime
 
 folder = sys.argv[1]
 options = [runtime.Options(),

@@ -6,10 +6,11 @@ import pytest
 
 import tiny_trunk  # noqa: F401
 import networks
-import training
-from checkpoints import Checkpoints
-from runtime import keras, open_session, optimizer
-from utils import TwoBranchBatches, test_views as views_of
+from sesemi import training
+from sesemi.batches import TwoBranchBatches, test_views as views_of
+from sesemi.checkpoints import Checkpoints
+from sesemi.runtime import keras, open_session, optimizer
+from sesemi.settings import MOMENTUM
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 4, 3
 
@@ -29,7 +30,7 @@ class Run:
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
             self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
-            training.compile_model(self.model, optimizer('cpu', lr, training.MOMENTUM))
+            training.compile_model(self.model, optimizer('cpu', lr, MOMENTUM))
             self.checkpoints = Checkpoints(self.folder, self.model, STEPS, minutes)
             start = self.checkpoints.restore()
             self.started_at = start.step

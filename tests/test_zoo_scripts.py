@@ -24,7 +24,8 @@ class Zoo:
     def __init__(self, root):
         self.root, self.tests = root / 'the project', root / 'the project/tests'
         self.tests.mkdir(parents=True)
-        shutil.copy(str(PROJECT / 'setup_env.sh'), str(self.root))
+        (self.root / 'scripts').mkdir()
+        shutil.copy(str(PROJECT / 'scripts/setup_env.sh'), str(self.root / 'scripts'))
         for path in (PROJECT / 'tests').glob('*.sh'):
             shutil.copy(str(path), str(self.tests))
         self.leaves()

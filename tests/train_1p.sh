@@ -52,7 +52,7 @@ for option; do
 done
 [[ $data_path ]] || error 'para "data_path" must be config'
 
-source "$tests/../setup_env.sh"     # sets $python
+source "$tests/../scripts/setup_env.sh"     # sets $python
 mkdir -p "$output"
 rm -rf "$result" "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
 

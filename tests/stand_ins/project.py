@@ -19,11 +19,9 @@ def trunk(dropout=0.0, seed=0):
 
 def copy_project(folder):
     """The whole program, whose network nin is one convolution."""
-    (folder / 'networks').mkdir(parents=True)
-    for name in 'tests', 'reporting':
-        (folder / name).mkdir()
-    for pattern in '*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'reporting/*.*', 'tests/*.sh':
+    for pattern in '*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'sesemi/**/*.py', 'sesemi/**/*.html', 'scripts/*', 'tests/*.sh':
         for path in PROJECT.glob(pattern):
+            (folder / path.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))
     (folder / 'networks/nin.py').write_text(SMALL_NIN)
     return folder

@@ -7,8 +7,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from runtime import tf
-from utils import PROXY_TRANSFORMS, InputError
+from sesemi.batches import PROXY_TRANSFORMS
+from sesemi.errors import InputError
+from sesemi.runtime import tf
 
 IMAGES = 8      # in the picture of a batch
 
@@ -59,7 +60,7 @@ class Events:
 def view_grid(views):
     """The first images of a self batch, a row an image and its six proxy views side by side, as uint8 (rows * s, 6 * s, 3).
 
-    views: normalised float32 (6n, s, s, 3), one transform after the other, as utils.proxy_views gives them. The least value
+    views: normalised float32 (6n, s, s, 3), one transform after the other, as batches.proxy_views gives them. The least value
     of all is black, the greatest white.
     """
     images = views.reshape(len(PROXY_TRANSFORMS), -1, *views.shape[1:])[:, :IMAGES]

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import NamedTuple, Tuple
 
-from utils import InputError, RunError
+from sesemi.errors import InputError, RunError
 
 ASCEND_PORT = 29400     # of the meeting, plus the number of rank 0's card: a rank table names no ports
 HELLO_SECONDS = 5       # for a connection to say who it is: port scanners and health checks never do

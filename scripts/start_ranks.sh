@@ -1,6 +1,6 @@
 # Sourced by run_8p.sh and run_local.sh, which say in start_rank what one rank runs.
 
-here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # Starts ranks 0 to $1 - 1 at once and waits for all of them; its status is that of a rank that failed, if one did, and then it
 # ends the others, which may not have met yet. SIGTERM and Ctrl-C, which the shell has its background processes ignore until

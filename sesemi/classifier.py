@@ -12,8 +12,9 @@ import numpy as np
 
 from networks import TRUNKS
 from networks.sesemi import head
-from record import write_whole
-from runtime import keras
+from sesemi.run_folder import write_whole
+from sesemi.runtime import keras
+from sesemi.settings import CONTRAST_SCALE
 from utils import ChannelStandardizer, Whitener
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
@@ -26,7 +27,7 @@ SETTINGS = {
 }
 
 
-def build_classifier(network, inference_model, whitener=None, scale=55):
+def build_classifier(network, inference_model, whitener=None, scale=CONTRAST_SCALE):
     """The inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
 
     whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. The layer

@@ -1,7 +1,7 @@
-# Sourced by run_1p.sh and run_tests.sh. Sets $here (the folder of these scripts), $venv and $python: the
+# Sourced by run_1p.sh and run_tests.sh. Sets $here (the project's folder), $venv and $python: the
 # interpreter to run with. What it has to say goes to stderr, because standard output is the training script's.
 
-here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$here/.venv
 
 fail() {

@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from reporting import plots
+from sesemi.reporting import plots
 
 FRAME = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 NUMBERED = 30               # classes at most whose confusion matrix is shown in numbers; that of more is a picture

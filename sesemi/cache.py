@@ -17,8 +17,9 @@ import zlib
 import numpy as np
 import PIL
 
-from record import write_whole
-from utils import InputError, RunError, decode_blocks, decode_images, reason
+from sesemi.errors import InputError, RunError, reason
+from sesemi.run_folder import write_whole
+from utils import decode_blocks, decode_images
 
 FORMAT = 1              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together

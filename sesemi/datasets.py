@@ -8,31 +8,13 @@ import os
 import pickle
 import tarfile
 import zlib
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from utils import InputError, decode_images, hold_out, image_files, list_image_folder, reason
-
-
-class Preset(NamedTuple):
-    """The method's settings that depend on the data set (METHOD.md, "Presets a data set")."""
-    whiten: bool = True
-    flip: bool = True               # False where a mirrored image is another class or none
-    batch_size: int = 16
-    epochs: int = 300               # asl and supervised
-    ssl_epochs: int = 50
-    steps: Optional[int] = None     # instead of epochs: train about this many steps
-
-
-PRESETS = {
-    'cifar10': Preset(),
-    'cifar100': Preset(),
-    'svhn': Preset(whiten=False, flip=False, ssl_epochs=30),
-    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400),
-    'folder': Preset(),
-}
+from sesemi.errors import InputError, reason
+from utils import decode_images, hold_out, image_files, list_image_folder
 
 
 class Dataset(NamedTuple):
@@ -48,7 +30,7 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
-    """Read the data set `data` (a key of PRESETS) from `directory`, or from where it is looked for by default.
+    """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for by default.
 
     fit: a key of utils.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
     decode: reads image files; cache.Cache has one that keeps what it read.
@@ -258,7 +240,7 @@ def _unpickle(file, what):
 
 def _download(data, directory):
     """Fetch the official archive once, its checksum verified."""
-    from runtime import keras       # the one case in which TensorFlow is imported before the data is checked
+    from sesemi.runtime import keras       # the one case in which TensorFlow is imported before the data is checked
     name = CIFAR_ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)

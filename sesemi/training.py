@@ -7,11 +7,12 @@ from typing import List, NamedTuple
 import numpy as np
 
 from networks.layers import step_variable
-from pools import prefetch
-from runtime import keras
-from utils import RunError, test_views
+from sesemi.batches import test_views
+from sesemi.errors import RunError
+from sesemi.pools import prefetch
+from sesemi.runtime import keras
+from sesemi.settings import DECAY_POWER
 
-MOMENTUM = 0.9
 EVALUATION_BATCH = 250      # images at most
 
 
@@ -40,7 +41,7 @@ class Progress(NamedTuple):
 
 def learning_rate(base, t, steps):
     """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5 (METHOD)."""
-    return base * (1 - t / steps) ** 0.5
+    return base * (1 - t / steps) ** DECAY_POWER
 
 
 def compile_model(model, optimizer):

@@ -12,8 +12,8 @@ import os
 import warnings
 from typing import NamedTuple, Optional
 
-from ranks import Place
-from utils import InputError
+from sesemi.errors import InputError
+from sesemi.process_group import Place
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
 VERBOSE = os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3') == '0'
@@ -86,7 +86,7 @@ def device_options(device, precision_mode, folder, over_dump, data_dump, data_du
 
 
 def check_ranks(device, place):
-    """Raises InputError when the device's engine cannot bring the ranks of `place`, a ranks.Place, together."""
+    """Raises InputError when the device's engine cannot bring the ranks of `place`, a process_group.Place, together."""
     if device == 'npu' and place.ranks != int(os.environ.get('RANK_SIZE') or 1):
         raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
     if device != 'npu' and place.ranks != max(1, len(place.workers)):

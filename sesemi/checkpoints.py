@@ -10,8 +10,8 @@ import zlib
 
 import numpy as np
 
-from record import write_whole
-from training import Diverged, Progress
+from sesemi.run_folder import write_whole
+from sesemi.training import Diverged, Progress
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged
 EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every one is worth a checkpoint

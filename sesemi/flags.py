@@ -1,9 +1,10 @@
 """The command line of train_evaluate_sesemi.py."""
 import argparse
 
-from datasets import PRESETS
-from record import DEFINING, stored_record
-from utils import FITS, InputError
+from sesemi.errors import InputError
+from sesemi.run_folder import DEFINING, stored_record
+from sesemi.settings import PRESETS
+from utils import FITS
 
 NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')

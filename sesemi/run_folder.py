@@ -14,15 +14,17 @@ import time
 import numpy as np
 import PIL
 
-from utils import InputError, chunks, reason
+from sesemi.errors import InputError, reason
+from sesemi.settings import LEARNING_RATE, SPLIT_SEED
+from utils import chunks
 
 # What makes a run the one it is, and its default: with another value it is another run.
 DEFINING = {
-    'data': 'cifar10', 'labels': 1000, 'split_seed': 1, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
-    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': 0.05, 'no_oversample': False, 'seed': 0,
+    'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
+    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
     'scale_lr': False,
 }
-PROJECT = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Run:
@@ -194,8 +196,8 @@ def data_checksum(dataset):
 def facts(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
     code = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), '*.py')) + glob.glob(os.path.join(glob.escape(PROJECT), '*', '*.py'))):
-        if not os.path.relpath(path, PROJECT).startswith('tests'):
+    for pattern in '*.py', 'networks/**/*.py', 'sesemi/**/*.py':
+        for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), pattern), recursive=True)):
             with open(path, 'rb') as file:
                 code.update(file.read())
     return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in DEFINING}, 'the images': checksum,
@@ -204,7 +206,7 @@ def facts(args, checksum, labeled):
 
 def versions():
     """The versions that could change a result."""
-    from runtime import tf
+    from sesemi.runtime import tf
     return {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__, 'pillow': PIL.__version__,
             'platform': platform.platform()}
 

@@ -1,0 +1,57 @@
+"""Every number of the method in one place, each with its source, and the presets of each data set.
+
+"Paper" is Tran 2019, arXiv 1906.10343, with the code its author published; "ours" was chosen here, by measurement.
+"""
+from typing import NamedTuple, Optional
+
+# Preprocessing
+CONTRAST_SCALE = 55             # L2 norm of a contrast-normalised image; paper
+CONTRAST_EPSILON = 1e-10        # an image whose norm is below it becomes zero; paper
+WHITENING_IDENTITY = 0.1        # times the identity, added to the covariance; paper
+WHITENING_EPSILON = 1e-10       # added to its eigenvalues; paper
+WHITENED_SIZE = 48              # pixels a side at most: the matrix is (3 N²)², at 48 already 191 MB of the saved model; ours
+SPLIT_SEED = 1                  # of the labeled subset; the published split
+
+# Augmentation
+SHIFTS = (-2, -1, 0, 1, 2)      # pixels, each axis; paper
+TEST_SHIFTS = (-2, -1, 1, 2)    # pixels: a shifted test view always moves; paper
+NOISE = 0.15                    # standard deviation, on normalised images; paper
+PROXY_CLASSES = 6               # rotations by 0, 90, 180, 270 degrees, left-right flip, up-down flip; paper
+
+SUPER_DROPOUT = 0.2             # on the supervised head; more of it on SVHN: dropout_rates; paper
+
+# Optimisation: SGD with Nesterov momentum
+LEARNING_RATE = 0.05            # of the first step; paper
+DECAY_POWER = 0.5               # step t of T has rate * (1 - t / T) ** DECAY_POWER; paper
+MOMENTUM = 0.9                  # paper
+L2 = 5e-4                       # on the kernels of convolutions and heads, not on biases, not in batch norm; paper
+BATCH_NORM_MOMENTUM = 0.99      # paper
+BATCH_NORM_EPSILON = 1e-3       # paper
+
+
+class Preset(NamedTuple):
+    """What depends on the data set."""
+    whiten: bool = True
+    flip: bool = True               # False where a mirrored image is another class or none
+    batch_size: int = 16            # images of the self branch a step, beside PROXY_CLASSES times as many labeled ones
+    epochs: int = 300               # asl and supervised
+    ssl_epochs: int = 50
+    steps: Optional[int] = None     # instead of epochs: train about this many steps
+
+
+PRESETS = {
+    'cifar10': Preset(),                                                        # paper
+    'cifar100': Preset(),                                                       # paper
+    'svhn': Preset(whiten=False, flip=False, ssl_epochs=30),                    # paper
+    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400),        # ours
+    'folder': Preset(),                                                         # ours
+}
+
+
+def dropout_rates(data, network, method):
+    """The dropout rates as the arguments of networks.build_sesemi: paper, more of it on SVHN."""
+    if data == 'svhn' and network == 'convnet':
+        return {'super_dropout': 0.5, 'in_network_dropout': 0.5}
+    if data == 'svhn' and network == 'wrn' and method == 'ssl':
+        return {'super_dropout': 0.5, 'in_network_dropout': 0.0}
+    return {'super_dropout': SUPER_DROPOUT, 'in_network_dropout': 0.0}
