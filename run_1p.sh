@@ -5,8 +5,7 @@
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 
-# A quiet log, and one Ascend device with a job of its own. What the platform has set stays as it is.
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+# A quiet log of the Ascend tools, and one device with a job of its own. What the platform has set stays as it is.
 export ASCEND_GLOBAL_LOG_LEVEL="${ASCEND_GLOBAL_LOG_LEVEL:-3}"
 export ASCEND_SLOG_PRINT_TO_STDOUT="${ASCEND_SLOG_PRINT_TO_STDOUT:-0}"
 export ASCEND_DEVICE_ID="${ASCEND_DEVICE_ID:-0}"

@@ -72,35 +72,40 @@ def train_and_evaluate(args, meeting=Meeting()):
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
-        training.compile_model(model, runtime.optimizer(device, rate, MOMENTUM, options, place))
-        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, steps_per_epoch, args.checkpoint_minutes)
+        steps = steps_per_epoch * args.epochs
+        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, place)
+        train_step = training.training_function(model, optimizer)
+        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore() if run else None
         if place.ranks > 1:
             progress = checkpoints.unpack(meeting.spread(checkpoints.pack(progress) if run else b''))
-        train = functools.partial(training.train, model, batches, steps_per_epoch, args.epochs, rate, progress, stop=stop)
+        train = functools.partial(training.train, train_step, batches, steps_per_epoch, args.epochs, rate, progress, stop=stop)
         if not run:
             train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
             return None
         evaluate = training.DenseEvaluator(inference_model, images.test, args.seed, args.flip, stop)
+        statistics = training.NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
+        saved = classifier.Classifier(inference_model, images.whitener, dataset.class_names, args.fit)
         page = report.Report(args.result, dataset, labeled, args.epochs)
         events = Events(args.result, progress.rows, batches[0][0])
 
         def after_epoch(rows):
             if args.eval_every and rows[-1]['epoch'] % args.eval_every == 0:
-                rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
+                with statistics():
+                    rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
             run.log(rows)
             events.write(rows)
             page.refresh(rows)
             print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
 
         progress = train(after_step=checkpoints.after_step, after_epoch=after_epoch,
-                         callbacks=runtime.profiler(device, options), verbose=not args.quiet)
+                         callbacks=runtime.profiler(device, options, model), verbose=not args.quiet)
         checkpoints.save(progress)
         clock.lap('training')
-        dense, plain = evaluate()
-        clock.lap('evaluating')
-        model = classifier.build_classifier(args.network, inference_model, images.whitener)
-        classifier.save_classifier(run.path('sesemi.h5'), model, dataset.class_names, args.fit)
+        with statistics():
+            dense, plain = evaluate()
+            clock.lap('evaluating')
+            saved.save(run.path('sesemi.h5'))
     result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
     page.finish(progress.rows, dense, result)
     run.finish(result)

@@ -1,8 +1,10 @@
 """The layers the trunks are made of, and the two of them that this method needs otherwise than Keras has them."""
 import zlib
 
-from sesemi.runtime import keras, tf
+from sesemi.runtime import RANK, keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
+
+DRAWN = 1 << 24     # how many whole numbers a dropout mask is drawn from
 
 
 def chain(*functions):
@@ -50,8 +52,8 @@ class Layers:
         return keras.layers.MaxPooling2D(2, 2, name=self._name('pool'))
 
     def dropout(self, rate):
-        """Dropout, or nothing when rate is 0."""
-        return Dropout(rate, self.seed, name=self._name('dropout')) if rate else chain()
+        """Dropout, or nothing when rate is 0. It does not count: the layers behind it are called the same with and without it."""
+        return Dropout(rate, self.seed, name='dropout_%d' % self.count) if rate else chain()
 
     def _name(self, kind):
         self.count += 1
@@ -64,28 +66,33 @@ def stream(seed, name):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch normalisation, with one order of updates when a layer is called twice in a model.
+    """Keras' batch normalisation, which leaves its moving averages to whoever trains: `statistics` has what they are made of.
 
-    Keras lets the two calls of a shared layer read and assign its moving averages in whatever order the threads come to, so
-    two equal runs differ. Here every call starts from the averages before the step and assigns after the call before it.
+    Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published results come from
+    Keras 2.2.4, whose averages are zero-debiased and of one call (METHOD): here of the first, the super branch's.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self._updates_by_name = {}
+        self._first_call = {}
 
     def _assign_moving_average(self, variable, value, momentum, inputs_size):
-        old, before = self._updates_by_name.get(variable.name) or (variable.read_value(), [])
-        with tf.control_dependencies(before):
-            update = tf.assign_sub(variable, (old - value) * (1 - momentum))
-        self._updates_by_name[variable.name] = old, [update.op]
-        return update
+        self._first_call.setdefault(variable.name, value)
+        return value        # Keras takes it for the update, which so does nothing
+
+    def statistics(self):
+        """[(moving variable, the same statistic of the first call's batch)]: mean and unbiased variance, float32 (channels,).
+
+        Outside the learning phase 1 the batch has none: they are the moving variables' own values then.
+        """
+        return [(variable, self._first_call[variable.name]) for variable in (self.moving_mean, self.moving_variance)]
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout whose mask is a pure function of (seed, step, layer, call), so that an interrupted run can go on with the same masks.
+    """Dropout whose mask is a pure function of (seed, batch_number(), layer, call), so that an interrupted run can go on with the
+    same masks. Inactive outside training.
 
-    The step is the value of step_variable(), which the training loop sets. Inactive outside training.
+    It draws whole numbers, from an operation that Ascend 910 devices have; uniform float32 ones they have not.
     """
 
     def __init__(self, rate, seed, **kwargs):
@@ -93,12 +100,12 @@ class Dropout(keras.layers.Layer):
         self.rate, self.seed, self.calls = rate, seed, 0
 
     def call(self, inputs, training=None):
-        key = stream(self.seed, '%s/%d' % (self.name, self.calls))
+        key = tf.stack([stream(self.seed, '%s/%d' % (self.name, self.calls)), batch_number()])
         self.calls += 1
 
         def dropped():
-            draw = tf.random.stateless_uniform(tf.shape(inputs), seed=tf.stack([key, step_variable()]))
-            return tf.where(draw < self.rate, tf.zeros_like(inputs), inputs / (1 - self.rate))
+            draw = tf.raw_ops.StatelessRandomUniformInt(shape=tf.shape(inputs), seed=key, minval=0, maxval=DRAWN)
+            return tf.where(draw < round(self.rate * DRAWN), tf.zeros_like(inputs), inputs / (1 - self.rate))
         return keras.backend.in_train_phase(dropped, inputs, training=training)
 
     def get_config(self):
@@ -106,8 +113,25 @@ class Dropout(keras.layers.Layer):
 
 
 def step_variable():
-    """The int32 scalar variable of the current graph that holds the number of the step. No layer owns it, so no h5 holds it."""
-    variables = tf.get_collection_ref('sesemi/step')
-    if not variables:
-        variables.append(keras.backend.variable(0, dtype='int32', name='step'))
-    return variables[0]
+    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
+    return _step()[0]
+
+
+def step():
+    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
+    return _step()[1]
+
+
+def batch_number():
+    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
+    rank, ranks = (tf.get_collection(RANK) or [(0, 1)])[0]
+    return step() * ranks + rank
+
+
+def _step():
+    found = tf.get_collection_ref('sesemi/step')
+    if not found:
+        with tf.control_dependencies(None):     # of no branch of a condition, whoever asks first
+            variable = keras.backend.variable(0, dtype='int32', name='step')
+            found.extend([variable, tf.identity(variable)])
+    return found

@@ -12,12 +12,12 @@ def build_sesemi(network, input_shape, num_classes, in_network_dropout=0.0, supe
 
     network: a key of TRUNKS. input_shape: (h, w, 3). Returns (sesemi_model, inference_model):
     {'self_data', 'super_data'} -> ['self_clf', 'super_clf'] and 'super_data' -> 'super_clf', softmax outputs (n, 6) and
-    (n, num_classes). The trunk is called on the self branch first: its moving averages are updated in that order.
+    (n, num_classes). The trunk is called on the super branch first: batch normalisation's averages are of that call.
     """
     trunk = TRUNKS[network](in_network_dropout, seed)
+    super_data, super_clf = _super_branch(trunk, input_shape, num_classes, super_dropout, seed)
     self_data = keras.layers.Input(input_shape, name='self_data')
     self_clf = head('self', PROXY_CLASSES, seed=seed)(trunk(self_data))
-    super_data, super_clf = _super_branch(trunk, input_shape, num_classes, super_dropout, seed)
     return keras.Model([self_data, super_data], [self_clf, super_clf]), keras.Model(super_data, super_clf)
 
 

@@ -10,21 +10,26 @@ import zlib
 
 import numpy as np
 
+from networks.layers import step_variable
+from sesemi.errors import reason
 from sesemi.run_folder import write_whole
-from sesemi.training import Diverged, Progress
+from sesemi.training import Diverged, Progress, assign, read
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged
 EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every one is worth a checkpoint
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; `minutes` is the longest time between two."""
+    """The checkpoints of one run, in `folder`; `minutes` is the longest time between two.
 
-    def __init__(self, folder, model, steps_per_epoch, minutes):
-        self.folder, self.model, self.steps_per_epoch, self.minutes = folder, model, steps_per_epoch, minutes
-        self.saved = time.monotonic()
+    optimizer: the model's, after training.training_function has made its variables.
+    """
+
+    def __init__(self, folder, model, optimizer, steps_per_epoch, minutes):
+        self.folder, self.steps_per_epoch, self.minutes = folder, steps_per_epoch, minutes
         # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its scale anew.
-        self.optimizer = getattr(model.optimizer, '_optimizer', model.optimizer)
+        self.variables = model.weights + getattr(optimizer, '_optimizer', optimizer).weights
+        self.saved = time.monotonic()
 
     def after_step(self, progress, stopping):
         """Save when the run is stopping, at the end of an epoch if the last checkpoint is 30 s old, and every `minutes`."""
@@ -46,50 +51,56 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def restore(self):
-        """Set the model and the optimizer to the newest whole checkpoint; returns its Progress, a fresh one if there is none.
+        """Set all variables to the newest whole checkpoint; returns its Progress, a fresh one if there is none.
 
-        A damaged checkpoint is named on standard error and the one before it is used.
+        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is used.
         """
         for path in reversed(self._paths()):
             try:
-                progress, arrays = _read(path)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                print('%s: damaged (%s); the checkpoint before it is used.' % (path, error), file=sys.stderr)
+                content = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+                print('%s: damaged (%s); the checkpoint before it is used.' % (path, reason(error)), file=sys.stderr)
                 continue
-            return self._set(progress, arrays)
+            return self._set(*content)
         return Progress()
 
     def pack(self, progress):
         """A checkpoint as bytes, an .npz. Raises Diverged when a weight is not finite."""
-        self.model._make_train_function()       # the optimizer's variables exist from here on
-        weights, state = self.model.get_weights(), self.optimizer.get_weights()
-        if not all(np.isfinite(array).all() for array in weights):
+        arrays = read(self.variables)
+        if not all(np.isfinite(array).all() for array in arrays):
             raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
         memory = io.BytesIO()
         np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8), steps_per_epoch=self.steps_per_epoch,
-                 **{'weight_%d' % i: array for i, array in enumerate(weights)},
-                 **{'optimizer_%d' % i: array for i, array in enumerate(state)})
+                 **{'variable_%d' % i: array for i, array in enumerate(arrays)})
         return memory.getvalue()
 
     def unpack(self, data):
-        """Set the model and the optimizer to what pack gave, here or on another rank; returns its Progress."""
-        return self._set(*_read(io.BytesIO(data)))
+        """Set all variables to what pack gave, here or on another rank; returns its Progress."""
+        return self._set(*self._read(io.BytesIO(data)))
 
-    def _set(self, progress, arrays):
-        self.model._make_train_function()
-        for part, kind in ((self.model, 'weight'), (self.optimizer, 'optimizer')):
-            part.set_weights([arrays['%s_%d' % (kind, i)] for i in range(sum(name.startswith(kind) for name in arrays))])
-        return rescale(progress, int(arrays.get('steps_per_epoch', self.steps_per_epoch)), self.steps_per_epoch)
+    def _read(self, file):
+        """(Progress, steps an epoch, the variables' arrays) of a checkpoint. Raises what a damaged one makes numpy raise."""
+        with np.load(file) as content:      # reading checks each array's CRC
+            progress = Progress(**json.loads(content['progress'].tobytes().decode()))
+            steps_per_epoch = int(content['steps_per_epoch'])
+            arrays = [content['variable_%d' % i] for i in range(len(self.variables))]
+        if not (isinstance(progress.step, int) and progress.step >= 0 < steps_per_epoch
+                and isinstance(progress.totals, dict) and isinstance(progress.rows, list)):
+            raise ValueError('its progress is none')
+        for variable, array in zip(self.variables, arrays):
+            if array.shape != tuple(variable.shape.as_list()) or array.dtype != variable.dtype.base_dtype.as_numpy_dtype:
+                raise ValueError('%s is %s %s' % (variable.op.name, array.dtype, array.shape))
+            if not np.isfinite(array).all():
+                raise ValueError('%s is not finite' % variable.op.name)
+        return progress, steps_per_epoch, arrays
+
+    def _set(self, progress, steps_per_epoch, arrays):
+        progress = rescale(progress, steps_per_epoch, self.steps_per_epoch)
+        assign(self.variables + [step_variable()], arrays + [progress.step])
+        return progress
 
     def _paths(self):
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), 'step-*.npz')))
-
-
-def _read(file):
-    """(Progress, the arrays by name) of a checkpoint. Raises what a damaged one makes numpy raise."""
-    with np.load(file) as content:      # reading checks each array's CRC
-        arrays = {name: content[name] for name in content.files}
-    return Progress(**json.loads(arrays.pop('progress').tobytes().decode())), arrays
 
 
 def rescale(progress, before, now):

@@ -2,7 +2,8 @@
 
 Contrast normalisation and whitening travel inside as standard layers: layer normalisation over the whole image, and a dense
 layer. The model is flat and its stored description is cut down to what every Keras understands, so that a plain
-`keras.models.load_model(path)` opens it, be it the Keras of TensorFlow 1.15 or Keras 3.
+`keras.models.load_model(path)` opens it, be it the Keras of TensorFlow 1.15 or Keras 3. It is written from the layers'
+settings and the weights' values alone: building it would be more graphs for an NPU to compile.
 """
 import io
 import json
@@ -10,11 +11,9 @@ import json
 import h5py
 import numpy as np
 
-from networks import TRUNKS
-from networks.sesemi import head
 from sesemi.run_folder import write_whole
-from sesemi.runtime import keras
 from sesemi.settings import CONTRAST_SCALE
+from sesemi.training import read
 from utils import ChannelStandardizer, Whitener
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
@@ -27,57 +26,81 @@ SETTINGS = {
 }
 
 
-def build_classifier(network, inference_model, whitener=None, scale=CONTRAST_SCALE):
-    """The inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
+class Classifier:
+    """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
 
-    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. The layer
-    `whitened` gives what the trunk is fed; every layer behind it has the name and weights it has in the inference model.
+    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: the utils.FITS
+    key of its images. The layer `whitened` gives what the trunk is fed; every layer behind it is called as in the inference model.
+    All but the weights' values is settled here, so that what cannot be saved fails before a run and not after it.
     """
-    shape = tuple(int(side) for side in inference_model.input_shape[1:])
-    classes, size = int(inference_model.output_shape[-1]), int(np.prod(shape))
-    image = keras.layers.Input(shape, name='image')
-    x = keras.layers.Flatten(name='flat')(image)
-    gain = np.float32(scale / np.sqrt(size))    # layer normalisation divides by the deviation, not by the L2 norm
-    contrast = keras.layers.LayerNormalization(center=False, epsilon=1e-8, name='contrast')
-    x = contrast(x)
-    contrast.set_weights([np.full(size, gain)])
+
+    def __init__(self, inference_model, whitener, class_names, fit='stretch'):
+        shape = [int(side) for side in inference_model.input_shape[1:]]
+        self.facts = {'class_names': class_names, 'fit': fit}
+        layers, self.preprocessing = _preprocessing(shape, whitener)
+        before = {'super_data': 'whitened'}     # layers that are left out -> what stands in their place
+        for layer in inference_model.get_config()['layers']:
+            name, kind = layer['name'], layer['class_name']
+            if kind == 'InputLayer':
+                continue
+            nodes = [[[before.get(source, source), *rest] for source, *rest in node] for node in layer['inbound_nodes']]
+            if kind == 'Dropout':       # idle at inference, and no layer of Keras
+                before[name] = nodes[0][0][0]
+                continue
+            layers.append({'class_name': kind, 'name': name, 'inbound_nodes': nodes,
+                           'config': dict({key: layer['config'][key] for key in SETTINGS[kind]}, name=name)})
+        self.config = {'class_name': 'Model', 'config': {
+            'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]], 'output_layers': [[layers[-1]['name'], 0, 0]]}}
+        self.variables = [(layer.name, variable) for layer in inference_model.layers for variable in layer.weights]
+
+    def save(self, path):
+        """Write the classifier with the weights as they are to the h5 file `path`, whole or not at all.
+
+        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises InputError as write_whole.
+        """
+        weights = dict(self.preprocessing)
+        for (layer, variable), array in zip(self.variables, read(variable for _, variable in self.variables)):
+            weights.setdefault(layer, {})[variable.op.name.split('/')[-1]] = array
+        memory = io.BytesIO()
+        with h5py.File(memory, 'w') as file:
+            file.attrs['model_config'] = json.dumps(self.config).encode()
+            file.attrs['sesemi'] = json.dumps(self.facts).encode()
+            group = file.create_group('model_weights')
+            for attributes in (file.attrs, group.attrs):
+                attributes['keras_version'], attributes['backend'] = b'2.2.4-tf', b'tensorflow'
+            names = [layer['name'] for layer in self.config['config']['layers']]
+            group.attrs['layer_names'] = [name.encode() for name in names]
+            for name in names:
+                arrays = {'%s/%s:0' % (name, kind): array for kind, array in weights.get(name, {}).items()}
+                layer = group.create_group(name)
+                layer.attrs['weight_names'] = [weight.encode() for weight in arrays]
+                for weight, array in arrays.items():
+                    layer[weight] = array
+        write_whole(path, memory.getvalue())
+
+
+def _preprocessing(shape, whitener):
+    """(the descriptions of the layers from `image` to `whitened`, their weights: {layer: {name: float32 array}})."""
+    size, channels = int(np.prod(shape)), shape[-1]
+    layers, weights = [], {}
+
+    def add(kind, name, **settings):
+        inbound = [[[layers[-1]['name'], 0, 0, {}]]] if layers else []
+        layers.append({'class_name': kind, 'name': name, 'inbound_nodes': inbound, 'config': dict(settings, name=name)})
+
+    add('InputLayer', 'image', batch_input_shape=[None] + shape)
+    add('Flatten', 'flat')
+    add('LayerNormalization', 'contrast', epsilon=1e-8, center=False, scale=True)
+    # layer normalisation divides by the deviation, not by the L2 norm
+    weights['contrast'] = {'gamma': np.full(size, CONTRAST_SCALE / np.sqrt(size), np.float32)}
     if isinstance(whitener, Whitener):
-        whiten = keras.layers.Dense(size, name='whiten')
-        x = whiten(x)
-        whiten.set_weights([whitener.matrix, -(whitener.mean @ whitener.matrix)])
+        add('Dense', 'whiten', units=size, activation='linear', use_bias=True)
+        weights['whiten'] = {'kernel': whitener.matrix.reshape(size, size), 'bias': -(whitener.mean @ whitener.matrix)}
     if isinstance(whitener, ChannelStandardizer):
-        standardize = keras.layers.Conv2D(shape[-1], 1, name='whitened')
-        x = standardize(keras.layers.Reshape(shape, name='contrasted')(x))
-        standardize.set_weights([np.diag(1 / whitener.deviation)[None, None], -whitener.mean / whitener.deviation])
+        add('Reshape', 'contrasted', target_shape=shape)
+        add('Conv2D', 'whitened', filters=channels, kernel_size=[1, 1], padding='valid', use_bias=True)
+        weights['whitened'] = {'kernel': np.diag(1 / whitener.deviation)[None, None].astype(np.float32),
+                               'bias': -whitener.mean / whitener.deviation}
     else:
-        x = keras.layers.Reshape(shape, name='whitened')(x)
-    model = keras.Model(image, head('super', classes)(TRUNKS[network]()(x)))
-    for layer in inference_model.layers:
-        if layer.weights:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
-    return model
-
-
-def save_classifier(path, model, class_names, fit='stretch'):
-    """Write the classifier, its class names and the utils.FITS key of its images to the h5 file `path`, whole or not at all.
-
-    The file is made in memory first: Keras writing to a full disk crashes the interpreter. Raises InputError as write_whole.
-    """
-    memory = io.BytesIO()
-    with h5py.File(memory, 'w') as file:
-        model.save(file, include_optimizer=False)
-        file.attrs['model_config'] = json.dumps(portable_config(json.loads(file.attrs['model_config']))).encode()
-        file.attrs['keras_version'] = b'2.2.4-tf'
-        file.attrs['sesemi'] = json.dumps({'class_names': class_names, 'fit': fit}).encode()
-    write_whole(path, memory.getvalue())
-
-
-def portable_config(config):
-    """Cut a functional model's stored description down to the settings in SETTINGS."""
-    layers = [{
-        'class_name': layer['class_name'], 'name': layer['name'], 'inbound_nodes': layer['inbound_nodes'],
-        'config': dict({key: layer['config'][key] for key in SETTINGS[layer['class_name']]}, name=layer['name']),
-    } for layer in config['config']['layers']]
-    return {'class_name': 'Model', 'config': {
-        'name': 'sesemi', 'layers': layers,
-        'input_layers': config['config']['input_layers'], 'output_layers': config['config']['output_layers']}}
+        add('Reshape', 'whitened', target_shape=shape)
+    return layers, weights

@@ -31,6 +31,8 @@ def parse_args(argv):
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
     preset = PRESETS[args['data']]
     args['batch_size'] = args['batch_size'] or preset.batch_size
+    if args['recompute_norm'] is None:
+        args['recompute_norm'] = preset.recompute_norm
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
@@ -74,6 +76,8 @@ def _parser():
     method.add_argument('--lr', type=_positive, metavar='X', help='learning rate of the first step (default: 0.05)')
     method.add_argument('--no-oversample', **_SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
                         'six times')
+    method.add_argument('--recompute-norm', **_SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
+                        'batches for the weights as they are, not with averages that lag behind (default: so for digits, folder)')
     method.add_argument('--seed', type=_whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
 
     run = parser.add_argument_group('run')

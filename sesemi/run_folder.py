@@ -22,8 +22,9 @@ from utils import chunks
 DEFINING = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
-    'scale_lr': False,
+    'scale_lr': False, 'recompute_norm': None,
 }
+FORMAT = 2      # of a run: to be raised when the same flags make another one
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -42,6 +43,9 @@ class Run:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
         if flags['resume'] == 'yes' and not self.resuming:
             raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
+        if self.resuming and stored.get('format') != FORMAT and not os.path.exists(self.path('result.json')):
+            raise InputError('--resume: the run in %s was begun by another version of this program, whose averages and dropout masks '
+                             'are others; finish it with that version or give another --result.' % folder)
         for name in DEFINING if self.resuming else ():
             started = stored['flags'].get(name, DEFINING[name])
             if flags[name] not in (None, started):
@@ -67,7 +71,7 @@ class Run:
         write_table(self.path('labeled.csv'), [
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': self.flags, 'data_checksum': checksum})
+                                            'flags': self.flags, 'data_checksum': checksum, 'format': FORMAT})
 
     def read_split(self, dataset, checksum):
         """The indices of the labeled images as the run was started: int64 (labels,).

@@ -16,7 +16,10 @@ from sesemi.errors import InputError
 from sesemi.process_group import Place
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
-VERBOSE = os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3') == '0'
+NPU_NODES = '/dev/davinci[0-9]*'
+if not (importlib.util.find_spec('npu_bridge') and glob.glob(NPU_NODES)):   # else the adapter's errors and its proof would be hidden
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
 warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
 warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
 import tensorflow.compat.v1 as tf  # noqa: E402
@@ -29,8 +32,8 @@ from tensorflow.compat.v1 import keras  # noqa: E402
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig  # noqa: E402
 from tensorflow.python.ops import collective_ops  # noqa: E402
 
-NPU_NODES = '/dev/davinci[0-9]*'
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
+RANK = 'sesemi/rank'     # the collection of a graph that holds (rank, ranks)
 PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
 
 
@@ -112,6 +115,7 @@ def open_session(device, options=Options(), place=Place()):
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
     target = _server(place, config, device == 'gpu').target if place.ranks > 1 and device != 'npu' else ''
+    tf.add_to_collection(RANK, (place.rank, place.ranks))
     session = tf.Session(target, config=config)
     keras.backend.set_session(session)
     try:
@@ -159,7 +163,7 @@ def _averaging(optimizer, place):
 
 
 def optimizer(device, learning_rate, momentum, options=Options(), place=Place()):
-    """Keras' SGD with Nesterov momentum, for the device. With several ranks it averages gradients over them: on the NPU by the
+    """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor. With several ranks it averages gradients over them: on the NPU by the
     adapter's wrapper, which reads RANK_SIZE, else by TensorFlow's collective operations.
 
     With precision 'mixed' on a GPU it scales the loss for the session's graph rewrite.
@@ -172,11 +176,13 @@ def optimizer(device, learning_rate, momentum, options=Options(), place=Place())
     return _averaging(sgd, place) if place.ranks > 1 else sgd
 
 
-def profiler(device, options):
-    """Keras callbacks that trace a step for TensorBoard; none on the NPU, whose session profiles by itself."""
+def profiler(device, options, model):
+    """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session profiles by itself."""
     if device == 'npu' or not options.profiling:
         return []
-    return [keras.callbacks.TensorBoard(options.profiling, write_graph=False, profile_batch=PROFILED_STEP)]
+    board = keras.callbacks.TensorBoard(options.profiling, write_graph=False, profile_batch=PROFILED_STEP)
+    board.set_model(model)
+    return [board]
 
 
 def _gpus():

@@ -27,6 +27,7 @@ MOMENTUM = 0.9                  # paper
 L2 = 5e-4                       # on the kernels of convolutions and heads, not on biases, not in batch norm; paper
 BATCH_NORM_MOMENTUM = 0.99      # paper
 BATCH_NORM_EPSILON = 1e-3       # paper
+NORM_BATCHES = 10               # training batches that --recompute-norm measures the statistics on; ours
 
 
 class Preset(NamedTuple):
@@ -37,14 +38,15 @@ class Preset(NamedTuple):
     epochs: int = 300               # asl and supervised
     ssl_epochs: int = 50
     steps: Optional[int] = None     # instead of epochs: train about this many steps
+    recompute_norm: bool = False    # evaluate with batch-norm statistics measured anew for the weights as they are
 
 
 PRESETS = {
     'cifar10': Preset(),                                                        # paper
     'cifar100': Preset(),                                                       # paper
     'svhn': Preset(whiten=False, flip=False, ssl_epochs=30),                    # paper
-    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400),        # ours
-    'folder': Preset(),                                                         # ours
+    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400, recompute_norm=True),     # ours
+    'folder': Preset(recompute_norm=True),                                      # ours
 }
 
 

@@ -1,4 +1,5 @@
-"""The training loop and what happens around a step: learning rate, progress line, checkpoints, evaluation."""
+"""The training loop and what happens around a step: the update, learning rate, progress line, checkpoints, evaluation."""
+import contextlib
 import math
 import signal
 import time
@@ -6,12 +7,12 @@ from typing import List, NamedTuple
 
 import numpy as np
 
-from networks.layers import step_variable
+from networks.layers import BatchNormalization, step, step_variable
 from sesemi.batches import test_views
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
-from sesemi.runtime import keras
-from sesemi.settings import DECAY_POWER
+from sesemi.runtime import keras, tf
+from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER, NORM_BATCHES
 
 EVALUATION_BATCH = 250      # images at most
 
@@ -41,39 +42,104 @@ class Progress(NamedTuple):
 
 def learning_rate(base, t, steps):
     """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5 (METHOD)."""
-    return base * (1 - t / steps) ** DECAY_POWER
+    return base * ((steps - t) / steps) ** DECAY_POWER
 
 
-def compile_model(model, optimizer):
-    """The loss is the plain sum of the outputs' cross-entropies, plus the L2 terms of the kernels."""
-    one_output = len(model.outputs) == 1        # Keras then has no loss of its own without L2
-    model.compile(optimizer, loss='categorical_crossentropy',
-                  metrics=['categorical_crossentropy', 'accuracy'] if one_output else ['accuracy'])
+def scheduled_rate(base, steps):
+    """learning_rate of the step that the current graph is at: a float32 scalar tensor."""
+    return base * tf.pow(tf.cast(steps - step(), tf.float32) / steps, DECAY_POWER)
 
 
-def figure_names(model):
-    """What train_on_batch returns, in the same words for every method and Keras."""
-    if len(model.outputs) == 1:
-        return ['loss', 'super_clf_loss', 'super_clf_acc']
-    return ['loss', 'self_clf_loss', 'super_clf_loss', 'self_clf_acc', 'super_clf_acc']
+def training_function(model, optimizer):
+    """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
+
+    Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
+    graph knows by itself (networks.layers.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2.
+    """
+    targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
+               for name, output in zip(model.output_names, model.outputs)]
+    losses = [tf.reduce_mean(keras.losses.categorical_crossentropy(target, output)) for target, output in zip(targets, model.outputs)]
+    accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)), tf.float32))
+                  for target, output in zip(targets, model.outputs)]
+    loss = tf.add_n(losses + model.losses)
+    updates = optimizer.get_updates(loss, model.trainable_weights) + average_updates(model)
+    with tf.control_dependencies(updates):
+        counted = tf.assign_add(step_variable(), 1)
+    names = ['loss'] + [name + kind for kind in ('_loss', '_acc') for name in model.output_names]
+    run = keras.backend.function(model.inputs + targets + [keras.backend.learning_phase()], [loss] + losses + accuracies, [counted])
+
+    def train_step(inputs, targets):
+        arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names]
+        return dict(zip(names, map(float, run(arrays + [True]))))
+    return train_step
 
 
-def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, callbacks=(),
+def average_updates(model):
+    """The operations that bring the batch-norm averages up to date with a step.
+
+    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is its x (METHOD).
+    """
+    decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))       # 1 - 0.99 ** t, exact where t is small
+    share = (1 - BATCH_NORM_MOMENTUM) / decay
+    return [tf.assign_add(average, (value - average) * share) for average, value in batch_statistics(model)]
+
+
+def batch_statistics(model):
+    """BatchNormalization.statistics of all layers of a model, in their order."""
+    return [pair for layer in model.layers if isinstance(layer, BatchNormalization) for pair in layer.statistics()]
+
+
+class NormStatistics:
+    """The statistics that batch normalisation uses at inference, measured anew for the weights as they are.
+
+    The averages lag behind the weights: a short run is over before they have come near. Within the block of `measured()` they are
+    the mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on; behind it they
+    are training's own again. As PyTorch's `swa_utils.update_bn` does it, and fvcore's PreciseBN.
+    """
+
+    def __init__(self, model, batches, steps):
+        self.averages, values = zip(*batch_statistics(model))
+        self.measure = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(values))
+        self.super_data = lambda i: batches[steps + i][0]['super_data']
+
+    @contextlib.contextmanager
+    def measured(self):
+        own = read(self.averages)
+        found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
+        assign(self.averages, [np.mean(values, axis=0) for values in zip(*found)])
+        try:
+            yield
+        finally:
+            assign(self.averages, own)
+
+
+def read(variables):
+    """The values of variables, arrays, in one run of the session."""
+    return keras.backend.get_session().run(list(variables))
+
+
+def assign(variables, arrays):
+    """Set variables to arrays of their shapes, in one run and without a new operation: by what sets them at first, otherwise fed."""
+    keras.backend.get_session().run([variable.initializer for variable in variables], {
+        variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
+
+
+def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, callbacks=(),
           verbose=True):
-    """Run every step from progress.step on with train_on_batch, and Keras' progress line for each epoch.
+    """Run every step from progress.step on, and Keras' progress line for each epoch.
 
-    batches[t] is step t's (inputs, targets) and batches.number(t) what its dropout masks are drawn for. after_epoch(rows) gets
-    a row of means for each finished epoch and may add to the last; after_step(progress, stopping) may save. Keras callbacks are
-    told of the start of training and of each step.
+    train_step is a training_function's, batches[t] step t's (inputs, targets). after_epoch(rows) gets a row of means for each
+    finished epoch and may add to the last; after_step(progress, stopping) may save. Keras callbacks are told of the start of
+    training and of each step.
     What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """
-    names, last = figure_names(model), steps_per_epoch * epochs
+    last = steps_per_epoch * epochs
 
     def close_epoch(progress):
         row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
-                   learning_rate=learning_rate(base_rate, progress.step - 1, last), seconds=progress.totals['seconds'],
-                   **{name: progress.totals[name] / steps_per_epoch for name in names})
+                   learning_rate=learning_rate(base_rate, progress.step - 1, last),
+                   **{name: total / (1 if name == 'seconds' else steps_per_epoch) for name, total in progress.totals.items()})
         rows = progress.rows + [row]
         try:
             after_epoch(rows)
@@ -83,7 +149,6 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
         return progress._replace(totals={}, rows=rows)
 
     for callback in callbacks:
-        callback.set_model(model)
         callback.on_train_begin()
     if progress.totals and progress.step % steps_per_epoch == 0:    # stopped between an epoch's last step and its row
         progress = close_epoch(progress)
@@ -94,22 +159,20 @@ def train(model, batches, steps_per_epoch, epochs, base_rate, progress, after_st
         if verbose:
             print('Epoch %d/%d' % (epoch + 1, epochs))
         if done:
-            bar.update(done, [(name, progress.totals[name] / done) for name in names])
+            bar.update(done, [(name, total / done) for name, total in progress.totals.items() if name != 'seconds'])
         for t in range(progress.step, (epoch + 1) * steps_per_epoch):
-            started, rate = time.perf_counter(), learning_rate(base_rate, t, last)
-            keras.backend.set_value(model.optimizer.lr, rate)
-            keras.backend.set_value(step_variable(), batches.number(t))
+            started = time.perf_counter()
             for callback in callbacks:
                 callback.on_train_batch_begin(t)
-            figures = dict(zip(names, map(float, model.train_on_batch(*next(upcoming)))))
+            metrics = train_step(*next(upcoming))
             for callback in callbacks:
                 callback.on_train_batch_end(t)
-            if not np.isfinite(figures['loss']):
-                raise Diverged('at step %d the loss is %s' % (t, figures['loss']))
-            bar.update(t + 1 - epoch * steps_per_epoch, figures.items())
-            figures['seconds'] = time.perf_counter() - started
+            if not np.isfinite(metrics['loss']):
+                raise Diverged('at step %d the loss is %s' % (t, metrics['loss']))
+            bar.update(t + 1 - epoch * steps_per_epoch, metrics.items())
+            metrics['seconds'] = time.perf_counter() - started
             progress = progress._replace(step=t + 1, totals={
-                name: progress.totals.get(name, 0) + value for name, value in figures.items()})
+                name: progress.totals.get(name, 0) + value for name, value in metrics.items()})
             if progress.step % steps_per_epoch == 0:
                 progress = close_epoch(progress)
             stopping = stop.number is not None      # asked once: a signal that comes later waits for the next step

@@ -25,6 +25,7 @@ Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; A
 --data_dump_flag=True   dump of the operators' inputs and outputs
 --data_dump_step=STEPS  which steps, as in 0|5|10-20
 --profiling=True        trace
+--ckpt_path=DIR         not used: the result is left below output/
 --NAME=VALUE            any other flag of train_evaluate_sesemi.py, such as --data=digits --network=nin --device=cpu
 
 Results are left in output/$ASCEND_DEVICE_ID beside these scripts. images/sec (ActualFPS) counts all images that a step
@@ -44,6 +45,7 @@ for option; do
     case $option in
         -h | --help) usage && exit ;;
         --data_path=*) data_path=${option#*=} ;;
+        --ckpt_path=*) printf '%s\n' "--ckpt_path is not used: the result is left in $result." ;;
         --data_dump_flag=*) flags+=("--data_dump=${option#*=}") ;;
         --result=* | --resume=*) error "${option%%=*}: each start is a new training in $result; leave the option out" ;;
         --*=*) flags+=("$option") ;;
