@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import networks
-from networks.layers import BatchNormalization, Dropout, step_variable
+from networks.layers import Dropout, step_variable
 from sesemi import training
 from sesemi.runtime import keras, open_session, optimizer
-from sesemi.settings import MOMENTUM
+from sesemi.settings import MOMENTUM, NORM_BATCHES
 
 SHAPE = (32, 32, 3)
 
@@ -47,9 +47,10 @@ def test_the_published_losses(network):
     model, _ = networks.build_sesemi(network, SHAPE, 10, super_dropout=0.0)
     for layer in model.layers:
         layer.set_weights([weight(w.name, tuple(map(int, w.shape))) for w in layer.weights])
-    training.compile_model(model, optimizer('cpu', 0.05, MOMENTUM))
+    train_step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM))
     for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
-        assert model.train_on_batch(*exact_batch())[:3] == pytest.approx(expected, rel=tolerance)
+        metrics = train_step(*exact_batch())
+        assert [metrics[name] for name in ('loss', 'self_clf_loss', 'super_clf_loss')] == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize('network, both_heads, trunk', [
@@ -99,23 +100,38 @@ def test_initial_weights_follow_from_the_seed():
     assert np.abs(first[-1]).max() <= np.sqrt(6 / (192 + 10))                  # Glorot uniform
 
 
-def test_moving_averages_take_both_branches_in_order():
-    """One layer called twice: (old - 0.01 (old - first)) - 0.01 (old - second), and the same to the bit at every run."""
-    layer = BatchNormalization(momentum=0.99)
-    inputs = [keras.layers.Input((1, 1, 8)) for _ in range(2)]
-    model = keras.Model(inputs, [layer(x) for x in inputs])
-    model.compile(keras.optimizers.SGD(0.0), 'mse')
-    rng = np.random.RandomState(0)
-    batches = [rng.standard_normal((64, 1, 1, 8)).astype(np.float32) + shift for shift in (0, 5)]
-    old = rng.standard_normal(8).astype(np.float32)
-    seen = []
-    for _ in range(20):
-        layer.set_weights([np.ones(8), np.zeros(8), old, np.ones(8)])
-        model.train_on_batch(batches, batches)
-        seen.append(layer.get_weights()[2])
-    first, second = (batch.mean(axis=(0, 1, 2)) for batch in batches)
-    np.testing.assert_allclose(seen[0], old - 0.01 * (old - first) - 0.01 * (old - second), rtol=1e-5)
-    assert all(np.array_equal(seen[0], value) for value in seen)
+@pytest.mark.parametrize('network', sorted(EXACT))
+def test_batch_norm_averages_are_the_published_ones(network):
+    """At rate 0: sum of 0.01 * 0.99 ** (t - i) * x_i / (1 - 0.99 ** t), x_i the mean and unbiased variance of the super branch."""
+    model, inference_model = networks.build_sesemi(network, (16, 16, 3), 10, super_dropout=0.0)
+    averages, statistics = zip(*training.batch_statistics(model))
+    train_step = training.training_function(model, optimizer('cpu', 0.0, MOMENTUM))
+    # what the first layer normalises, and the deepest layer's statistics as a function of the super branch's batch alone
+    first = keras.backend.function([inference_model.input, keras.backend.learning_phase()], [inference_model.get_layer('norm_2').input])
+    deepest = keras.backend.function([inference_model.input, keras.backend.learning_phase()], list(statistics[-2:]))
+    rng, seen = np.random.RandomState(0), []
+    for _ in range(12):
+        super_data, self_data = rng.standard_normal((2, 6, 16, 16, 3)).astype(np.float32) + [[[[[1]]]], [[[[7]]]]]
+        train_step({'super_data': super_data, 'self_data': self_data}, {'super_clf': np.eye(10)[:6], 'self_clf': np.eye(6)})
+        features = first([super_data, 1])[0].reshape(6 * 16 * 16, -1)
+        seen.append([features.mean(axis=0), features.var(axis=0, ddof=1), *deepest([super_data, 1])])
+    weights = np.array([0.01 * 0.99 ** (12 - i) / (1 - 0.99 ** 12) for i in range(1, 13)])
+    for average, values in zip(averages[:2] + averages[-2:], zip(*seen)):
+        np.testing.assert_allclose(keras.backend.get_value(average), weights @ np.array(values), rtol=1e-4, atol=1e-4)
+    assert keras.backend.get_value(step_variable()) == 12
+
+
+def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_back():
+    model, _ = networks.build_sesemi('nin', (16, 16, 3), 10)
+    averages, statistics = zip(*training.batch_statistics(model))
+    data = np.random.RandomState(0).standard_normal((100, 6, 16, 16, 3)).astype(np.float32)
+    of_batch = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(statistics))
+    expected = [np.mean(values, axis=0) for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
+    before = training.read(averages)
+    with training.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90).measured():
+        for found, value in zip(training.read(averages), expected):
+            np.testing.assert_allclose(found, value, rtol=1e-6)
+    assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
 
 
 def test_a_dropout_mask_is_a_function_of_seed_step_and_call():
