@@ -112,11 +112,11 @@ def step_with_a_tiny_trunk(args):
     common, made, upcoming = common_way.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
     with runtime.open_session('cpu'):
         model, _ = build_sesemi('tiny', (32, 32, 3), 10)
-        training.compile_model(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
-        model.train_on_batch(*made)
+        train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
+        train_step(*made)
 
         def step(source):
-            return median(lambda: [model.train_on_batch(*next(source)) for _ in range(20)], args.repeats) / 20
+            return median(lambda: [train_step(*next(source)) for _ in range(20)], args.repeats) / 20
         found = step(common), step(upcoming), step(itertools.repeat(made))
     upcoming.close()
     return found
@@ -127,9 +127,9 @@ def network_step(network):
         batches = TwoBranchBatches(*two_branches())
         with runtime.open_session('cpu'):
             model, _ = build_sesemi(network, (32, 32, 3), 10)
-            training.compile_model(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
-            model.train_on_batch(*batches[0])
-            return None, median(lambda: model.train_on_batch(*batches[1]), args.repeats)
+            train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
+            train_step(*batches[0])
+            return None, median(lambda: train_step(*batches[1]), args.repeats)
     return row
 
 

@@ -11,32 +11,32 @@ import tiny_trunk
 
 import train_evaluate_sesemi
 from sesemi import training
-from sesemi.runtime import keras
 
-real_train, real_compile = training.train, training.compile_model
+real_train, real_function = training.train, training.training_function
+models, losses = [], []
 
 
-def train(model, batches, *arguments, **named):
-    real_step, losses = model.train_on_batch, []
+def training_function(model, optimizer):
+    step = real_function(model, optimizer)
+    models.append(model)
+    if os.environ.get('RANK_ID') == '1' or '--rank 1' in ' '.join(sys.argv):
+        model.set_weights([weight + 1 for weight in model.get_weights()])
 
-    def train_on_batch(*batch):
-        figures = real_step(*batch)
-        losses.append(figures[0])
-        return figures
-    model.train_on_batch = train_on_batch
-    progress = real_train(model, batches, *arguments, **named)
-    np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank), *map(keras.backend.get_value, model.trainable_weights),
+    def kept_step(inputs, targets):
+        metrics = step(inputs, targets)
+        losses.append(metrics['loss'])
+        return metrics
+    return kept_step
+
+
+def train(train_step, batches, *arguments, **named):
+    progress = real_train(train_step, batches, *arguments, **named)
+    np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank), *training.read(models[-1].trainable_weights),
              losses=losses, gpu=os.environ.get('CUDA_VISIBLE_DEVICES', ''))
     return progress
 
 
-def compile_model(model, optimizer):
-    real_compile(model, optimizer)
-    if os.environ.get('RANK_ID') == '1' or '--rank 1' in ' '.join(sys.argv):
-        model.set_weights([weight + 1 for weight in model.get_weights()])
-
-
 if __name__ == '__main__':
     tiny_trunk.sesemi.TRUNKS['nin'] = tiny_trunk.trunk
-    training.train, training.compile_model = train, compile_model
+    training.train, training.training_function = train, training_function
     sys.exit(train_evaluate_sesemi.main(sys.argv[1:]))

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import networks
+import utils
+from conftest import PROJECT
 from networks.layers import Dropout, step_variable
-from sesemi import training
+from sesemi import classifier, training
 from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM, NORM_BATCHES
 
@@ -132,6 +134,35 @@ def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_ba
         for found, value in zip(training.read(averages), expected):
             np.testing.assert_allclose(found, value, rtol=1e-6)
     assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
+
+
+@pytest.mark.parametrize('network', sorted(EXACT))
+@pytest.mark.parametrize('build', [networks.build_sesemi, networks.build_supervised])
+@pytest.mark.parametrize('dropout', [0.0, 0.5])
+def test_an_npu_has_every_operation_and_plain_keras_opens_the_model(network, build, dropout, session, tmp_path):
+    """Of the first weights, training, measuring of statistics and prediction; then of predict.py's graph, from the saved file.
+
+    tests/npu_supported_ops.txt has the names of the operations that a CANN installation of early 2022 lists.
+    """
+    supported = set((PROJECT / 'tests/npu_supported_ops.txt').read_text().split())
+
+    def operations():
+        return {operation.type for operation in keras.backend.get_session().graph.get_operations()}
+    shape = (16, 16, 3)
+    model, inference_model = build(network, shape, 10, super_dropout=dropout, in_network_dropout=dropout)
+    training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
+    training.NormStatistics(model, [], 10)
+    matrix = np.random.RandomState(0).standard_normal((768, 768)).astype(np.float32) / 28
+    whitener = utils.Whitener(np.arange(768, dtype=np.float32) / 768, matrix)
+    classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(str(tmp_path / 'sesemi.h5'))
+    images = np.random.RandomState(0).randint(0, 256, (4,) + shape).astype(np.float32)
+    expected = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
+    assert operations() - supported == set()
+    assert 'StatelessRandomUniformInt' in operations() or not dropout
+    with open_session('cpu'):
+        saved = keras.models.load_model(str(tmp_path / 'sesemi.h5'), compile=False)
+        np.testing.assert_allclose(saved.predict_on_batch(images), expected, rtol=1e-3, atol=1e-5)
+        assert operations() - supported == set()
 
 
 def test_a_dropout_mask_is_a_function_of_seed_step_and_call():

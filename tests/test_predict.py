@@ -43,7 +43,7 @@ def saved(tmp_path_factory):
         kernel, bias = head.get_weights()
         bias -= np.log(network.predict_on_batch(standardize(images))).mean(axis=0)
         head.set_weights([5 * kernel, 5 * bias])        # so that not all images are of one class
-        classifier.save_classifier(str(path), classifier.build_classifier('tiny', network, standardize), CLASSES, fit='pad')
+        classifier.Classifier(network, standardize, CLASSES, fit='pad').save(str(path))
         yield SimpleNamespace(model=str(path), probabilities=lambda path: network.predict_on_batch(
             standardize(global_contrast_normalize(decode_image(str(path), 64, 'pad')[None])))[0])
 

@@ -100,23 +100,23 @@ def losses_of_one_process(steps):
     losses = []
     with open_session('cpu'):
         model, _ = build_sesemi('tiny', (16, 16, 3), 10)
-        training.compile_model(model, optimizer('cpu', 0.1, MOMENTUM))
         weights = model.trainable_weights
+        targets = [keras.backend.placeholder(output.shape.as_list()) for output in model.outputs]
+        loss = sum(model.losses) + sum(map(keras.backend.mean, map(keras.losses.categorical_crossentropy, targets, model.outputs)))
         compute = keras.backend.function(
-            model._feed_inputs + model._feed_targets + [keras.backend.learning_phase()],
-            [model.total_loss] + keras.backend.gradients(model.total_loss, weights))
+            model.inputs + targets + [keras.backend.learning_phase()], [loss] + keras.backend.gradients(loss, weights))
         velocity = [np.zeros(weight.shape.as_list(), np.float32) for weight in weights]
         for t in range(steps):
-            figures = []
+            computed = []
             for rank in (0, 1):
                 inputs, targets = batches[rank][t]
                 keras.backend.set_value(step_variable(), batches[rank].number(t))
-                figures.append(compute([inputs[name] for name in model.input_names]
+                computed.append(compute([inputs[name] for name in model.input_names]
                                        + [targets[name] for name in model.output_names] + [True]))
-            losses.append([loss for loss, *_ in figures])
+            losses.append([loss for loss, *_ in computed])
             rate = np.float32(training.learning_rate(0.1, t, steps))
             for i, weight in enumerate(weights):
-                gradient = (figures[0][1 + i] + figures[1][1 + i]) / 2
+                gradient = (computed[0][1 + i] + computed[1][1 + i]) / 2
                 velocity[i] = np.float32(0.9) * velocity[i] - rate * gradient
                 keras.backend.set_value(weight, keras.backend.get_value(weight) + np.float32(0.9) * velocity[i] - rate * gradient)
     return np.array(losses)

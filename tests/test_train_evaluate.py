@@ -12,6 +12,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
@@ -136,6 +137,32 @@ def test_the_other_methods(data, tmp_path, method, images, steps):
     with open(str(tmp_path / 'run' / 'log.csv')) as file:
         errors = [row.get('error') for row in csv.DictReader(file)]
     assert all(errors) if method == 'ssl' else not any(errors)
+
+
+def test_measured_statistics_are_saved_and_training_is_the_same(finished, data, tmp_path):
+    """On for folders, so that `finished` has them; without, the same kernels, and the averages of training."""
+    done = run(*command(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
+    assert done.returncode == 0, done.stderr
+    measured, averaged = weights(finished[0]), weights(tmp_path / 'run')
+    assert list(measured) == list(averaged)
+    for name in measured:
+        assert np.array_equal(measured[name], averaged[name]) == ('moving' not in name), name
+    with np.load(str(finished[0] / 'checkpoints/step-000000018.npz')) as kept:
+        found = [kept[name].tobytes() for name in kept.files]
+    assert all(averaged[name].tobytes() in found for name in averaged if 'norm' in name)
+
+
+def test_svhn_on_the_convnet(tmp_path):
+    """Dropout in the trunk, through to a model that predict.py opens."""
+    for name in ('train_32x32.mat', 'test_32x32.mat'):
+        rng = np.random.RandomState(0)
+        scipy.io.savemat(str(tmp_path / name), {'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
+    done = run(sys.executable, os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--data', 'svhn', '--dataset', str(tmp_path), '--image-size', '16',
+               '--labels', '10', '--batch-size', '10', '--epochs', '1', '--result', str(tmp_path / 'run'))
+    assert done.returncode == 0 and ERROR.search(done.stdout), done.stderr
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(str(tmp_path / 'image.png'))
+    named = run(sys.executable, os.path.join(PROJECT, 'predict.py'), str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'image.png'))
+    assert named.returncode == 0 and len(named.stdout.splitlines()) == 1, named.stderr
 
 
 def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, data, tmp_path):

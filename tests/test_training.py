@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 
@@ -6,6 +7,7 @@ import pytest
 
 import tiny_trunk  # noqa: F401
 import networks
+from networks.layers import step_variable
 from sesemi import training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
@@ -25,24 +27,24 @@ class Run:
     """A tiny run in a session of its own, stopped after `stop_after` steps."""
 
     def __init__(self, folder, stop_after=None, method='asl', lr=0.05, minutes=1e-9):
-        self.folder, self.stop_after, self.rates, self.rows = str(folder), stop_after, [], []
+        self.folder, self.stop_after, self.rows = str(folder), stop_after, []
         self.number = signal.SIGTERM if stop_after == 1 else None
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
             self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
-            training.compile_model(self.model, optimizer('cpu', lr, MOMENTUM))
-            self.checkpoints = Checkpoints(self.folder, self.model, STEPS, minutes)
+            sgd = optimizer('cpu', training.scheduled_rate(lr, STEPS * EPOCHS), MOMENTUM)
+            train_step = training.training_function(self.model, sgd)
+            self.checkpoints = Checkpoints(self.folder, self.model, sgd, STEPS, minutes)
             start = self.checkpoints.restore()
             self.started_at = start.step
             try:
-                self.progress = training.train(self.model, batches(method), STEPS, EPOCHS, lr, start, self.after_step,
+                self.progress = training.train(train_step, batches(method), STEPS, EPOCHS, lr, start, self.after_step,
                                                self.rows.extend, self, verbose=False)
             except training.Interrupted:
                 pass
             self.weights = self.model.get_weights()
 
     def after_step(self, progress, stopping):
-        self.rates.append(float(keras.backend.get_value(self.model.optimizer.lr)))
         self.checkpoints.after_step(progress, stopping)
         if progress.step + 1 == self.stop_after:      # the signal comes within the last step
             self.number = signal.SIGTERM
@@ -52,9 +54,13 @@ class Run:
             raise training.Interrupted(self.number)
 
 
-def test_the_rate_of_each_step_is_set_before_it(tmp_path):
-    total = STEPS * EPOCHS
-    assert Run(tmp_path).rates == pytest.approx([0.05 * (1 - t / total) ** 0.5 for t in range(total)], rel=1e-6)
+def test_the_rate_of_each_step():
+    with open_session('cpu'):
+        rate = keras.backend.function([], [training.scheduled_rate(0.05, 18600)])
+        for t in (0, 1, 9300, 18599):
+            keras.backend.set_value(step_variable(), t)
+            expected = 0.05 * (1 - t / 18600) ** 0.5
+            assert rate([])[0] == pytest.approx(expected, rel=1e-6) and training.learning_rate(0.05, t, 18600) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('method', ['asl', 'supervised'])
@@ -74,12 +80,24 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
     assert sorted(os.listdir(str(tmp_path))) == ['step-000000005.npz', 'step-000000006.npz']
     newest = tmp_path / 'step-000000006.npz'
     whole = newest.read_bytes()
-    for damaged in (b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:]):
+    with np.load(str(newest)) as file:
+        arrays = {name: file[name] for name in file.files}
+
+    def changed(**others):
+        memory = io.BytesIO()
+        np.savez(memory, **{**arrays, **others})
+        return memory.getvalue()
+    claims = changed(variable_3=np.zeros(0, np.float32)).replace(b"'shape': (0,), }            ", b"'shape': (1000000000000,), }", 1)
+    assert len(claims) == len(changed(variable_3=np.zeros(0, np.float32)))
+    for damaged in (b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], changed(variable_0=arrays['variable_0'][:1]), claims,
+                    changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(progress=np.frombuffer(b'[7]', np.uint8))):
         newest.write_bytes(damaged)
         with open_session('cpu'):
             model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
-            training.compile_model(model, optimizer('cpu', 0.05, 0.9))
-            assert Checkpoints(str(tmp_path), model, STEPS, 1).restore().step == 5
+            sgd = optimizer('cpu', 0.05, 0.9)
+            training.training_function(model, sgd)
+            assert Checkpoints(str(tmp_path), model, sgd, STEPS, 1).restore().step == 5
+            assert keras.backend.get_value(step_variable()) == 5
         assert str(newest) in capsys.readouterr().err
 
 

@@ -1,4 +1,5 @@
 """Wrong input as a user meets it: real processes, in which an import of TensorFlow would end the process with status 1."""
+import json
 import os
 import pickle
 import shutil
@@ -212,6 +213,15 @@ def a_run(result, images):
 def test_result_that_holds_a_run(refuses, images, tmp_path):
     a_run(tmp_path / 'here/result', images)
     refuses(folder(images), '--result result: holds a run already', '--resume')
+
+
+def test_resume_of_a_run_that_another_version_began(refuses, images, tmp_path):
+    a_run(tmp_path / 'here/result', images)
+    path = tmp_path / 'here/result/args.json'
+    record = json.loads(path.read_text())
+    for found in {**record, 'format': record['format'] - 1}, {name: value for name, value in record.items() if name != 'format'}:
+        path.write_text(json.dumps(found))
+        refuses(folder(images, '--resume'), '--resume: the run in result was begun by another version', '--result')
 
 
 def test_resume_without_a_run(refuses, images):

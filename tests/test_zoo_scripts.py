@@ -107,11 +107,17 @@ def test_wrong_options(zoo, option, part):
     assert_failed(zoo.run(FULL, '--data_path=/data', option), 1, part)
 
 
+def test_a_checkpoint_path_is_said_to_be_unused(zoo):
+    zoo.leaves()
+    status, out, _ = zoo.run(FULL, '--data_path=/data', '--ckpt_path=/checkpoints')
+    assert status == 0 and '--ckpt_path is not used' in out and 'ckpt_path' not in (zoo.tests / 'output/0/train_0.log').read_text()
+
+
 @pytest.mark.parametrize('script', [FULL, PERFORMANCE])
 def test_help(zoo, script):
     status, out, err = zoo.run(script, '-h')
     assert (status, err) == (0, '') and not (zoo.tests / 'output').exists()
-    for option in 'data_path', 'precision_mode', 'over_dump', 'data_dump_flag', 'data_dump_step', 'profiling':
+    for option in 'data_path', 'ckpt_path', 'precision_mode', 'over_dump', 'data_dump_flag', 'data_dump_step', 'profiling':
         assert '\n--{}='.format(option) in out
 
 

@@ -7,7 +7,8 @@ written, when a session is closed and at the end of the process, to the JSON fil
     host_sessions   how many there were
     npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and `functions`. These are what
                     Keras makes of a model, of each: `images`, the names of its image inputs; `batches`, the different shapes
-                    these had, each a graph that an NPU compiles; `learning_rates`, the wrapped optimizer's rate at each call
+                    these had, each a graph that an NPU compiles; and `runs`: {what was fed and fetched: how many times}, each
+                    key another graph, too
     wrapped         how many times npu_distributed_optimizer_wrapper was called
     reductions      how many times gradients passed through it on their way into a graph
 
@@ -30,7 +31,6 @@ FIELDS = {
 NOT_ON_THE_DEVICE = tf.float64, tf.complex64, tf.complex128
 
 record = {'npu_sessions': [], 'host_sessions': 0, 'wrapped': 0, 'reductions': 0}
-_wrapped = []
 
 
 def npu_config_proto(config_proto=None):
@@ -42,7 +42,6 @@ def npu_distributed_optimizer_wrapper(optimizer):
     if rank_size > 1 and not os.environ.get('JOB_ID'):
         raise RuntimeError('JOB_ID is not set')
     record['wrapped'] += 1
-    _wrapped.append(optimizer)
     reduce = AllReduce(rank_size) if rank_size > 1 else None
     for name in ('compute_gradients', '_compute_gradients', 'get_gradients'):
         if hasattr(optimizer, name):
@@ -140,7 +139,7 @@ def _open(real, session, target='', graph=None, config=None):
     rewrites = config.graph_options.rewrite_options if config else RewriterConfig()
     for custom in rewrites.custom_optimizers:
         if custom.name == 'NpuOptimizer':
-            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'off': [
+            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'runs': {}, 'off': [
                 name for name in ('remapping', 'memory_optimization') if getattr(rewrites, name) == RewriterConfig.OFF]}
             record['npu_sessions'].append(session._seen)
             config = _without_custom_optimizers(config)
@@ -151,9 +150,10 @@ def _open(real, session, target='', graph=None, config=None):
 
 
 @_replace('run')
-def _run(real, session, *arguments, **named):
+def _run(real, session, fetches, feed_dict=None, *arguments, **named):
     _check_graph(session)
-    return real(session, *arguments, **named)
+    _count_run(session, tf.nest.flatten(fetches), feed_dict or ())
+    return real(session, fetches, feed_dict, *arguments, **named)
 
 
 @_replace('_make_callable_from_options')
@@ -163,15 +163,14 @@ def _make_function(real, session, options):
     if session._seen is None:
         return function
     images = [i for i, name in enumerate(options.feed) if session.graph.get_tensor_by_name(name).shape.ndims == 4]
-    seen = {'images': [options.feed[i].split(':')[0] for i in images], 'batches': [], 'learning_rates': []}
+    seen = {'images': [options.feed[i].split(':')[0] for i in images], 'batches': []}
     session._seen['functions'].append(seen)
 
     def call(*arrays, **named):
         shapes = [list(arrays[i].shape) for i in images]
         if shapes not in seen['batches']:
             seen['batches'].append(shapes)
-        if _wrapped and _wrapped[-1].lr.graph is session.graph:
-            seen['learning_rates'].append(float(session.run(_wrapped[-1].lr)))
+        _count_run(session, [*options.fetch, *options.target], options.feed)
         return function(*arrays, **named)
     return call
 
@@ -188,6 +187,12 @@ def _close(real, session):
 def _forget(real, session):
     session._seen = None        # Python closes it, not the program
     real(session)
+
+
+def _count_run(session, fetched, fed):
+    if session._seen is not None:
+        graph = ' '.join(sorted(getattr(item, 'name', item) for item in fetched) + ['<-'] + sorted(getattr(item, 'name', item) for item in fed))
+        session._seen['runs'][graph] = session._seen['runs'].get(graph, 0) + 1
 
 
 def _check_graph(session):
