@@ -28,7 +28,7 @@ FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # th
 
 def export(args):
     """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
-    classes = len(run_folder.read_facts(args.model)['class_names'])
+    classes = len(run_folder.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
     from sesemi.runtime import keras, open_session  # imports TensorFlow: only now, when all that can be checked without it has been

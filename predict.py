@@ -23,15 +23,15 @@ BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of t
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    facts = run_folder.read_facts(args.model)
-    class_names = facts['class_names']
+    metadata = run_folder.read_metadata(args.model)
+    class_names = metadata['class_names']
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
         if name not in class_names:
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
                 os.path.join(args.evaluate, name), ', '.join(class_names)))
 
-    probabilities, unreadable = classify(paths, args.model, facts['fit'], args.device)
+    probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device)
     for error in unreadable.values():
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]

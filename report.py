@@ -14,7 +14,7 @@ import numpy as np
 
 from sesemi.errors import InputError, RunError
 from sesemi.reporting import page, plots
-from sesemi.run_folder import DEFINING, stored_record, write_whole
+from sesemi.run_folder import IDENTITY_FLAGS, stored_record, write_whole
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
@@ -82,7 +82,7 @@ def say_once(sentence):
 # Several runs side by side ------------------------------------------------------------------------------------------------
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
-STARTED_WITH = dict(DEFINING, ranks=1)              # where a run's record has not yet the flag
+STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
 SETTINGS = sorted({*STARTED_WITH, 'flip', 'precision_mode'} - {'seed', 'no_flip'})
 
 

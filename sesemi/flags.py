@@ -2,7 +2,7 @@
 import argparse
 
 from sesemi.errors import InputError
-from sesemi.run_folder import DEFINING, stored_record
+from sesemi.run_folder import IDENTITY_FLAGS, stored_record
 from sesemi.settings import PRESETS
 from utils import FITS
 
@@ -10,7 +10,7 @@ NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(
-    DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
+    IDENTITY_FLAGS, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
     gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
 
@@ -25,7 +25,7 @@ def parse_args(argv):
             for word in argv]
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
     stored = stored_record(given.get('result', DEFAULTS['result'])) if given.get('resume') else None
-    started = {name: value for name, value in stored['flags'].items() if name in DEFINING} if stored else {}
+    started = {name: value for name, value in stored['flags'].items() if name in IDENTITY_FLAGS} if stored else {}
     args = {**DEFAULTS, **started, **given}
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')

@@ -20,9 +20,9 @@ def train(model, batches, *arguments, **named):
     real_step, losses = model.train_on_batch, []
 
     def train_on_batch(*batch):
-        figures = real_step(*batch)
-        losses.append(figures[0])
-        return figures
+        metrics = real_step(*batch)
+        losses.append(metrics[0])
+        return metrics
     model.train_on_batch = train_on_batch
     progress = real_train(model, batches, *arguments, **named)
     np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank), *map(keras.backend.get_value, model.trainable_weights),

@@ -1,7 +1,10 @@
-"""Which room may use which: read from the import statements, wherever in a file they stand."""
+"""Which room may use which, read from the import statements wherever in a file they stand; and that ranks compare all of them."""
 import ast
+import shutil
 
 from conftest import PROJECT
+
+from sesemi import run_folder
 
 PROGRAMS = {'train_evaluate_sesemi', 'predict', 'report', 'export_pb', 'boot_modelarts', 'help_modelarts'}
 FILES = [path for pattern in ('*.py', 'networks/**/*.py', 'sesemi/**/*.py') for path in sorted(PROJECT.glob(pattern))]
@@ -51,3 +54,18 @@ def test_one_file_imports_tensorflow_and_only_what_is_public():
     for module, path in MODULES.items():
         names = {name for name in imported(path) if name.split('.')[0] in ('tensorflow', 'keras', 'tf_keras')}
         assert names == ({'tensorflow.compat.v1', 'tensorflow.compat.v1.keras'} if module == 'sesemi.runtime' else set()), module
+
+
+def test_a_change_to_any_file_of_a_run_changes_the_checksum_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, 'PROJECT', str(tmp_path))
+    for path in FILES:
+        copy = tmp_path / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(path), str(copy))
+    before = run_folder.code_checksum()
+    for path in FILES:
+        copy = tmp_path / path.relative_to(PROJECT)
+        copy.write_bytes(copy.read_bytes() + b'#')
+        assert run_folder.code_checksum() != before, path
+        copy.write_bytes(copy.read_bytes()[:-1])
+    assert run_folder.code_checksum() == before
