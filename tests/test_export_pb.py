@@ -193,7 +193,7 @@ MODEL = 'moved/sesemi.h5 new.pb '
     ('', 'give MODEL and PB, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and PB'),
     ('nowhere.h5 new.pb', 'nowhere.h5: no such file'), ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
     ('moved/sesemi.h5 nowhere/new.pb', 'nowhere/new.pb: cannot be written there'),
-    (MODEL + '--batch 0', '--batch 0 is not'), (MODEL + '--batch many', "--batch: invalid int value: 'many'"),
+    (MODEL + '--batch 0', '--batch: 0 is not a whole number from 1 up'), (MODEL + '--batch many', '--batch: many is not a whole number from 1 up'),
     (MODEL + '--bin new', '--bin'), (MODEL + '--dataset data', '--dataset is read for --bins DIR only'),
     (MODEL + '--from-images --bins new', '--bins writes whitened views'), (MODEL + '--bins bins', '--bins bins: is there already'),
     (MODEL + '--bins new', '--dataset data/nowhere: no such file or folder'),

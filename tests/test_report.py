@@ -386,6 +386,13 @@ def test_compare_names_a_folder_without_a_result(tmp_path, capsys, content):
     assert not out and err.startswith('%s: holds no result.json' % (tmp_path / 'bad')) and err.count('\n') == 1
 
 
+@pytest.mark.parametrize('argv', [[], ['compare'], ['compare', 'x', '--plat', 'y'], ['contrast']])
+def test_a_wrong_command_is_one_sentence(capsys, argv):
+    assert report.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.endswith('; --help lists the flags.\n') and err.count('\n') == 1
+
+
 def test_plot(tmp_path, monkeypatch, capsys):
     for method, labels, seed, error in (('asl', 1000, 0, 0.30), ('asl', 1000, 1, 0.28), ('asl', 'all', 0, 0.1), ('ssl', 1000, 0, 0.2)):
         write_result(tmp_path / 'runs' / ('%s-%s-%s' % (method, labels, seed)), error=error, method=method, labels=labels, seed=seed)
