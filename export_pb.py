@@ -14,11 +14,11 @@ import sys
 
 import numpy as np
 
-from predict import Parser
 from sesemi import run_folder
 from sesemi.batches import test_views
+from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
-from sesemi.errors import InputError, RunError
+from sesemi.errors import InputError
 from utils import chunks
 
 BATCH = 100
@@ -28,7 +28,7 @@ FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # th
 
 def export(args):
     """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
-    classes = len(run_folder.read_facts(args.model)['class_names'])
+    classes = len(run_folder.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
     from sesemi.runtime import keras, open_session  # imports TensorFlow: only now, when all that can be checked without it has been
@@ -170,10 +170,10 @@ def read_output(outputs, found, name, shape):
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
-    parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.', allow_abbrev=False)
+    parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.')
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
     parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
-    parser.add_argument('--batch', type=int, metavar='N', help='images the graph takes at once (default: %d)' % BATCH)
+    parser.add_argument('--batch', type=whole(1), metavar='N', help='images the graph takes at once (default: %d)' % BATCH)
     parser.add_argument('--from-images', action='store_true', help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
     parser.add_argument('--bins', metavar='DIR', help="also write the views of the run's test images for msame, to a new folder")
     parser.add_argument('--dataset', metavar='DIR', help='their files, if they are not where the run found them')
@@ -187,8 +187,6 @@ def parse_args(argv):
     if not args.pb:
         parser.error('give MODEL and PB, or --score BINS OUTPUTS')
     args.batch = BATCH if args.batch is None else args.batch
-    if args.batch < 1:
-        parser.error('--batch %d is not a whole number from 1 up' % args.batch)
     if args.dataset and not args.bins:
         parser.error('--dataset is read for --bins DIR only; add that or leave it out')
     if args.from_images and args.bins:
@@ -199,20 +197,14 @@ def parse_args(argv):
     return args
 
 
+@program
 def main(argv):
     """Run the program; returns its exit status."""
-    try:
-        args = parse_args(argv)
-        if args.score:
-            print('classification error rate: %.4f' % score(*args.score))
-        else:
-            export(args)
-        return 0
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        return 130
+    args = parse_args(argv)
+    if args.score:
+        print('classification error rate: %.4f' % score(*args.score))
+    else:
+        export(args)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ Prints a line for each image, its path and its most probable classes, or writes 
 folder that holds a folder of images for each class, and ends with `classification error rate: 0.xxxx`. Exit status 1: some
 images could not be read, all others are done; 2: wrong input.
 """
-import argparse
 import math
 import os
 import sys
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from sesemi import run_folder
+from sesemi.command_line import Parser, program, whole
 from sesemi.errors import InputError, RunError
 from sesemi.pools import prefetch, progress
 from utils import decode_image, image_files, list_image_folder
@@ -23,15 +23,15 @@ BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of t
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    facts = run_folder.read_facts(args.model)
-    class_names = facts['class_names']
+    metadata = run_folder.read_metadata(args.model)
+    class_names = metadata['class_names']
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
         if name not in class_names:
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
                 os.path.join(args.evaluate, name), ', '.join(class_names)))
 
-    probabilities, unreadable = classify(paths, args.model, facts['fit'], args.device)
+    probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device)
     for error in unreadable.values():
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]
@@ -149,30 +149,24 @@ def print_evaluation(probabilities, labels, class_names):
 
 # Flags --------------------------------------------------------------------------------------------------------------
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError('%s; --help lists the flags.' % message)
-
-
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
-    parser = Parser(prog='predict.py', description=__doc__.split(':')[0] + '.', allow_abbrev=False)
+    parser = Parser(prog='predict.py', description=__doc__.split(':')[0] + '.')
     parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
     parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*', help='images, and folders to look for images in, at any depth')
-    parser.add_argument('--top', type=int, default=3, metavar='N', help='how many classes to name for an image (default: 3)')
+    parser.add_argument('--top', type=whole(1), default=3, metavar='N', help='how many classes to name for an image (default: 3)')
     parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
     parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')
     args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')
-    if args.top < 1:
-        parser.error('--top %d is not a whole number from 1 up' % args.top)
     if args.csv:
         run_folder.check_writable(args.csv, '--csv ' + args.csv)
     return args
 
 
+@program
 def main(argv):
     """Run the program; returns its exit status."""
     try:
@@ -180,14 +174,9 @@ def main(argv):
         status = predict(parse_args(argv))
         sys.stdout.flush()
         return status
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.status
     except BrokenPipeError:     # `| head` has seen enough; Python's own flush at exit must not fail on it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == '__main__':

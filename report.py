@@ -2,7 +2,6 @@
 
     python report.py compare RESULT... [--plot FILE.png]
 """
-import argparse
 import functools
 import glob
 import json
@@ -12,9 +11,10 @@ import time
 
 import numpy as np
 
+from sesemi.command_line import Parser, program
 from sesemi.errors import InputError, RunError
 from sesemi.reporting import page, plots
-from sesemi.run_folder import DEFINING, stored_record, write_whole
+from sesemi.run_folder import IDENTITY_FLAGS, stored_record, write_whole
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
@@ -82,7 +82,7 @@ def say_once(sentence):
 # Several runs side by side ------------------------------------------------------------------------------------------------
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
-STARTED_WITH = dict(DEFINING, ranks=1)              # where a run's record has not yet the flag
+STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
 SETTINGS = sorted({*STARTED_WITH, 'flip', 'precision_mode'} - {'seed', 'no_flip'})
 
 
@@ -176,23 +176,19 @@ def plot(folders, path):
     write_whole(path, plots.comparison_png(series))
 
 
+@program
 def main(argv):
     """Run the program; returns its exit status."""
-    parser = argparse.ArgumentParser(prog='report.py', allow_abbrev=False)
+    parser = Parser(prog='report.py', description='Results of several runs side by side.')
     commands = parser.add_subparsers(metavar='compare', dest='command')
     commands.required = True
-    command = commands.add_parser('compare', help='results of several runs side by side', allow_abbrev=False)
+    command = commands.add_parser('compare', help='results of several runs side by side')
     command.add_argument('results', nargs='+', metavar='RESULT', help='folder of a run, or a folder of such folders')
     command.add_argument('--plot', metavar='FILE.png', help='also draw the errors, a dot a run')
     args = parser.parse_args(argv)
-    try:
-        print(compare(args.results))
-        if args.plot:
-            plot(args.results, args.plot)
-        return 0
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.status
+    print(compare(args.results))
+    if args.plot:
+        plot(args.results, args.plot)
 
 
 if __name__ == '__main__':

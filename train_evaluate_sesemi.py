@@ -39,7 +39,7 @@ def train_and_evaluate(args, meeting=Meeting()):
     labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     if place.ranks > 1:
-        meeting.agree(record.facts(args, checksum, labeled))
+        meeting.agree(record.run_identity(args, checksum, labeled))
     if meeting.spread(b'finished' if run and run.error_rate is not None else b''):
         print('%s holds the finished run.' % args.result)
         return run and run.error_rate

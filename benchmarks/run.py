@@ -1,4 +1,4 @@
-"""What each part costs, beside the common way of doing it, in one run:
+"""What each part costs, beside a baseline, the usual way of doing it, in one run:
 
     python benchmarks/run.py [--dataset DIR] [--repeats N] [--json FILE]
 
@@ -21,7 +21,7 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), 'tests')]
 
-import common_way  # noqa: E402
+import baseline  # noqa: E402
 import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
@@ -63,25 +63,25 @@ def two_branches():
     return images, np.eye(10, dtype=np.float32)[np.arange(1000) % 10], images
 
 
-# The rows: (common way, ours), in seconds or GB; None where there is no such thing.
+# The rows: (baseline, ours), in seconds or GB; None where there is no such thing.
 
 def batch_on_one_core(args):
-    common, ours = common_way.batches(*two_branches()), TwoBranchBatches(*two_branches())
+    theirs, ours = baseline.batches(*two_branches()), TwoBranchBatches(*two_branches())
     steps = itertools.count()
     with one_core():
-        return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
+        return (median(lambda: [next(theirs) for _ in range(5)], args.repeats) / 5,
                 median(lambda: [ours[next(steps)] for _ in range(20)], args.repeats) / 20)
 
 
 def batch_in_two_threads(args):
-    common, ours = common_way.batches(*two_branches()), TwoBranchBatches(*two_branches())
-    return (median(lambda: [next(common) for _ in range(5)], args.repeats) / 5,
+    theirs, ours = baseline.batches(*two_branches()), TwoBranchBatches(*two_branches())
+    return (median(lambda: [next(theirs) for _ in range(5)], args.repeats) / 5,
             median(lambda: [None for _ in pools.prefetch(ours.__getitem__, range(100))], args.repeats) / 100)
 
 
 def normalise_and_fit(args):
     images = random.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
-    return (median(lambda: common_way.zca(common_way.global_contrast_normalize(images.reshape(len(images), -1))), 1),
+    return (median(lambda: baseline.zca(baseline.global_contrast_normalize(images.reshape(len(images), -1))), 1),
             median(lambda: utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(images))), args.repeats))
 
 
@@ -90,10 +90,10 @@ def whiten(args):
     whitener = utils.Whitener(np.zeros(3072, np.float32), random.standard_normal((3072, 3072)).astype(np.float32))
     flat, matrix = images.reshape(len(images), -1), whitener.matrix.astype(np.float64)
 
-    def common():
+    def theirs():
         for part in utils.chunks(flat):
-            common_way.global_contrast_normalize(part) @ matrix
-    return median(common, 1), median(lambda: np.asarray(NormalizedImages(images, whitener)), args.repeats)
+            baseline.global_contrast_normalize(part) @ matrix
+    return median(theirs, 1), median(lambda: np.asarray(NormalizedImages(images, whitener)), args.repeats)
 
 
 def test_views(args):
@@ -103,13 +103,13 @@ def test_views(args):
         chunks = range(0, len(images), training.EVALUATION_BATCH)
         for _ in pools.prefetch(lambda i: list(views_of(images[i:i + training.EVALUATION_BATCH], i, 0)), chunks):
             pass
-    return median(lambda: common_way.test_views(images), 1), median(ours, args.repeats)
+    return median(lambda: baseline.test_views(images), 1), median(ours, args.repeats)
 
 
 def step_with_a_tiny_trunk(args):
     """All of a step that is not the network; ours with batches already made is the floor."""
     ours = TwoBranchBatches(*two_branches())
-    common, made, upcoming = common_way.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
+    theirs, made, upcoming = baseline.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
     with runtime.open_session('cpu'):
         model, _ = build_sesemi('tiny', (32, 32, 3), 10)
         train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
@@ -117,7 +117,7 @@ def step_with_a_tiny_trunk(args):
 
         def step(source):
             return median(lambda: [train_step(*next(source)) for _ in range(20)], args.repeats) / 20
-        found = step(common), step(upcoming), step(itertools.repeat(made))
+        found = step(theirs), step(upcoming), step(itertools.repeat(made))
     upcoming.close()
     return found
 
@@ -188,7 +188,7 @@ def main():
         ratios = json.load(file)
     stored = ratios.setdefault(version, {})
     print('%s, %d cores, TensorFlow %s, numpy %s' % (platform.machine(), os.cpu_count(), runtime.tf.__version__, np.__version__))
-    print('%-45s %12s %12s %12s %8s' % ('seconds', 'common way', 'ours', 'floor', 'ratio'))
+    print('%-45s %12s %12s %12s %8s' % ('seconds', 'baseline', 'ours', 'floor', 'ratio'))
     for name, row in rows.items():
         if args.rows in name:
             result = row(args)

@@ -1,8 +1,9 @@
 """The command line of train_evaluate_sesemi.py."""
 import argparse
 
+from sesemi.command_line import SWITCH, Parser, positive, whole
 from sesemi.errors import InputError
-from sesemi.run_folder import DEFINING, stored_record
+from sesemi.run_folder import IDENTITY_FLAGS, stored_record
 from sesemi.settings import PRESETS
 from utils import FITS
 
@@ -10,7 +11,7 @@ NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(
-    DEFINING, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
+    IDENTITY_FLAGS, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
     gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
 
@@ -25,7 +26,7 @@ def parse_args(argv):
             for word in argv]
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
     stored = stored_record(given.get('result', DEFAULTS['result'])) if given.get('resume') else None
-    started = {name: value for name, value in stored['flags'].items() if name in DEFINING} if stored else {}
+    started = {name: value for name, value in stored['flags'].items() if name in IDENTITY_FLAGS} if stored else {}
     args = {**DEFAULTS, **started, **given}
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
@@ -41,97 +42,74 @@ def parse_args(argv):
     return argparse.Namespace(**args)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError('%s; --help lists the flags.' % message)
-
-
 def _parser():
     """The parser. No flag has a default of its own: parse_args must see which ones were given."""
-    parser = _Parser(prog='train_evaluate_sesemi.py', allow_abbrev=False,
-                     description='Train and evaluate SESEMI: image classification from few labels, regularised by predicting '
-                     'rotations and flips. --flag value and --flag=value are the same.')
+    parser = Parser(prog='train_evaluate_sesemi.py',
+                    description='Train and evaluate SESEMI: image classification from few labels, regularised by predicting '
+                    'rotations and flips. --flag value and --flag=value are the same.')
 
     data = parser.add_argument_group('data')
     data.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
     data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or the official '
                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
-    data.add_argument('--split-seed', type=_whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
+    data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
     data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
-    data.add_argument('--memory-limit', type=_positive, metavar='GB', help='more images than fit into this are kept in the cache and '
+    data.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
                       'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
-    data.add_argument('--no-cache', **_SWITCH, help='decode all images and fit the whitening anew')
-    data.add_argument('--no-flip', **_SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
+    data.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')
+    data.add_argument('--no-flip', **SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
 
     method = parser.add_argument_group('method')
     method.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
     method.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
                         'none (default: asl)')
-    method.add_argument('--epochs', type=_whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 400 steps)')
-    method.add_argument('--batch-size', type=_whole(1), metavar='N', help='images of the self branch a step, six views of each, '
+    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 400 steps)')
+    method.add_argument('--batch-size', type=whole(1), metavar='N', help='images of the self branch a step, six views of each, '
                         'beside six times as many labeled ones (default: 16; digits: 4)')
-    method.add_argument('--lr', type=_positive, metavar='X', help='learning rate of the first step (default: 0.05)')
-    method.add_argument('--no-oversample', **_SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
+    method.add_argument('--lr', type=positive, metavar='X', help='learning rate of the first step (default: 0.05)')
+    method.add_argument('--no-oversample', **SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
                         'six times')
-    method.add_argument('--recompute-norm', **_SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
+    method.add_argument('--recompute-norm', **SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
                         'batches for the weights as they are, not with averages that lag behind (default: so for digits, folder)')
-    method.add_argument('--seed', type=_whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
+    method.add_argument('--seed', type=whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
 
     run = parser.add_argument_group('run')
     run.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
     run.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; auto: '
                      'start it if there is none')
-    run.add_argument('--runs', type=_whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
+    run.add_argument('--runs', type=whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
                      'folder of its own below --result (default: 1)')
-    run.add_argument('--quiet', **_SWITCH, help='a line an epoch, no progress line')
-    run.add_argument('--verbose', **_SWITCH, help="TensorFlow's own messages too")
-    run.add_argument('--eval-every', type=_whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
+    run.add_argument('--quiet', **SWITCH, help='a line an epoch, no progress line')
+    run.add_argument('--verbose', **SWITCH, help="TensorFlow's own messages too")
+    run.add_argument('--eval-every', type=whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
                      '0, not; ssl: 1)')
-    run.add_argument('--checkpoint-minutes', type=_positive, metavar='X', help='longest time between checkpoints (default: 10)')
+    run.add_argument('--checkpoint-minutes', type=positive, metavar='X', help='longest time between checkpoints (default: 10)')
 
     device = parser.add_argument_group('device')
     device.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
     device.add_argument('--precision-mode', metavar='MODE', help='npu: allow_fp32_to_fp16 (the default there), force_fp16, '
                         'must_keep_origin_dtype, allow_mix_precision; gpu: mixed; the cpu has float32 only')
-    device.add_argument('--profiling', **_SWITCH, help='trace into RESULT/profiling')
-    device.add_argument('--autotune', **_SWITCH, help='npu: tune the operators (RL, GA)')
-    device.add_argument('--over-dump', **_SWITCH, help='npu: overflow detection into RESULT/over_dump')
-    device.add_argument('--data-dump', **_SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
+    device.add_argument('--profiling', **SWITCH, help='trace into RESULT/profiling')
+    device.add_argument('--autotune', **SWITCH, help='npu: tune the operators (RL, GA)')
+    device.add_argument('--over-dump', **SWITCH, help='npu: overflow detection into RESULT/over_dump')
+    device.add_argument('--data-dump', **SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
     device.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
 
     several = parser.add_argument_group('several devices')
     several.add_argument('--gpus', type=_gpus, metavar='all|N,N', help='a process for each of these GPUs of this host')
     several.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
                          'the same list for all (default: of TF_CONFIG, if that is set)')
-    several.add_argument('--rank', type=_whole(0), metavar='N', help="this process's place among them; the first, 0, writes and prints")
-    several.add_argument('--join-timeout', type=_positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
-    several.add_argument('--scale-lr', **_SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
+    several.add_argument('--rank', type=whole(0), metavar='N', help="this process's place among them; the first, 0, writes and prints")
+    several.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
+    several.add_argument('--scale-lr', **SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
 
     older = parser.add_argument_group("older ports' flags")
     older.add_argument('--gpu-id', metavar='N', help='the GPU to use, as CUDA_VISIBLE_DEVICES has it')
     older.add_argument('--obs-url', metavar='URL', help='not used: boot_modelarts.py copies the results')
     return parser
-
-
-def _switched(text):
-    if text.lower() not in ('true', 'false'):
-        raise argparse.ArgumentTypeError('%s is neither True nor False' % text)
-    return text.lower() == 'true'
-
-
-_SWITCH = {'nargs': '?', 'const': True, 'type': _switched, 'metavar': 'True|False'}     # job parameters always have a value
-
-
-def _whole(least, most=None):
-    def parse(text):
-        if not text.isdecimal() or int(text) < least or most and int(text) > most:
-            raise argparse.ArgumentTypeError('%s is not a whole number from %d %s' % (
-                text, least, 'to %d' % most if most else 'up'))
-        return int(text)
-    return parse
 
 
 def _image_size(text):
@@ -141,20 +119,10 @@ def _image_size(text):
 
 
 def _labels(text):
-    return text if text == 'all' else _whole(1)(text)
+    return text if text == 'all' else whole(1)(text)
 
 
 def _gpus(text):
     if text != 'all' and not all(map(str.isdecimal, text.split(','))):
         raise argparse.ArgumentTypeError('%s is neither all nor a list of numbers, as in 0,1' % text)
     return text
-
-
-def _positive(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError('%s is not a number above 0' % text)
-    return value

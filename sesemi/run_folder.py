@@ -18,8 +18,8 @@ from sesemi.errors import InputError, reason
 from sesemi.settings import LEARNING_RATE, SPLIT_SEED
 from utils import chunks
 
-# What makes a run the one it is, and its default: with another value it is another run.
-DEFINING = {
+# The flags that make a run the one it is, and their defaults: with another value it is another run.
+IDENTITY_FLAGS = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
     'scale_lr': False, 'recompute_norm': None,
@@ -46,8 +46,8 @@ class Run:
         if self.resuming and stored.get('format') != FORMAT and not os.path.exists(self.path('result.json')):
             raise InputError('--resume: the run in %s was begun by another version of this program, whose averages and dropout masks '
                              'are others; finish it with that version or give another --result.' % folder)
-        for name in DEFINING if self.resuming else ():
-            started = stored['flags'].get(name, DEFINING[name])
+        for name in IDENTITY_FLAGS if self.resuming else ():
+            started = stored['flags'].get(name, IDENTITY_FLAGS[name])
             if flags[name] not in (None, started):
                 raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name]))
@@ -94,10 +94,10 @@ class Run:
         """Write log.csv, a row for each epoch so far."""
         write_table(self.path('log.csv'), rows)
 
-    def result(self, dataset, dense, plain, rows, images_per_step, clock):
+    def result(self, dataset, dense, one_view, rows, images_per_step, clock):
         """What result.json is to hold.
 
-        dense, plain: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
+        dense, one_view: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
         """
         labels, names = dataset.test_labels, dataset.class_names
         confusion = confusion_matrix(dense.argmax(axis=1), labels, len(names))
@@ -107,7 +107,7 @@ class Run:
         seconds = sum(row['seconds'] for row in rows)
         return {
             'classification_error_rate': error_rate(dense, labels),
-            'classification_error_rate_1_view': error_rate(plain, labels),
+            'classification_error_rate_1_view': error_rate(one_view, labels),
             'balanced_error_rate': float(np.mean(list(per_class.values()))),
             'per_class_error_rate': per_class,
             'confusion_matrix': confusion.tolist(),
@@ -171,7 +171,7 @@ def read_json(path):
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
 
 
-def read_facts(path):
+def read_metadata(path):
     """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of utils.FITS}.
 
     Raises InputError when the file is not one that this program saved.
@@ -197,15 +197,20 @@ def data_checksum(dataset):
     return digest.hexdigest()
 
 
-def facts(args, checksum, labeled):
+def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
-    code = hashlib.sha256()
+    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in IDENTITY_FLAGS}, 'the images': checksum,
+            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum()}
+
+
+def code_checksum():
+    """SHA-256 over all Python files that take part in a run."""
+    digest = hashlib.sha256()
     for pattern in '*.py', 'networks/**/*.py', 'sesemi/**/*.py':
         for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), pattern), recursive=True)):
             with open(path, 'rb') as file:
-                code.update(file.read())
-    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in DEFINING}, 'the images': checksum,
-            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code.hexdigest()}
+                digest.update(file.read())
+    return digest.hexdigest()
 
 
 def versions():

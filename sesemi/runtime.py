@@ -29,8 +29,6 @@ if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.u
 tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
-from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig  # noqa: E402
-from tensorflow.python.ops import collective_ops  # noqa: E402
 
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
 RANK = 'sesemi/rank'     # the collection of a graph that holds (rank, ranks)
@@ -111,7 +109,8 @@ def open_session(device, options=Options(), place=Place()):
     elif device == 'gpu':
         config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
         if options.precision_mode == 'mixed':
-            config.graph_options.rewrite_options.auto_mixed_precision = RewriterConfig.ON
+            rewrite = config.graph_options.rewrite_options
+            rewrite.auto_mixed_precision = rewrite.ON
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
     target = _server(place, config, device == 'gpu').target if place.ranks > 1 and device != 'npu' else ''
@@ -155,7 +154,8 @@ def _averaging(optimizer, place):
         gradients = own_gradients(loss, params)
         with tf.device(_task(place)):
             flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-            mean = collective_ops.all_reduce(flat, place.ranks, group_key=1, instance_key=1, merge_op='Add', final_op='Div')
+            mean = tf.raw_ops.CollectiveReduce(
+                input=flat, group_size=place.ranks, group_key=1, instance_key=1, merge_op='Add', final_op='Div', subdiv_offsets=[0])
             parts = tf.split(mean, [param.shape.num_elements() for param in params])
         return [tf.reshape(part, param.shape) for part, param in zip(parts, params)]
     optimizer.get_gradients = get_gradients
@@ -221,7 +221,8 @@ def _npu_config(options):
         parameters['auto_tune_mode'] = 'RL,GA'
 
     config = tf.ConfigProto()
-    custom = config.graph_options.rewrite_options.custom_optimizers.add()
+    rewrite = config.graph_options.rewrite_options
+    custom = rewrite.custom_optimizers.add()
     custom.name = 'NpuOptimizer'
     for key, value in parameters.items():
         if isinstance(value, bool):
@@ -230,6 +231,5 @@ def _npu_config(options):
             custom.parameter_map[key].i = value
         else:
             custom.parameter_map[key].s = tf.compat.as_bytes(value)
-    config.graph_options.rewrite_options.remapping = RewriterConfig.OFF
-    config.graph_options.rewrite_options.memory_optimization = RewriterConfig.OFF
+    rewrite.remapping = rewrite.memory_optimization = rewrite.OFF
     return _adapter().npu_config_proto(config)

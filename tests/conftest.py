@@ -1,4 +1,4 @@
-"""What the tests share: the project folder on sys.path, a cache of their own, writers of small images, and a guard against float64."""
+"""What the tests share: the project folder on sys.path, a cache of their own, a TensorFlow that is not to be imported, writers of small images, and a guard against float64."""
 import os
 import sys
 from pathlib import Path
@@ -14,6 +14,31 @@ sys.path.insert(0, str(PROJECT))
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
     os.environ['SESEMI_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture
+def no_tensorflow(tmp_path):
+    """A PYTHONPATH: importing TensorFlow ends the process with status 1."""
+    packages = tmp_path / 'packages'
+    packages.mkdir()
+    (packages / 'tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
+    (packages / 'tf_keras.py').write_text('')
+    return str(packages)
+
+
+@pytest.fixture
+def train(monkeypatch, capsys):
+    """train_evaluate_sesemi.main with a trunk of one convolution for nin, in this process: flags -> programs.Result."""
+    import tiny_trunk
+    import train_evaluate_sesemi
+    from programs import Result
+    monkeypatch.setitem(tiny_trunk.sesemi.TRUNKS, 'nin', tiny_trunk.trunk)
+
+    def train(*flags):
+        capsys.readouterr()
+        status = train_evaluate_sesemi.main(list(map(str, flags)))
+        return Result(status, *capsys.readouterr())
+    return train
 
 
 def write_image(path, pixels):

@@ -1,12 +1,12 @@
 import hashlib
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import PROJECT, NoDoubles
+from programs import run
 from scipy import ndimage
 
 from sesemi.batches import TwoBranchBatches, proxy_views, shift, test_views as views_of
@@ -153,8 +153,7 @@ def test_batch_is_the_same_in_another_process():
     expected = hashlib.sha256(b''.join(x.tobytes() for x in arrays(batches_that_tell()[17]))).hexdigest()
     path = os.pathsep.join(filter(None, [str(PROJECT / 'tests'), os.environ.get('PYTHONPATH')]))
     hash_seed = '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'
-    environment = dict(os.environ, PYTHONHASHSEED=hash_seed, PYTHONPATH=path)
-    assert subprocess.check_output([sys.executable, '-c', program], env=environment).decode().strip() == expected
+    assert run(sys.executable, '-c', program, PYTHONHASHSEED=hash_seed, PYTHONPATH=path) == (0, expected + '\n', '')
 
 
 def test_batches_leave_the_images_and_the_global_generator_alone():

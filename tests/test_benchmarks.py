@@ -15,11 +15,11 @@ def start(monkeypatch, *flags):
     run.main()
 
 
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the common way's
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the baseline's
 def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys):
     start(monkeypatch, '--rows', 'batch, one core', '--repeats', '1', '--json', tmp_path / 'figures.json')
-    (name, (common, ours)), = json.loads((tmp_path / 'figures.json').read_text()).items()
-    assert name == 'batch, one core' and common > 0 and ours > 0
+    (name, (theirs, ours)), = json.loads((tmp_path / 'figures.json').read_text()).items()
+    assert name == 'batch, one core' and theirs > 0 and ours > 0
     assert name in capsys.readouterr().out
 
 
@@ -29,7 +29,7 @@ def test_a_ratio_a_quarter_worse_than_the_stored_one_is_marked(monkeypatch, tmp_
     ratios = {'another': {'row': 0.1}, version: {'row': stored} if stored else {}}
     (tmp_path / 'ratios.json').write_text(json.dumps(ratios))
     monkeypatch.setattr(run, 'RATIOS', str(tmp_path / 'ratios.json'))
-    monkeypatch.setattr(run, 'ROWS', {'row': lambda args: (2.0, 1.0), 'no common way': lambda args: (None, 1.0)})
+    monkeypatch.setattr(run, 'ROWS', {'row': lambda args: (2.0, 1.0), 'no baseline': lambda args: (None, 1.0)})
     start(monkeypatch)
     assert ('worse than stored' in capsys.readouterr().out) == worse
     assert json.loads((tmp_path / 'ratios.json').read_text()) == ratios

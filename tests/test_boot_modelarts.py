@@ -9,12 +9,10 @@ import sys
 import time
 
 import pytest
+from conftest import PROJECT
+from programs import STAND_INS, copy_project, result, run, start, write_run_1p
 
 import help_modelarts
-from conftest import PROJECT
-
-sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
-from project import STAND_INS, copy_project, result, run, start, write_run_1p  # noqa: E402
 
 TRAINING = '''
 printf '%s\\n' "$@" >"$result/flags"

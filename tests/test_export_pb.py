@@ -3,25 +3,17 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import PROJECT, write_image
+from conftest import write_image
+from programs import TINY, run
 
 from sesemi import cache, datasets, run_folder
 from sesemi.batches import prepare_images, test_views as views_of
 
 SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three images
-
-
-def run(*command, cwd=None, **variables):
-    """(exit status, standard output, standard error) of a program of the project."""
-    process = subprocess.run([sys.executable, str(PROJECT / command[0]), *map(str, command[1:])], cwd=cwd and str(cwd),
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, **variables))
-    return process.returncode, process.stdout.decode(), process.stderr.decode()
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +25,7 @@ def exported(tmp_path_factory):
             for i in range(count):
                 blocks = np.kron(rng.randint(0, 200, (4, 4, 3)), np.ones((4, 4, 1)))
                 write_image(folder / 'data' / part / 'abc'[label] / '{:02d}.png'.format(i), blocks + 25 * np.eye(3)[label])
-    status, _, error = run('tests/tiny_trunk.py', '--data', 'folder', '--dataset', 'data', '--network', 'nin', '--image-size', 16,
+    status, _, error = run(TINY, '--data', 'folder', '--dataset', 'data', '--network', 'nin', '--image-size', 16,
                            '--batch-size', 4, '--epochs', 3, '--labels', 24, '--seed', SEED, cwd=folder)
     assert status == 0, error
     shutil.copytree(str(folder / 'result'), str(folder / 'moved'))
@@ -165,25 +157,27 @@ def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_pat
 
 @pytest.fixture
 def here(exported, tmp_path):
-    """A folder of files to go wrong with, and a tensorflow that ends the process when it is imported."""
+    """A folder of files to go wrong with."""
     for name in ('moved', 'bins'):
         shutil.copytree(str(exported.folder / name), str(tmp_path / name))
     (tmp_path / 'alone').mkdir()
     shutil.copy(str(exported.model), str(tmp_path / 'alone/sesemi.h5'))
     (tmp_path / 'text.h5').write_text('not an h5 file')
-    (tmp_path / 'packages').mkdir()
-    (tmp_path / 'packages/tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
     os.symlink(str(exported.data), str(tmp_path / 'data'))
     shutil.copytree(str(exported.data), str(tmp_path / 'other'))
     write_image(tmp_path / 'other/test/a/00.png', np.zeros((16, 16, 3)))
     return tmp_path
 
 
-def refuses(here, flags, words):
-    status, printed, error = run('export_pb.py', *flags.split(), cwd=here, PYTHONPATH=str(here / 'packages'))
-    assert (status, printed, error.count('\n')) == (2, '', 1), error
-    assert words in error
-    assert not (here / 'new.pb').exists() and not (here / 'new').exists()
+@pytest.fixture
+def refuses(here, no_tensorflow):
+    """Checks that the flags are refused in one sentence which holds the words, and that nothing is written."""
+    def refuses(flags, words):
+        status, printed, error = run('export_pb.py', *flags.split(), cwd=here, PYTHONPATH=no_tensorflow)
+        assert (status, printed, error.count('\n')) == (2, '', 1), error
+        assert words in error
+        assert not (here / 'new.pb').exists() and not (here / 'new').exists()
+    return refuses
 
 
 MODEL = 'moved/sesemi.h5 new.pb '
@@ -193,7 +187,7 @@ MODEL = 'moved/sesemi.h5 new.pb '
     ('', 'give MODEL and PB, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and PB'),
     ('nowhere.h5 new.pb', 'nowhere.h5: no such file'), ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
     ('moved/sesemi.h5 nowhere/new.pb', 'nowhere/new.pb: cannot be written there'),
-    (MODEL + '--batch 0', '--batch 0 is not'), (MODEL + '--batch many', "--batch: invalid int value: 'many'"),
+    (MODEL + '--batch 0', '--batch: 0 is not a whole number from 1 up'), (MODEL + '--batch many', '--batch: many is not a whole number from 1 up'),
     (MODEL + '--bin new', '--bin'), (MODEL + '--dataset data', '--dataset is read for --bins DIR only'),
     (MODEL + '--from-images --bins new', '--bins writes whitened views'), (MODEL + '--bins bins', '--bins bins: is there already'),
     (MODEL + '--bins new', '--dataset data/nowhere: no such file or folder'),
@@ -202,35 +196,35 @@ MODEL = 'moved/sesemi.h5 new.pb '
     ('--score bins', '--score: expected 2 arguments'), ('--score bins outputs --batch 7', '--score BINS OUTPUTS takes no other'),
     ('--score nowhere outputs', '--score nowhere: not a whole folder that --bins wrote'),
     ('--score bins outputs', 'outputs: there is no batch_0000_view_0_output_0.bin below it')])
-def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, flags, words):
+def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, refuses, flags, words):
     content = json.loads((here / 'moved/args.json').read_text())
     content['flags']['dataset'] = 'data/nowhere'
     (here / 'moved/args.json').write_text(json.dumps(content))
-    refuses(here, flags, words)
+    refuses(flags, words)
 
 
-def test_right_input_comes_to_tensorflow(here):
+def test_right_input_comes_to_tensorflow(here, no_tensorflow):
     assert run('export_pb.py', *MODEL.split(), '--bins', 'new', '--dataset', 'data', cwd=here,
-               PYTHONPATH=str(here / 'packages')) == (1, '', 'TensorFlow is imported\n')
+               PYTHONPATH=no_tensorflow) == (1, '', 'TensorFlow is imported\n')
 
 
-def test_outputs_that_are_not_those_of_one_run_of_msame(here, outputs):
+def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):
     shutil.copytree(str(outputs), str(here / 'outputs'))
     path = next((here / 'outputs').rglob('batch_0003_view_2_output_0.bin'))
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
-    refuses(here, '--score bins outputs', 'batch_0003_view_2_output_0.bin: has 82 bytes, not the 84 of float32 (7, 3)')
+    refuses('--score bins outputs', 'batch_0003_view_2_output_0.bin: has 82 bytes, not the 84 of float32 (7, 3)')
     path.write_bytes(np.float32('nan').tobytes() + whole[4:])
-    refuses(here, '--score bins outputs', 'batch_0003_view_2_output_0.bin: holds values that are not finite')
+    refuses('--score bins outputs', 'batch_0003_view_2_output_0.bin: holds values that are not finite')
     path.write_bytes(whole)
     shutil.copy(str(path), str(here / 'outputs/batch_0003_view_2_0.bin'))
-    refuses(here, '--score bins outputs', 'outputs: holds outputs/2026')
+    refuses('--score bins outputs', 'outputs: holds outputs/2026')
 
 
 def test_a_record_or_a_manifest_that_is_not_whole(here):
     (here / 'bins/labels.bin').write_bytes(bytes(4))
-    refuses(here, '--score bins outputs', '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
+    refuses('--score bins outputs', '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
     (here / 'bins/manifest.json').write_text('{"batch": 7}')
-    refuses(here, '--score bins outputs', '--score bins: not a whole folder')
+    refuses('--score bins outputs', '--score bins: not a whole folder')
     (here / 'moved/args.json').write_text('{"flags": {"data": "folder"}, "data_checksum": ""}')
-    refuses(here, MODEL + '--bins new', 'moved/args.json: holds no dataset')
+    refuses(MODEL + '--bins new', 'moved/args.json: holds no dataset')

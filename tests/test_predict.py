@@ -1,13 +1,13 @@
 """predict.py as a user meets it: real processes, with a saved model of one convolution that takes 64 x 64 images, padded."""
 import csv
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
+import programs
 from conftest import PROJECT
 from PIL import Image
 
@@ -48,11 +48,10 @@ def saved(tmp_path_factory):
             standardize(global_contrast_normalize(decode_image(str(path), 64, 'pad')[None])))[0])
 
 
-def run(*flags, cwd=None, **variables):
+def run(*flags, **options):
     """A process of predict.py: (exit status, standard output's lines, standard error)."""
-    process = subprocess.run([sys.executable, str(PROJECT / 'predict.py'), *map(str, flags)], cwd=cwd and str(cwd),
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, **variables))
-    return process.returncode, process.stdout.decode().splitlines(), process.stderr.decode()
+    status, out, err = programs.run('predict.py', *flags, **options)
+    return status, out.splitlines(), err
 
 
 def test_a_line_for_each_image_of_any_format_and_depth_seen_from_the_callers_folder(saved, tmp_path):
@@ -149,7 +148,7 @@ def test_all_batches_have_one_size_and_bad_files_their_index(saved, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images, a labeled folder, files that are no models, and a tensorflow that ends the process when it is imported."""
+    """Images, a labeled folder and files that are no models."""
     write_picture(tmp_path / 'image.png', 0)
     for name in ('bee', 'wolf'):
         write_picture(tmp_path / 'labeled' / name / '0.png', 0)
@@ -157,8 +156,6 @@ def folder(tmp_path):
     (tmp_path / 'text.h5').write_text('not an h5 file')
     with h5py.File(str(tmp_path / 'other.h5'), 'w') as file:
         file.attrs['keras_version'] = '2.2.4'
-    (tmp_path / 'packages').mkdir()
-    (tmp_path / 'packages/tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
     return tmp_path
 
 
@@ -170,8 +167,8 @@ def folder(tmp_path):
     (['{model}'], 'give either images to classify or --evaluate'),
     (['{model}', 'image.png', '--evaluate', 'labeled'], 'give either images to classify or --evaluate'),
     (['{model}', '--evaluate', 'nowhere'], 'nowhere: no such folder'),
-    (['{model}', 'image.png', '--top', '0'], '--top 0 is not'),
-    (['{model}', 'image.png', '--top', 'many'], "--top: invalid int value: 'many'"),
+    (['{model}', 'image.png', '--top', '0'], '--top: 0 is not a whole number from 1 up'),
+    (['{model}', 'image.png', '--top', 'many'], '--top: many is not a whole number from 1 up'),
     (['{model}', 'image.png', '--csv', 'nowhere/out.csv'], '--csv nowhere/out.csv: cannot be written'),
     (['{model}', 'image.png', '--csv', 'empty'], '--csv empty: cannot be written'),
     (['{model}', 'image.png', '--tpo', '1'], '--tpo'),
@@ -179,9 +176,8 @@ def folder(tmp_path):
     (['other.h5', 'image.png'], 'other.h5: not a model saved by this program'),
     (['{model}', '--evaluate', 'labeled'], 'labeled/wolf: the model has no class of this name'),
 ])
-def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(saved, folder, flags, words):
-    status, lines, error = run(*[flag.format(model=saved.model) for flag in flags], cwd=folder,
-                               PYTHONPATH=str(folder / 'packages'))
+def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(saved, folder, no_tensorflow, flags, words):
+    status, lines, error = run(*[flag.format(model=saved.model) for flag in flags], cwd=folder, PYTHONPATH=no_tensorflow)
     assert (status, lines, error.count('\n')) == (2, [], 1)
     assert words in error
 
@@ -189,10 +185,9 @@ def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(saved, f
 def test_a_reader_that_has_seen_enough_is_no_error():
     program = ('import predict, sys; predict.predict = lambda args: print("a line")\n'
                'sys.exit(predict.main(["sesemi.h5", "image.png"]))')
-    process = subprocess.Popen([sys.executable, '-c', program], cwd=str(PROJECT), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=dict(os.environ, PYTHONUNBUFFERED=''))
+    process = programs.start(sys.executable, '-c', program, cwd=PROJECT)
     process.stdout.close()
-    assert process.stderr.read() == b''
+    assert process.stderr.read() == ''
     process.stderr.close()
     assert process.wait() == 1
 

@@ -21,8 +21,7 @@ from sesemi.batches import TwoBranchBatches
 from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
 from sesemi.process_group import ASCEND_PORT, Place, find_gpus, find_place
-from sesemi.runtime import keras, open_session, optimizer
-from sesemi.settings import MOMENTUM
+from sesemi.runtime import keras, open_session
 
 sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
 from project import STAND_INS, run  # noqa: E402

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 from PIL import Image
+from programs import run
 
 import report
 from sesemi.batches import PROXY_TRANSFORMS, proxy_views
@@ -294,11 +295,11 @@ for _ in range(2):
     made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]], json.load(open({!r})))
 assert 'tensorflow' not in sys.modules
 print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path / 'result.json'), str(tmp_path))
-    done = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    said = [line for line in done.stderr.splitlines() if 'matplotlib' in line]
+    _, out, err = run(sys.executable, '-c', script)
+    said = [line for line in err.splitlines() if 'matplotlib' in line]
     assert len(said) == 2 and said[0].startswith('No curves.png and no confusion.png') and said[1].startswith('--plot no.png')
-    assert all('pip install matplotlib' in line for line in said) and 'Traceback' not in done.stderr
-    assert done.stdout.endswith('\n2\n')
+    assert all('pip install matplotlib' in line for line in said) and 'Traceback' not in err
+    assert out.endswith('\n2\n')
     page = Page(tmp_path)
     assert 'log.csv' in page.source and not page.all('svg') and page.all('img', inside='images mistakes')
     assert not list(tmp_path.glob('*.png'))
@@ -384,6 +385,13 @@ def test_compare_names_a_folder_without_a_result(tmp_path, capsys, content):
     assert report.main(['compare', str(tmp_path / 'good'), str(tmp_path / 'bad')]) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith('%s: holds no result.json' % (tmp_path / 'bad')) and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('argv', [[], ['compare'], ['compare', 'x', '--plat', 'y'], ['contrast']])
+def test_a_wrong_command_is_one_sentence(capsys, argv):
+    assert report.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.endswith('; --help lists the flags.\n') and err.count('\n') == 1
 
 
 def test_plot(tmp_path, monkeypatch, capsys):

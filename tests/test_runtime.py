@@ -5,13 +5,11 @@ import os
 import sys
 
 import pytest
+from conftest import PROJECT
+from programs import STAND_INS, copy_project, run
 
 import train_evaluate_sesemi
 from sesemi import runtime
-from conftest import PROJECT
-
-sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
-from project import STAND_INS, copy_project, run  # noqa: E402
 
 ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
           'precision_mode': 'allow_fp32_to_fp16'}

@@ -1,22 +1,23 @@
-"""Whole runs of the program, as a user starts it, on tiny data sets in the true formats."""
+"""Whole runs of the program, as a user starts it or by its main function, on tiny data sets in the true formats."""
 import csv
 import json
 import os
 import random
 import re
-import resource
 import signal
-import subprocess
 import sys
 
 import h5py
 import numpy as np
+import programs
 import pytest
 import scipy.io
+from conftest import PROJECT
 from PIL import Image
+from programs import TINY, read_until, run, start
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-PROJECT = os.path.dirname(TESTS)
+from sesemi import runtime
+
 CLASSES = ('cat', 'dog', 'mouse')
 ERROR = re.compile(r'^classification error rate: (0|1)\.(\d{4})$', re.MULTILINE)
 
@@ -39,19 +40,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def command(data, result, *flags):
-    return [sys.executable, os.path.join(TESTS, 'tiny_trunk.py'), '--data', 'folder', '--dataset', str(data), '--network', 'nin',
-            '--image-size', '16', '--batch-size', '4', '--epochs', '3', '--labels', '24', '--result', str(result), *flags]
-
-
-def run(*args, **options):
-    return subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
-
-
-def sentence(done):
-    """What a failed run says last, below what TensorFlow itself may say at its import."""
-    assert 'Traceback' not in done.stderr
-    return done.stderr.splitlines()[-1]
+def flags_for(data, result, *flags):
+    return ['--data', 'folder', '--dataset', data, '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '3',
+            '--labels', '24', '--result', result, *flags]
 
 
 def weights(result):
@@ -70,9 +61,9 @@ def same_weights(result, other):
 def finished(data, tmp_path_factory):
     """A finished asl run: (its folder, what it printed)."""
     result = tmp_path_factory.mktemp('runs') / 'asl'
-    done = run(*command(data, result))
-    assert done.returncode == 0, done.stderr
-    return result, done.stdout
+    done = run(TINY, *flags_for(data, result))
+    assert done.status == 0, done.err
+    return result, done.out
 
 
 def test_a_run_prints_its_error_and_leaves_its_record(finished, data):
@@ -110,28 +101,27 @@ images = np.stack([np.asarray(Image.open(path)) for _, path in files])
 predicted = model.predict(images.astype('float32')).argmax(axis=1)
 print(np.mean(predicted != [i for i, _ in files]))
 '''
-    done = run(sys.executable, '-c', code, str(result), str(data), cwd=str(tmp_path),
-               env={**{k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}, 'TF_USE_LEGACY_KERAS': '1'})
-    assert done.returncode == 0, done.stderr
+    done = run(sys.executable, '-c', code, result, data, cwd=tmp_path, TF_USE_LEGACY_KERAS='1')
+    assert done.status == 0, done.err
     record = json.loads((result / 'result.json').read_text())
-    assert float(done.stdout.split()[-1]) == pytest.approx(record['classification_error_rate_1_view'])
+    assert float(done.out.split()[-1]) == pytest.approx(record['classification_error_rate_1_view'])
 
 
 def test_one_seed_gives_one_model_and_a_finished_run_is_kept(finished, data, tmp_path):
     result, printed = finished
     before = {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
-    refused = run(*command(data, result))
-    assert refused.returncode == 2 and str(result) in sentence(refused) and '--resume' in sentence(refused)
+    refused = run(TINY, *flags_for(data, result))
+    assert refused.status == 2 and str(result) in refused.sentence() and '--resume' in refused.sentence()
     assert before == {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
-    again = run(*command(data, tmp_path / 'again'))
-    assert ERROR.search(again.stdout).group() == ERROR.search(printed).group()
+    again = run(TINY, *flags_for(data, tmp_path / 'again'))
+    assert ERROR.search(again.out).group() == ERROR.search(printed).group()
     assert same_weights(result, tmp_path / 'again')
 
 
 @pytest.mark.parametrize('method, images, steps', [('ssl', 48, 10), ('supervised', 24, 6)])
-def test_the_other_methods(data, tmp_path, method, images, steps):
-    done = run(*command(data, tmp_path / 'run', '--method=' + method, '--epochs=2'))
-    assert done.returncode == 0, done.stderr
+def test_the_other_methods(train, data, tmp_path, method, images, steps):
+    done = train(*flags_for(data, tmp_path / 'run', '--method=' + method, '--epochs=2'))
+    assert done.status == 0, done.err
     record = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert record['images_per_step'] == images and record['steps'] == 2 * steps     # ssl: 36 training images and 6 more
     with open(str(tmp_path / 'run' / 'log.csv')) as file:
@@ -141,8 +131,8 @@ def test_the_other_methods(data, tmp_path, method, images, steps):
 
 def test_measured_statistics_are_saved_and_training_is_the_same(finished, data, tmp_path):
     """On for folders, so that `finished` has them; without, the same kernels, and the averages of training."""
-    done = run(*command(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
-    assert done.returncode == 0, done.stderr
+    done = run(TINY, *flags_for(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
+    assert done.status == 0, done.err
     measured, averaged = weights(finished[0]), weights(tmp_path / 'run')
     assert list(measured) == list(averaged)
     for name in measured:
@@ -157,82 +147,75 @@ def test_svhn_on_the_convnet(tmp_path):
     for name in ('train_32x32.mat', 'test_32x32.mat'):
         rng = np.random.RandomState(0)
         scipy.io.savemat(str(tmp_path / name), {'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
-    done = run(sys.executable, os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--data', 'svhn', '--dataset', str(tmp_path), '--image-size', '16',
-               '--labels', '10', '--batch-size', '10', '--epochs', '1', '--result', str(tmp_path / 'run'))
-    assert done.returncode == 0 and ERROR.search(done.stdout), done.stderr
+    done = run('train_evaluate_sesemi.py', '--data', 'svhn', '--dataset', tmp_path, '--image-size', '16', '--labels', '10',
+               '--batch-size', '10', '--epochs', '1', '--result', tmp_path / 'run')
+    assert done.status == 0 and ERROR.search(done.out), done.err
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(str(tmp_path / 'image.png'))
-    named = run(sys.executable, os.path.join(PROJECT, 'predict.py'), str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'image.png'))
-    assert named.returncode == 0 and len(named.stdout.splitlines()) == 1, named.stderr
+    named = run('predict.py', tmp_path / 'run/sesemi.h5', tmp_path / 'image.png')
+    assert named.status == 0 and len(named.out.splitlines()) == 1, named.err
 
 
 def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, data, tmp_path):
     left_alone, printed = finished
     result, draw = tmp_path / 'run', random.Random(0)
-    flags = ('--resume', 'auto', '--checkpoint-minutes', '0.0001')
-    for _ in range(3):
-        process = subprocess.Popen(command(data, result, *flags), stdout=subprocess.PIPE, universal_newlines=True, bufsize=1,
-                                   env={**os.environ, 'PYTHONUNBUFFERED': '1'})
-        seen = ''
-        patience = draw.randrange(2000)     # characters of the progress line: some way into the steps
-        while 'Epoch' not in seen or len(seen) < seen.index('Epoch') + patience:
-            character = process.stdout.read(1)
-            if not character:
-                break
-            seen += character
+    flags = flags_for(data, result, '--resume', 'auto', '--checkpoint-minutes', '0.0001')
+    for _ in range(2):
+        process = start(TINY, *flags)
+        read_until(process, 'Epoch')
+        process.stdout.read(draw.randrange(2000))       # characters of the progress line: some way into the steps
         process.kill()
-        process.wait()
-        process.stdout.close()
-    done = run(*command(data, result, *flags))
-    assert done.returncode == 0, done.stderr
-    assert ERROR.search(done.stdout).group() == ERROR.search(printed).group()
+        process.communicate()
+    done = run(TINY, *flags)
+    assert done.status == 0, done.err
+    assert ERROR.search(done.out).group() == ERROR.search(printed).group()
     assert same_weights(left_alone, result)
+
+
+def stop(data, result, number):
+    """The Result of a run that got a signal in its second epoch."""
+    process = start(TINY, *flags_for(data, result, '--epochs', '1000'))
+    read_until(process, 'Epoch 2/1000')
+    process.send_signal(number)
+    return programs.result(process)
+
+
+def checkpoints(result):
+    return {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_so(data, tmp_path, number):
-    process = subprocess.Popen(command(data, tmp_path / 'run', '--epochs', '1000'), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, universal_newlines=True)
-    seen = ''
-    while '/6 [' not in seen:
-        seen += process.stdout.read(1)
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == 128 + number
-    assert '--resume' in said and 'Traceback' not in said
-    assert [name for name in os.listdir(str(tmp_path / 'run' / 'checkpoints')) if name.endswith('.npz')]
+    done = stop(data, tmp_path / 'run', number)
+    assert done.status == 128 + number
+    assert '--resume' in done.sentence()
+    assert [name for name in checkpoints(tmp_path / 'run') if name.endswith('.npz')]
+    if number == signal.SIGTERM:
+        no_room_for_a_checkpoint_loses_nothing(data, tmp_path / 'run')
 
 
-def test_no_room_for_a_checkpoint_loses_nothing(data, tmp_path):
+def no_room_for_a_checkpoint_loses_nothing(data, result):
     """A limit on the size of files stands for the full disk: it lets the small records through and stops the checkpoint."""
-    result = tmp_path / 'run'
-    stopped = subprocess.Popen(command(data, result, '--epochs', '1000'), stdout=subprocess.PIPE, universal_newlines=True)
-    seen = ''
-    while '/6 [' not in seen:
-        seen += stopped.stdout.read(1)
-    stopped.terminate()
-    stopped.communicate()
-    checkpoints = {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
-    assert checkpoints
-    full = run(*command(data, result, '--epochs', '1000', '--resume', '--checkpoint-minutes', '0.0001'),
-               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)))
-    assert full.returncode == 2 and 'checkpoints' in sentence(full)
-    assert checkpoints == {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
+    before = checkpoints(result)
+    full = run('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash', sys.executable, PROJECT / TINY,
+               *flags_for(data, result, '--epochs', '1000', '--resume', '--checkpoint-minutes', '0.0001'))
+    assert full.status == 2 and 'checkpoints' in full.sentence()
+    assert checkpoints(result) == before
 
 
-def test_several_runs_are_one_result_and_are_not_run_again(data, tmp_path):
-    flags = ('--runs=2', '--seed=3', '--epochs=1', '--quiet')
-    done = run(*command(data, tmp_path / 'runs', *flags))
-    assert done.returncode == 0, done.stderr
+def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path):
+    flags = flags_for(data, tmp_path / 'runs', '--runs=2', '--seed=3', '--epochs=1', '--quiet')
+    done = train(*flags)
+    assert done.status == 0, done.err
     errors = [json.loads((tmp_path / 'runs' / seed / 'result.json').read_text())['classification_error_rate'] for seed in ('seed-3', 'seed-4')]
-    assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.stdout, re.MULTILINE)
+    assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.out, re.MULTILINE)
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
-    assert done.stdout.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.stdout, re.MULTILINE)
+    assert done.out.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.out, re.MULTILINE)
     assert Image.open(str(tmp_path / 'runs' / 'runs.png')).size[0] > 100
-    again = run(*command(data, tmp_path / 'runs', *flags, '--resume'))
-    assert again.stdout.endswith(last) and 'Epoch' not in again.stdout
+    again = train(*flags, '--resume')
+    assert again.out.endswith(last) and 'Epoch' not in again.out
 
 
-def test_large_images_that_are_not_square(tmp_path):
+def test_large_images_that_are_not_square(train, tmp_path):
     """Standardised channel by channel, and padded by training and prediction alike."""
     rng = np.random.RandomState(0)
     for part, count in (('train', 6), ('test', 4)):
@@ -241,43 +224,43 @@ def test_large_images_that_are_not_square(tmp_path):
             for i in range(count):
                 Image.fromarray((rng.randint(0, 120, (30, 70, 3)) + tint).astype(np.uint8)).save(str(tmp_path / part / name / ('%d.png' % i)))
     result = tmp_path / 'result'
-    done = run(*command(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet'))
-    assert done.returncode == 0 and 'standardised' in done.stdout, done.stderr
+    done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet', '--epochs=1'))
+    assert done.status == 0 and 'standardised' in done.out, done.err
     record = json.loads((result / 'result.json').read_text())
-    scored = run(sys.executable, os.path.join(PROJECT, 'predict.py'), str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test'))
-    assert ERROR.search(scored.stdout).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+    scored = run('predict.py', result / 'sesemi.h5', '--evaluate', tmp_path / 'test')
+    assert ERROR.search(scored.out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
 
 
 @pytest.mark.parametrize('flags, named', [
     (['--network', 'wrn'], '--network'), (['--seed', '5'], '--seed'), (['--epochs', '4'], '--epochs'), (['--labels', '12'], '--labels')])
-def test_resuming_another_run_is_refused(finished, data, flags, named):
-    done = run(*command(data, finished[0], '--resume', *flags))
-    assert done.returncode == 2 and named in sentence(done)
+def test_resuming_another_run_is_refused(train, finished, data, flags, named):
+    done = train(*flags_for(data, finished[0], '--resume', *flags))
+    assert done.status == 2 and named in done.sentence()
 
 
-def test_resuming_on_other_images_is_refused(finished, data, tmp_path):
+def test_resuming_on_other_images_is_refused(train, finished, data, tmp_path):
     other = tmp_path / 'other'
     for part in ('train', 'test'):
         for name in CLASSES:
             (other / part / name).mkdir(parents=True)
             for path in sorted((data / part / name).iterdir()):
                 Image.open(str(path)).transpose(Image.FLIP_LEFT_RIGHT).save(str(other / part / name / path.name))
-    done = run(*command(other, finished[0], '--resume'))
-    assert done.returncode == 2 and '--dataset' in sentence(done)
+    done = train(*flags_for(other, finished[0], '--resume'))
+    assert done.status == 2 and '--dataset' in done.sentence()
 
 
-def test_divergence_ends_with_status_3(data, tmp_path):
-    done = run(*command(data, tmp_path / 'run', '--lr', '1e30'))
-    assert done.returncode == 3 and re.search(r'step \d+', sentence(done)) and '--lr' in sentence(done)
+def test_divergence_ends_with_status_3(train, data, tmp_path):
+    done = train(*flags_for(data, tmp_path / 'run', '--lr', '1e30'))
+    assert done.status == 3 and re.search(r'step \d+', done.sentence()) and '--lr' in done.sentence()
     assert not (tmp_path / 'run' / 'sesemi.h5').exists()
 
 
 @pytest.mark.parametrize('flags, named', [
     (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'mixed'], '--precision-mode'), (['--autotune'], '--autotune')])
-def test_what_the_device_has_not_is_refused(data, tmp_path, flags, named):
-    done = run(*command(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])),
-               env={**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'})
-    assert done.returncode == 2 and named in sentence(done)
+def test_what_the_device_has_not_is_refused(train, data, tmp_path, monkeypatch, flags, named):
+    monkeypatch.setattr(runtime, '_gpus', lambda: [])
+    done = train(*flags_for(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])))
+    assert done.status == 2 and named in done.sentence()
     assert not (tmp_path / 'run' / 'args.json').exists()
 
 
@@ -290,9 +273,9 @@ def test_real_cifar10(tmp_path):
         for file in sorted(os.listdir(os.path.join(real, 'test', name)))[:5]:
             os.symlink(os.path.join(real, 'test', name, file), str(data / 'test' / name / file))
     os.symlink(os.path.join(real, 'train'), str(data / 'train'))
-    done = run(sys.executable, os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--data', 'cifar10', '--network', 'nin',
-               '--dataset', str(data), '--labels', '320', '--epochs', '1', '--no-oversample', '--result', str(tmp_path / 'run'))
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r'/20 \[.*?- loss: ([\d.]+)', done.stdout)]
+    done = run('train_evaluate_sesemi.py', '--data', 'cifar10', '--network', 'nin', '--dataset', data, '--labels', '320', '--epochs', '1',
+               '--no-oversample', '--result', tmp_path / 'run')
+    assert done.status == 0, done.err
+    losses = [float(loss) for loss in re.findall(r'/20 \[.*?- loss: ([\d.]+)', done.out)]
     assert len(losses) == 20 and losses[-1] < losses[0]
-    assert ERROR.search(done.stdout) and '320 of 50000 training images labeled' in done.stdout
+    assert ERROR.search(done.out) and '320 of 50000 training images labeled' in done.out

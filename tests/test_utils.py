@@ -1,6 +1,5 @@
 import os
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT, NoDoubles, write_classes, write_image
 from PIL import Image
+from programs import result, start
 from scipy import ndimage
 
 import utils
@@ -179,19 +179,17 @@ print(sum(map(len, blocks)))
 
 
 def start_processes(times, paths):
-    return subprocess.Popen([sys.executable, '-c', PROCESSES, str(times), *map(str, paths)], cwd=str(PROJECT), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True)
+    return start(sys.executable, '-c', PROCESSES, times, *paths, cwd=PROJECT)
 
 
 def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
     paths = [tmp_path / '{}.png'.format(i) for i in (3, 1, 2)]
     for path in paths:
         write_image(path, np.full((4, 4, 3), int(path.stem)))
-    out, err = start_processes(100, paths).communicate(timeout=100)
+    _, out, err = result(start_processes(100, paths))
     assert (out, err) == ('{} {}\n236\n'.format(os.cpu_count(), ([3, 1, 2] * 22)[:64]), '')
     paths[1].write_bytes(b'')
-    process = start_processes(1, paths)
-    _, err = process.communicate(timeout=100)
+    _, _, err = result(start_processes(1, paths))
     assert 'InputError: {}: cannot be read as an image'.format(paths[1]) in err
 
 
@@ -200,7 +198,7 @@ def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
     process = start_processes(10 ** 5, [tmp_path / 'a.png'] * 50)
     assert process.stdout.readline().startswith(str(os.cpu_count()))
     process.kill()
-    assert process.communicate(timeout=100) == ('', '')     # when the last process that holds the pipes has ended
+    assert process.communicate() == ('', '')     # when the last process that holds the pipes has ended
 
 
 def test_load_image_folder(tmp_path):

@@ -4,12 +4,12 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 from conftest import PROJECT, write_classes, write_image
+from programs import run
 
 from sesemi import datasets, flags, run_folder
 from sesemi.errors import InputError
@@ -31,21 +31,13 @@ def own_images(images, tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, no_tensorflow):
     """Runs the script in an empty folder: (exit status, standard error)."""
-    packages = tmp_path / 'packages'
-    for name, program in ('tensorflow', "raise SystemExit('TensorFlow is imported')"), ('tf_keras', ''):
-        (packages / name).mkdir(parents=True)
-        (packages / name / '__init__.py').write_text(program)
     (tmp_path / 'here').mkdir()
 
-    path = os.pathsep.join(filter(None, [str(packages), os.environ.get('PYTHONPATH')]))
-
     def start(*flags):
-        process = subprocess.run(
-            [sys.executable, str(PROJECT / 'train_evaluate_sesemi.py'), *map(str, flags)], cwd=str(tmp_path / 'here'),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=path))
-        return process.returncode, process.stderr.decode()
+        done = run('train_evaluate_sesemi.py', *flags, cwd=tmp_path / 'here', PYTHONPATH=no_tensorflow)
+        return done.status, done.err
 
     return start
 

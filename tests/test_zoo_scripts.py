@@ -3,14 +3,10 @@ import json
 import os
 import platform
 import shutil
-import sys
 
 import pytest
-
 from conftest import PROJECT
-
-sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
-from project import copy_project, run, write_run_1p  # noqa: E402
+from programs import copy_project, run, write_run_1p
 
 FULL, PERFORMANCE = 'train_full_1p.sh', 'train_performance_1p.sh'
 RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192, 'flags': {'network': 'convnet', 'batch_size': 16}}

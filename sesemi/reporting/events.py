@@ -1,4 +1,4 @@
-"""The figures of a run and a picture of its first batch as TensorBoard events: tensorboard --logdir RESULT."""
+"""The metrics of a run and a picture of its first batch as TensorBoard events: tensorboard --logdir RESULT."""
 import glob
 import io
 import os

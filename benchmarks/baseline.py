@@ -1,4 +1,4 @@
-"""What ours is measured against: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
+"""The baseline: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
 import numpy as np
 
 from sesemi.runtime import keras

@@ -1,0 +1,61 @@
+"""What the command lines of the programs share: a parser that refuses in one sentence, types of flags, and how a program ends."""
+import argparse
+import functools
+import sys
+
+from sesemi.errors import InputError, RunError
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviated flags and raises InputError instead of printing its usage."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        raise InputError('%s; --help lists the flags.' % message)
+
+
+def program(main):
+    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it prints; 130 after Ctrl-C."""
+    @functools.wraps(main)
+    def status(argv):
+        try:
+            return main(argv) or 0
+        except RunError as error:
+            print(error, file=sys.stderr)
+            return error.status
+        except KeyboardInterrupt:
+            return 130
+    return status
+
+
+def whole(least, most=None):
+    """The type of a flag that is a whole number from `least` up, to `most` if that is given."""
+    def parse(text):
+        if not text.isdecimal() or int(text) < least or most and int(text) > most:
+            raise argparse.ArgumentTypeError('%s is not a whole number from %d %s' % (
+                text, least, 'to %d' % most if most else 'up'))
+        return int(text)
+    return parse
+
+
+def positive(text):
+    """The type of a flag that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError('%s is not a number above 0' % text)
+    return value
+
+
+def switch(text):
+    """The type of a flag that is on, off, or on when it has no value, as SWITCH has it."""
+    if text.lower() not in ('true', 'false'):
+        raise argparse.ArgumentTypeError('%s is neither True nor False' % text)
+    return text.lower() == 'true'
+
+
+SWITCH = {'nargs': '?', 'const': True, 'type': switch, 'metavar': 'True|False'}     # job parameters always have a value
