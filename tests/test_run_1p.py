@@ -201,7 +201,7 @@ def test_output_comes_at_once_and_signals_reach_the_training(project):
 def test_sets_ascend_and_log_variables_but_keeps_the_platforms(project):
     add_python(project.bin / "python3.11")
     defaults = {
-        "TF_CPP_MIN_LOG_LEVEL": "3", "ASCEND_GLOBAL_LOG_LEVEL": "3", "ASCEND_SLOG_PRINT_TO_STDOUT": "0",
+        "ASCEND_GLOBAL_LOG_LEVEL": "3", "ASCEND_SLOG_PRINT_TO_STDOUT": "0",
         "ASCEND_DEVICE_ID": "0", "RANK_ID": "0", "RANK_SIZE": "1", "JOB_ID": "10087"}
     of_the_platform = {name: "9" + value for name, value in defaults.items()}
     for given, expected in (({}, defaults), (of_the_platform, of_the_platform)):
