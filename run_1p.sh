@@ -2,6 +2,7 @@
 # Trains and evaluates on one device. All flags go to train_evaluate_sesemi.py:
 #     bash run_1p.sh --data digits --network nin --labels 100
 # The first start installs what is needed into .venv, unless a Python that has it is there; PYTHON=... names one.
+# TENSORFLOW=1.15 or TENSORFLOW=2 says which to have.
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 

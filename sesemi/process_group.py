@@ -116,6 +116,8 @@ def find_gpus(gpus, environment):
     if gpus != 'all':
         return gpus.split(',')
     visible = environment.get('CUDA_VISIBLE_DEVICES')
+    if visible is not None and visible.split(',')[0].strip() in ('', '-1'):
+        raise InputError("--gpus all: CUDA_VISIBLE_DEVICES is '%s', which hides every GPU; unset it, or leave the flag out." % visible)
     found = visible.split(',') if visible else sorted(re.findall(r'\d+$', '\n'.join(glob.glob('/dev/nvidia[0-9]*')), re.MULTILINE), key=int)
     if not found:
         raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or leave the flag out.')

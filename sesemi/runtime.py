@@ -9,6 +9,9 @@ import glob
 import importlib.util
 import json
 import os
+import re
+import subprocess
+import sys
 import warnings
 from typing import NamedTuple, Optional
 
@@ -22,7 +25,34 @@ if not (importlib.util.find_spec('npu_bridge') and glob.glob(NPU_NODES)):   # el
 VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
 warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
 warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
-import tensorflow.compat.v1 as tf  # noqa: E402
+
+# What TensorFlow 2 writes when imported, to no one's use and at any log level, which it heeds only later.
+EARLY_LINES = ('^I[0-9]{4} |^WARNING: All log messages before absl::InitializeLog|Unable to register cu[A-Za-z]+ factory|'
+               'computation placer already registered')
+
+
+@contextlib.contextmanager
+def _without_early_lines():
+    """Within the block standard error goes through sed, which has the last words of a process that TensorFlow aborts, too."""
+    try:
+        sed = subprocess.Popen(['sed', '-E', '/%s/d' % EARLY_LINES], stdin=subprocess.PIPE, stdout=2)
+    except OSError:     # there is no sed, or no standard error
+        yield
+        return
+    stderr = os.dup(2)
+    os.dup2(sed.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        sed.stdin.close()
+        sed.wait()
+
+
+with contextlib.ExitStack() if VERBOSE else _without_early_lines():
+    import tensorflow.compat.v1 as tf
 
 if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):
     raise InputError('TensorFlow %s needs the package tf_keras: pip install -r requirements.txt.' % tf.__version__)
@@ -30,6 +60,8 @@ tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
 
+# Under WSL every maker's card is /dev/dxg, but the driver's library is there with NVIDIA's alone.
+GPU_NODES = ('/dev/nvidia[0-9]*', '/usr/lib/wsl/lib/libcuda.so.1')
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
 RANK = 'sesemi/rank'     # the collection of a graph that holds (rank, ranks)
 PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
@@ -49,12 +81,12 @@ def choose_device(requested='auto'):
     """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
 
     'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend variables everywhere.
+    When it leaves an NVIDIA card that is there unused, a line on standard error says why.
     """
     if requested == 'npu':
         _adapter()
     if requested == 'gpu' and not _gpus():
-        raise InputError('--device gpu: TensorFlow %s finds no GPU it can use; install its CUDA libraries or say --device cpu.'
-                         % tf.__version__)
+        raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
     if requested != 'auto':
         return requested, 'asked for'
     if not importlib.util.find_spec('npu_bridge'):
@@ -66,6 +98,9 @@ def choose_device(requested='auto'):
         return 'npu', 'npu_bridge and %s are there' % glob.glob(NPU_NODES)[0]
     if _gpus():
         return 'gpu', npu + '; TensorFlow finds a GPU'
+    unused = _unused_card()
+    if unused:
+        print('This run is on the CPU: ' + unused, file=sys.stderr)
     faster = '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time' if tf.__version__ < '2' else ''
     return 'cpu', npu + '; TensorFlow finds no GPU' + faster
 
@@ -107,7 +142,7 @@ def open_session(device, options=Options(), place=Place()):
     if device == 'npu':
         config = _npu_config(options)
     elif device == 'gpu':
-        config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+        config = _gpu_config()
         if options.precision_mode == 'mixed':
             rewrite = config.graph_options.rewrite_options
             rewrite.auto_mixed_precision = rewrite.ON
@@ -186,7 +221,57 @@ def profiler(device, options, model):
 
 
 def _gpus():
-    return tf.config.experimental.list_physical_devices('GPU')
+    """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
+    if not tf.config.experimental.list_physical_devices('GPU'):
+        return []
+    try:
+        with tf.Session(graph=tf.Graph(), config=_gpu_config()) as session:
+            return [device.name for device in session.list_devices() if device.device_type == 'GPU']
+    except tf.errors.OpError:
+        return []
+
+
+def _gpu_config():
+    return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+
+
+@functools.lru_cache(maxsize=None)      # the runs of --runs are on the same card
+def _unused_card():
+    """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a card.
+
+    The cause is in TensorFlow's log, which is off here: a second process tells it.
+    """
+    if not any(map(glob.glob, GPU_NODES)):
+        return None
+    environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1', TF_USE_LEGACY_KERAS='1')
+    asked = subprocess.run([sys.executable, '-c', 'import tensorflow.compat.v1 as tf; tf.Session().list_devices()'],
+                           env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return 'TensorFlow %s cannot use the NVIDIA card: %s, or say --device cpu.' % (
+        tf.__version__, _reason_in(asked.stderr.decode(errors='replace'), os.environ.get('CUDA_VISIBLE_DEVICES')))
+
+
+def _reason_in(log, visible):
+    """The cause and the remedy, by the log of a TensorFlow that tells what it loads, and CUDA_VISIBLE_DEVICES or None."""
+    missing = list(dict.fromkeys(re.findall(r"Could not load dynamic library '([^']+)'", log)))
+    of_driver = [name for name in missing if name.startswith(('libcuda.', 'libnvidia-ml.'))]
+    of_cuda = ', '.join(name for name in missing if name not in of_driver and not name.startswith('libnvinfer'))    # TensorRT
+    least = re.search(r'minimum required Cuda capability is (\d+\.\d+)', log)
+    refused = re.search(r'(?<=cuInit: )CUDA_ERROR_\w+|CUDA driver version is insufficient for CUDA runtime version', log)
+    if not tf.test.is_built_with_cuda():
+        return 'it is built for CPUs alone; set PYTHON to an interpreter with a build for CUDA'
+    if visible is not None and (visible.split(',')[0].strip() in ('', '-1') or 'CUDA_ERROR_NO_DEVICE' in log):
+        return "CUDA_VISIBLE_DEVICES is '%s', which names none; unset it" % visible
+    if of_driver:
+        return "%s of the driver is missing; install NVIDIA's driver, in a container its runtime" % ' and '.join(of_driver)
+    if refused:
+        return 'the driver says %s; update it, until nvidia-smi lists the card' % refused.group(0)
+    if of_cuda and tf.__version__ < '2':
+        return 'CUDA is missing (%s); start with PYTHON= TENSORFLOW=2 bash run_1p.sh' % of_cuda
+    if of_cuda:
+        return 'CUDA is missing (%s); run %s -m pip install -r requirements-gpu.txt' % (of_cuda, sys.executable)
+    if least:
+        return 'it needs one of compute capability %s; put in another' % least.group(1)
+    return 'its log names no cause; read it with --verbose'
 
 
 def _adapter():

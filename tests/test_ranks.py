@@ -218,7 +218,10 @@ def test_which_gpus(monkeypatch):
     assert find_gpus('all', {}) == ['2', '10']
     monkeypatch.setattr(glob, 'glob', lambda pattern: [])
     with pytest.raises(InputError, match='--gpus all: there is no /dev/nvidia0'):
-        find_gpus('all', {'CUDA_VISIBLE_DEVICES': ''})
+        find_gpus('all', {})
+    for none in ('', '-1', '-1,0'):
+        with pytest.raises(InputError, match="--gpus all: CUDA_VISIBLE_DEVICES is '%s'" % none):
+            find_gpus('all', {'CUDA_VISIBLE_DEVICES': none})
 
 
 def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):

@@ -103,9 +103,10 @@ class Project:
             write(self.folder / name, (SOURCE / name).read_text())
         write(self.folder / "train_evaluate_sesemi.py", TRAINING)
         write(self.folder / "requirements.txt", "tensorflow")
+        write(self.folder / "requirements-gpu.txt", "cuda")
         write(self.folder / "tests/requirements.txt", "pytest")
         self.bin = root / "system/bin"
-        write(self.bin / "uname", "#!/bin/sh\necho ${MACHINE:-x86_64}\n", 0o755)
+        write(self.bin / "uname", "#!/bin/sh\necho ${PLATFORM:-Linux x86_64}\n", 0o755)
         for command in ("bash", "cat", "dirname", "rm"):
             (self.bin / command).symlink_to(shutil.which(command))
 
@@ -123,10 +124,15 @@ class Project:
         process = subprocess.Popen(
             [str(self.bin / "bash"), str(self.folder / script), *flags],
             cwd=str(self.root), start_new_session=True, universal_newlines=True,
-            env={"PATH": str(self.bin), "LOG": str(self.root / "log"), **environment},
+            env={"PATH": str(self.bin), "LOG": str(self.root / "log"), "SESEMI_GPU_NODES": "dev/nvidia[0-9]* dev/libcuda.so.1",
+                 "SESEMI_NPU_NODES": "dev/davinci[0-9]*", **environment},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.processes.append(process)
         return process
+
+    def add_devices(self, *names):
+        for name in names:
+            write(self.root / "dev" / name, "")
 
     def run(self, *flags, **options):
         """Starts, waits for the end and returns the exit status, standard output and standard error."""
@@ -262,7 +268,12 @@ def test_empty_folder_of_the_name_is_no_package(project):
     (["python3.13", "python3.12", "python3.9", "python3.10"], {}, "python3.10"),
     (["python3.13", "python3.12"], {}, "python3.12"),
     (["python3.11", "python3.7"], {}, "python3.7"),
-    (["python3.11", "python3.7"], {"MACHINE": "aarch64"}, "python3.11"),
+    (["python3.11", "python3.7"], {"TENSORFLOW": "2"}, "python3.11"),
+    (["python3.11", "python3.7"], {"TENSORFLOW": "1.15"}, "python3.7"),
+    (["python3.11", "python3.7"], {"PLATFORM": "Linux aarch64"}, "python3.11"),
+    (["python3.13", "python3.7"], {"PLATFORM": "Darwin arm64"}, "python3.13"),
+    (["python3.13", "python3.12"], {"PLATFORM": "Darwin x86_64"}, "python3.12"),
+    (["python3.12", "python3.7"], {"PLATFORM": "Darwin x86_64"}, "python3.7"),
 ])
 def test_makes_venv_from_the_best_interpreter(project, pythons, environment, chosen):
     for name in pythons:
@@ -293,8 +304,103 @@ def test_passes_over_python_without_ensurepip(project):
     assert status == 0 and " with python3.12: " in err
 
 
-def test_no_interpreter(project):
-    assert_fails_with_one_sentence(project.run(), "install Python 3.7 or 3.9 to 3.13")
+@pytest.mark.parametrize("pythons, environment, about", [
+    ([], {}, "install one of Python 3.7, 3.11, 3.10, 3.9, 3.12, 3.13 with"),
+    (["python3.7"], {"TENSORFLOW": "2"}, "install one of Python 3.11, 3.10, 3.9, 3.12, 3.13 with"),
+    (["python3.7"], {"PLATFORM": "Darwin arm64"}, "install one of Python 3.11, 3.10, 3.9, 3.12, 3.13 with"),
+    (["python3.13"], {"PLATFORM": "Darwin x86_64"}, "install one of Python 3.7, 3.11, 3.10, 3.9, 3.12 with"),
+    (["python3.11"], {"PLATFORM": "Linux riscv64"}, "No TensorFlow is published for this machine (Linux riscv64)"),
+    (["python3.11", "python3.7"], {"PLATFORM": "Linux aarch64", "TENSORFLOW": "1.15"}, "published for x86-64 alone"),
+    (["python3.11"], {"TENSORFLOW": "3"}, "TENSORFLOW is '3'"),
+])
+def test_nothing_to_set_up_with(project, pythons, environment, about):
+    for name in pythons:
+        add_python(project.bin / name)
+    assert_fails_with_one_sentence(project.run(**environment), about)
+
+
+def test_tells_of_tensorflow_2_where_both_could_be_had(project):
+    add_python(project.bin / "python3.7")
+    assert "TENSORFLOW=2" not in project.run()[1]
+    lose_the_stamp(project)
+    add_python(project.bin / "python3.12")
+    assert "gets TensorFlow 1.15; TensorFlow 2 is 1.5 to 2 times faster" in project.run()[1]
+
+
+def test_venv_is_made_anew_for_the_other_tensorflow_only_when_asked(project):
+    for name in ("python3.7", "python3.11"):
+        add_python(project.bin / name)
+    for asked, made in (({}, 1), ({"TENSORFLOW": "1.15"}, 1), ({"TENSORFLOW": "2"}, 2), ({}, 2), ({"TENSORFLOW": "1.15"}, 3), ({}, 3)):
+        assert project.interpreter(**asked) == project.venv_python
+        assert project.log == made * INSTALLATION
+
+
+# With an NVIDIA card
+
+
+WITH_CUDA = ["venv", "pip itself", "cuda"]
+
+
+@pytest.mark.parametrize("pythons, devices, environment, chosen, installed, about", [
+    (["python3.7", "python3.12", "python3.11"], ["nvidia0"], {}, "python3.11", WITH_CUDA, "download of 3.5 GB (for TensorFlow 1.15, "),
+    (["python3.7", "python3.13"], ["dxg", "libcuda.so.1"], {}, "python3.13", WITH_CUDA, "TENSORFLOW=1.15 bash run_1p.sh"),
+    (["python3.7", "python3.11"], ["nvidia1"], {"TENSORFLOW": "2"}, "python3.11", WITH_CUDA, "3.5 GB"),
+    (["python3.7", "python3.11"], ["nvidia1"], {"TENSORFLOW": "1.15"}, "python3.7", INSTALLATION, "needs CUDA 10.0"),
+    (["python3.7"], ["nvidia0"], {}, "python3.7", INSTALLATION, "TensorFlow 2 with CUDA needs Python 3.9 to 3.13"),
+    (["python3.7", "python3.11"], ["nvidiactl", "dxg"], {}, "python3.7", INSTALLATION, "on a CPU"),
+    (["python3.7", "python3.11"], ["nvidia0", "davinci0"], {}, "python3.7", INSTALLATION, "it is the first found"),
+    (["python3.11"], ["davinci0"], {"PLATFORM": "Linux aarch64"}, "python3.11", INSTALLATION, "to use the Ascend NPU here install"),
+    (["python3.11"], ["nvidia0"], {"PLATFORM": "Linux aarch64"}, "python3.11", INSTALLATION, "none with CUDA is published for Linux aarch64"),
+])
+def test_venv_gets_cuda_for_a_card(project, pythons, devices, environment, chosen, installed, about):
+    for name in pythons:
+        add_python(project.bin / name)
+    project.add_devices(*devices)
+    out, err, status = project.run(**environment)
+    assert status == 0 and json.loads(out)["environment"]["INTERPRETER"] == project.venv_python
+    assert project.log == installed
+    assert err.startswith("Making {} with {}: ".format(project.folder / ".venv", chosen)) and about in err and err.count("\n") == 1
+
+
+def add_packages(packages, cuda):
+    for name in ("tensorflow", "numpy", "PIL", "tf_keras"):
+        write(packages / name / "__init__.py", "")
+    if cuda:
+        write(packages / "nvidia/some_part/lib" / ("libcublas.so.12" if sys.version_info >= (3, 8) else "libcudnn.so.7"), "")
+
+
+@pytest.mark.parametrize("cuda, others, expected", [
+    (True, ["python3.11"], "python3"), (False, ["python3.11"], None), (False, [], "python3")])
+def test_interpreter_whose_packages_lack_cuda_is_passed_over_for_a_card(project, cuda, others, expected):
+    add_packages(add_python(project.bin / "python3"), cuda)
+    for name in others:
+        add_python(project.bin / name)
+    project.add_devices("nvidia0")
+    assert project.interpreter() == (str(project.bin / expected) if expected else project.venv_python)
+
+
+def test_venv_without_cuda_is_not_silently_used_for_a_card(project):
+    add_python(project.bin / "python3.11")
+    project.train()
+    project.add_devices("nvidia0")
+    _, err, status = project.run()
+    assert status == 0 and project.log == INSTALLATION
+    assert "has no CUDA libraries" in err and "TENSORFLOW=2 bash run_1p.sh" in err and err.count("\n") == 1
+    _, err, status = project.run(TENSORFLOW="2")
+    assert status == 0 and project.log == INSTALLATION + WITH_CUDA
+
+
+def test_venv_with_cuda_is_used_in_silence(project):
+    add_python(project.bin / "python3.11")
+    project.add_devices("nvidia0")
+    project.train()
+    add_packages(project.folder / ".venv/packages", cuda=True)
+    assert project.run()[1:] == ("", 0)
+    shutil.rmtree(str(project.root / "dev"))
+    assert project.run()[1:] == ("", 0)
+    change_the_requirements(project)        # of all, which those for a card include
+    project.train()
+    assert project.log == WITH_CUDA + INSTALLATION
 
 
 def test_finished_venv_is_used_without_looking_further(project):

@@ -1,7 +1,9 @@
 """Which device a run is on and how. tests/stand_ins/npu_bridge plays the NPU, in processes of its own: it patches TensorFlow."""
+import ctypes
 import importlib.util
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -213,10 +215,143 @@ def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
     assert runtime.choose_device('auto')[0] == 'cpu'
 
 
-def test_gpu_that_is_not_there(monkeypatch):
+# A GPU that TensorFlow cannot use
+
+
+@pytest.fixture
+def add_card(tmp_path, monkeypatch):
+    """A machine of its own device nodes; a call adds an NVIDIA card's."""
+    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'davinci[0-9]*'))
+    monkeypatch.setattr(runtime, 'GPU_NODES', (str(tmp_path / 'nvidia[0-9]*'),))
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    (tmp_path / 'nvidiactl').write_text('')     # a container without a card may have it
+    runtime._unused_card.cache_clear()
+    yield lambda: (tmp_path / 'nvidia0').write_text('')
+    runtime._unused_card.cache_clear()
+
+
+def test_without_a_card_nothing_is_said_of_one(add_card, monkeypatch, capsys):
     monkeypatch.setattr(runtime, '_gpus', lambda: [])
-    with pytest.raises(runtime.InputError, match='--device gpu: .* finds no GPU'):
+    assert runtime.choose_device('auto')[0] == 'cpu'
+    assert capsys.readouterr() == ('', '')
+    with pytest.raises(runtime.InputError, match='--device gpu: there is no NVIDIA card here'):
         runtime.choose_device('gpu')
+
+
+def has_driver():
+    try:
+        return bool(ctypes.CDLL('libcuda.so.1'))
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(has_driver() or not runtime.tf.test.is_built_with_cuda(), reason='needs a build for CUDA and no driver')
+def test_card_that_tensorflow_cannot_use_is_told_of_or_refused(add_card, capsys):
+    add_card()
+    assert runtime.choose_device('auto')[0] == 'cpu'
+    out, err = capsys.readouterr()
+    assert (out, err.count('\n')) == ('', 1)
+    assert err.startswith('This run is on the CPU: TensorFlow %s cannot use the NVIDIA card: libcuda.so.1 of the driver is missing; '
+                          'install ' % runtime.tf.__version__)
+    with pytest.raises(runtime.InputError) as error:
+        runtime.choose_device('gpu')
+    assert str(error.value) == err.strip().replace('This run is on the CPU:', '--device gpu:')
+
+
+# As TensorFlow 2.21 and 1.15 wrote it, where a driver's library was there that answered so.
+NOT_LOADED = ("I0000 00:00:1795558998.733599    7283 dso_loader.cc:144] Could not load dynamic library '%s'; dlerror: cannot open shared "
+              'object file: No such file or directory; LD_LIBRARY_PATH: /driver\n')
+OLD_NOT_LOADED = ("2026-11-24 22:21:49.856856: W tensorflow/stream_executor/platform/default/dso_loader.cc:55] Could not load dynamic "
+                  "library '%s'; dlerror: cannot open shared object file\n")
+REFUSED = ('E0000 00:00:1795558876.394918    6622 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call to '
+           'cuInit: %s\n')
+OLD_REFUSED = '2026-11-24 22:21:51.413602: E tensorflow/stream_executor/cuda/cuda_driver.cc:318] failed call to cuInit: %s\n'
+INSUFFICIENT = 'CUDA driver version is insufficient for CUDA runtime version'
+
+
+@pytest.mark.parametrize('log, visible, reason', [
+    ('', '', "CUDA_VISIBLE_DEVICES is '', which names none; unset it"),
+    ('', '-1,0', "CUDA_VISIBLE_DEVICES is '-1,0', which names none; unset it"),
+    (REFUSED % 'CUDA_ERROR_NO_DEVICE: no CUDA-capable device', '7', "CUDA_VISIBLE_DEVICES is '7', which names none; unset it"),
+    (NOT_LOADED % 'libnvidia-ml.so.1' + NOT_LOADED % 'libcudart.so.12', '0', 'libnvidia-ml.so.1 of the driver is missing; install'),
+    (REFUSED % 'CUDA_ERROR_NO_DEVICE: no CUDA-capable device', None, 'the driver says CUDA_ERROR_NO_DEVICE; update it'),
+    (REFUSED % ('CUDA_ERROR_INSUFFICIENT_DRIVER: ' + INSUFFICIENT), None, 'the driver says CUDA_ERROR_INSUFFICIENT_DRIVER; update it'),
+    (OLD_REFUSED % 'CUDA_ERROR_UNKNOWN: unknown error', '0', 'the driver says CUDA_ERROR_UNKNOWN; update it'),
+    ('InternalError: cudaGetDevice() failed. Status: ' + INSUFFICIENT, None, 'the driver says %s; update it' % INSUFFICIENT),
+    (''.join(NOT_LOADED % name for name in ('libcudart.so.12', 'libcudnn.so.9', 'libcudart.so.12', 'libnvinfer.so.10')), None,
+     'CUDA is missing (libcudart.so.12, libcudnn.so.9); '),
+    (OLD_NOT_LOADED % 'libcudart.so.10.0' + OLD_NOT_LOADED % 'libcudnn.so.7', '0', 'CUDA is missing (libcudart.so.10.0, libcudnn.so.7); '),
+    ('The minimum required Cuda capability is 6.0.', None, 'it needs one of compute capability 6.0; '),
+    ('', None, 'its log names no cause')])
+def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(log, visible, reason, monkeypatch):
+    monkeypatch.setattr(runtime.tf.test, 'is_built_with_cuda', lambda: True)
+    for version, remedy in (('1.15.0', 'TENSORFLOW=2 bash run_1p.sh'), ('2.21.0', ' -m pip install -r requirements-gpu.txt')):
+        monkeypatch.setattr(runtime.tf, '__version__', version)
+        found = runtime._reason_in(log, visible)
+        assert found.startswith(reason) and found.endswith(remedy) == reason.startswith('CUDA is missing')
+    monkeypatch.setattr(runtime.tf.test, 'is_built_with_cuda', lambda: False)
+    assert runtime._reason_in(log, visible).startswith('it is built for CPUs alone; ')
+
+
+def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
+    """Those of its import, and such as it may write; then it aborts, as on a CPU that it was not built for."""
+    lines = [b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR',
+             b'I0000 00:00:1795558566.395856    4549 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.',
+             b'E0000 00:00:1795558566.395856    4549 cuda_fft.cc:477] Unable to register cuFFT factory: Attempting to register factory',
+             b'E0000 00:00:1795558566.395856    4549 some_file.cc:1] some error', b'']
+    status, out, err = run(sys.executable, '-c', '''
+import os, sys
+import runtime
+
+with runtime._without_early_lines():
+    os.write(2, %r)
+    print('written by Python', file=sys.stderr)
+os.write(2, b'I0000 afterwards' + os.linesep.encode())
+with runtime._without_early_lines():
+    os.write(2, b'F0000 the last words')
+    os.abort()
+''' % b'\n'.join(lines), cwd=PROJECT, TF_CPP_MIN_LOG_LEVEL='3')
+    assert (status, out) == (-signal.SIGABRT, '')
+    assert err.splitlines() == [lines[3].decode(), 'written by Python', 'I0000 afterwards', 'F0000 the last words']
+
+
+# Mixed precision on a GPU: what a CPU can show of it
+
+
+@pytest.fixture
+def train_half():
+    """train_half(mixed, factor): the gradient and the updated weight of a step whose loss is 2 * factor * weight.
+
+    The product is float16, as the session's graph rewrite makes products on a GPU. The weight starts at 1; with and without
+    mixed precision it is another one, each with an optimizer of its own.
+    """
+    tf, backend = runtime.tf, runtime.keras.backend
+
+    def build(options):
+        optimizer = runtime.optimizer('gpu', 0.5, 0.9, options)
+        factor, weight = tf.placeholder(tf.float32, ()), backend.variable(1.)
+        loss = tf.cast(tf.cast(weight, tf.float16) * tf.cast(2., tf.float16), tf.float32) * factor
+        gradient, = optimizer.get_gradients(loss, [weight])
+        with tf.control_dependencies([*optimizer.get_updates(loss, [weight]), gradient]):
+            return factor, gradient, weight.read_value()
+
+    with runtime.open_session('cpu'):
+        built = {mixed: build(runtime.Options('mixed' if mixed else None)) for mixed in (False, True)}
+        session = backend.get_session()     # initialises the variables
+        yield lambda mixed, factor: session.run(built[mixed][1:], {built[mixed][0]: factor})
+    tf.train.experimental.disable_mixed_precision_graph_rewrite()
+
+
+def test_mixed_precision_scales_the_loss_and_unscales_the_gradient(train_half):
+    assert train_half(False, 2e-8)[0] == 0      # float16 has no number so small
+    assert train_half(True, 2e-8)[0] == pytest.approx(4e-8, rel=1e-3)
+    assert train_half(True, 0.25)[0] == train_half(False, 0.25)[0] == 0.5
+
+
+def test_mixed_precision_skips_an_update_that_overflows_and_lowers_the_scale(train_half):
+    """The first scale, 2 ** 15, takes the gradient out of float16, and so does half of it; a quarter does not."""
+    mixed, plain = ([train_half(mixed, 2.)[1] for _ in range(steps)] for mixed, steps in ((True, 4), (False, 2)))
+    assert mixed == [1, 1, *plain] and len({1, *plain}) == 3
 
 
 # What the device flags ask for
