@@ -25,7 +25,7 @@ import baseline  # noqa: E402
 import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
-from networks import build_sesemi  # noqa: E402
+from networks import build_sesemi, sesemi  # noqa: E402
 from sesemi import pools, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
 from sesemi.run_folder import write_json  # noqa: E402
@@ -122,6 +122,33 @@ def step_with_a_tiny_trunk(args):
     return found
 
 
+def host_share(args):
+    """Of a step whose trunk only pools, so that the device's share is nearly nothing, on one core; the batch is made already."""
+    batch, steps, stop = TwoBranchBatches(*two_branches())[0], 100, training.StopSignals()
+
+    class Made:
+        def __getitem__(self, t):
+            return batch
+
+    def ignore(*_):
+        pass
+    sesemi.TRUNKS['pool'] = lambda dropout=0.0, seed=0: runtime.keras.layers.MaxPooling2D(2, 16, name='pool')
+    with one_core(), runtime.open_session('cpu'):
+        model, _ = build_sesemi('pool', (32, 32, 3), 10)
+        train_step = training.training_function(model, runtime.optimizer('cpu', training.scheduled_rate(0.05, 10 ** 6), MOMENTUM))
+        train_step(*batch)
+
+        def train(step):
+            with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+                training.train(step, Made(), steps, 1, 0.05, training.Progress(), ignore, ignore, stop)
+        metrics = train_step(*batch)
+        run = median(lambda: [train_step(*batch) for _ in range(steps)], args.repeats) / steps
+        loop = median(lambda: train(lambda *_: dict(metrics)), args.repeats) / steps
+        whole = median(lambda: train(train_step), args.repeats) / steps
+    return {'host share of a step, all but the batch': (None, whole), 'host share, feeding and session.run': (None, run),
+            'host share, loop and progress line': (None, loop)}
+
+
 def network_step(network):
     def row(args):
         batches = TwoBranchBatches(*two_branches())
@@ -168,8 +195,8 @@ def start_ups(args):
 
 ROWS = {'batch, one core': batch_on_one_core, 'batch, two threads': batch_in_two_threads,
         'normalise and fit the whitening': normalise_and_fit, 'whiten': whiten, '8 views of the test images': test_views,
-        'step, tiny trunk': step_with_a_tiny_trunk, 'evaluation, nin, 1000 images': evaluation,
-        'step, nin': network_step('nin'), 'step, wrn': network_step('wrn'), 'step, convnet': network_step('convnet')}
+        'step, tiny trunk': step_with_a_tiny_trunk, 'host share of a step': host_share,
+        'evaluation, nin, 1000 images': evaluation, 'step, nin': network_step('nin'), 'step, wrn': network_step('wrn'), 'step, convnet': network_step('convnet')}
 
 
 def main():
