@@ -16,6 +16,7 @@ from conftest import PROJECT
 from PIL import Image
 from programs import TINY, read_until, run, start
 
+import predict
 from sesemi import runtime
 
 CLASSES = ('cat', 'dog', 'mouse')
@@ -215,7 +216,7 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     assert again.out.endswith(last) and 'Epoch' not in again.out
 
 
-def test_large_images_that_are_not_square(train, tmp_path):
+def test_large_images_that_are_not_square(train, tmp_path, capsys):
     """Standardised channel by channel, and padded by training and prediction alike."""
     rng = np.random.RandomState(0)
     for part, count in (('train', 6), ('test', 4)):
@@ -227,8 +228,8 @@ def test_large_images_that_are_not_square(train, tmp_path):
     done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet', '--epochs=1'))
     assert done.status == 0 and 'standardised' in done.out, done.err
     record = json.loads((result / 'result.json').read_text())
-    scored = run('predict.py', result / 'sesemi.h5', '--evaluate', tmp_path / 'test')
-    assert ERROR.search(scored.out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+    assert predict.main([str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test')]) == 0
+    assert ERROR.search(capsys.readouterr().out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
 
 
 @pytest.mark.parametrize('flags, named', [
