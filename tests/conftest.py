@@ -27,16 +27,14 @@ def no_tensorflow(tmp_path):
 
 
 @pytest.fixture
-def train(monkeypatch, capsys):
-    """train_evaluate_sesemi.main with a trunk of one convolution for nin, in this process: flags -> programs.Result."""
+def train(capsys):
+    """A run with the tiny trunk in this process, which spares it the start of TensorFlow: flags -> programs.Result."""
     import tiny_trunk
-    import train_evaluate_sesemi
     from programs import Result
-    monkeypatch.setitem(tiny_trunk.sesemi.TRUNKS, 'nin', tiny_trunk.trunk)
 
     def train(*flags):
         capsys.readouterr()
-        status = train_evaluate_sesemi.main(list(map(str, flags)))
+        status = tiny_trunk.main(list(map(str, flags)))
         return Result(status, *capsys.readouterr())
     return train
 

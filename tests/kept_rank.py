@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import tiny_trunk
 
-import train_evaluate_sesemi
 from sesemi import training
 
 real_train, real_function = training.train, training.training_function
@@ -37,6 +36,5 @@ def train(train_step, batches, *arguments, **named):
 
 
 if __name__ == '__main__':
-    tiny_trunk.sesemi.TRUNKS['nin'] = tiny_trunk.trunk
     training.train, training.training_function = train, training_function
-    sys.exit(train_evaluate_sesemi.main(sys.argv[1:]))
+    sys.exit(tiny_trunk.main(sys.argv[1:]))

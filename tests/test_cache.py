@@ -2,12 +2,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import PROJECT, write_classes, write_image
+from conftest import write_classes, write_image
 
 import utils
 from sesemi import cache
@@ -158,20 +156,18 @@ def test_whitening_is_fitted_once_for_the_same_images(store):
     assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).deviation[2] == 2
 
 
-def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(tmp_path):
+def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(train, tmp_path, monkeypatch):
+    monkeypatch.setenv('SESEMI_CACHE', str(tmp_path))
     write_classes(tmp_path / 'data/train', {'cat': 20, 'dog': 20}, size=16)
     write_classes(tmp_path / 'data/test', {'cat': 4, 'dog': 4}, size=16)
     write_classes(tmp_path / 'data', {'unlabeled': 10}, size=16)
 
     def losses(name, *flags):
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / 'tests/tiny_trunk.py'), '--data', 'folder', '--dataset', str(tmp_path / 'data'), '--network',
-             'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--method', 'ssl', '--quiet',
-             '--result', str(tmp_path / name), *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, 'SESEMI_CACHE': str(tmp_path)})
-        assert done.returncode == 0, done.stderr
+        done = train('--data', 'folder', '--dataset', tmp_path / 'data', '--network', 'nin', '--image-size', '16', '--batch-size', '4',
+                     '--epochs', '1', '--labels', '10', '--method', 'ssl', '--quiet', '--result', tmp_path / name, *flags)
+        assert done.status == 0, done.err
         result = json.loads((tmp_path / name / 'result.json').read_text())
-        return float(re.search(r'loss ([\d.]+)', done.stdout).group(1)), result['data_checksum']
+        return float(re.search(r'loss ([\d.]+)', done.out).group(1)), result['data_checksum']
     without = losses('without', '--no-cache')
     assert not (tmp_path / 'sesemi').exists()
     assert losses('cold') == without

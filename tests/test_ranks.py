@@ -4,16 +4,17 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 
 import numpy as np
+import programs
 import pytest
-import tiny_trunk
+from conftest import PROJECT
+from programs import STAND_INS, TINY, read_until, run
 
+import tiny_trunk  # noqa: F401
 import train_evaluate_sesemi
 import utils
-from conftest import PROJECT
 from networks import build_sesemi
 from networks.layers import step_variable
 from sesemi import training
@@ -22,9 +23,6 @@ from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
 from sesemi.process_group import ASCEND_PORT, Place, find_gpus, find_place
 from sesemi.runtime import keras, open_session
-
-sys.path.insert(0, str(PROJECT / 'tests/stand_ins'))
-from project import STAND_INS, run  # noqa: E402
 
 FLAGS = ('--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16', '--epochs', '2')
 
@@ -37,11 +35,8 @@ def addresses():
 
 
 def start(workers, rank, result, *flags):
-    environment = {name: value for name, value in os.environ.items() if name not in ('TF_CONFIG', 'RANK_ID', 'RANK_SIZE')}
-    return subprocess.Popen(
-        [sys.executable, '-u', tiny_trunk.__file__, *FLAGS, '--device', 'cpu', '--result', str(result), *flags,
-         *(['--workers', workers, '--rank', str(rank)] if workers else [])],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env=environment)
+    return programs.start(TINY, *FLAGS, '--device', 'cpu', '--result', result, *flags,
+                          *(['--workers', workers, '--rank', rank] if workers else []))
 
 
 @pytest.fixture(scope='module', params=['gpus', 'npu'])
@@ -126,11 +121,7 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(tmp_path, killed):
     workers = addresses()
     flags = '--epochs', '20', '--checkpoint-minutes', '0.0001'
     both = [start(workers, rank, tmp_path / 'run', *flags) for rank in (0, 1)]
-    seen = ''
-    while 'Epoch 2/20' not in seen:
-        character = both[0].stdout.read(1)
-        assert character, seen
-        seen += character
+    read_until(both[0], 'Epoch 2/20')
     both[killed].kill()
     _, err = both[1 - killed].communicate(timeout=200)
     both[killed].communicate()
@@ -179,15 +170,10 @@ def test_several_runs_of_several_ranks(tmp_path):
 
 
 def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
-    process = subprocess.Popen(
-        ['bash', str(PROJECT / 'run_local.sh'), '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
-         '--image-size', '16', '--epochs', '1000', '--result', str(tmp_path / 'run')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, 'PYTHON': sys.executable})
-    seen = ''
-    while 'Epoch 2/' not in seen:
-        character = process.stdout.read(1)
-        assert character, seen
-        seen += character
+    process = programs.start(
+        'bash', PROJECT / 'run_local.sh', '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
+        '--image-size', '16', '--epochs', '1000', '--result', tmp_path / 'run')
+    read_until(process, 'Epoch 2/')
     process.terminate()
     _, err = process.communicate(timeout=200)       # which waits for all who have the pipe, so for both ranks
     assert process.returncode == 143 and '--resume' in err
@@ -235,14 +221,12 @@ exec tail -f /dev/null
 """)
     python.chmod(0o755)
     (tmp_path / 'table.json').write_text('{}')
-    environment = {name: value for name, value in os.environ.items() if name not in ('RANK_SIZE', 'JOB_ID')}
 
     def start_8p(**variables):
-        return subprocess.run(['bash', str(PROJECT / 'run_8p.sh'), '--data', 'digits'], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=200, env={**environment, 'PYTHON': str(python), **variables})
+        return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits', PYTHON=str(python), **variables)
     done = start_8p(RANK_TABLE_FILE=str(tmp_path / 'table.json'))
-    assert done.returncode == 7
-    assert set(done.stdout.splitlines()) <= {'%d 8 %d 10087 --data digits' % (rank, rank) for rank in range(8)}
-    assert '5 8 5 10087 --data digits' in done.stdout
+    assert done.status == 7
+    assert set(done.out.splitlines()) <= {'%d 8 %d 10087 --data digits' % (rank, rank) for rank in range(8)}
+    assert '5 8 5 10087 --data digits' in done.out
     done = start_8p(RANK_TABLE_FILE='')
-    assert done.returncode == 2 and 'RANK_TABLE_FILE' in done.stderr
+    assert done.status == 2 and 'RANK_TABLE_FILE' in done.err

@@ -16,6 +16,8 @@ from conftest import PROJECT
 from PIL import Image
 from programs import TINY, read_until, run, start
 
+import predict
+import report
 from sesemi import runtime
 
 CLASSES = ('cat', 'dog', 'mouse')
@@ -107,13 +109,13 @@ print(np.mean(predicted != [i for i, _ in files]))
     assert float(done.out.split()[-1]) == pytest.approx(record['classification_error_rate_1_view'])
 
 
-def test_one_seed_gives_one_model_and_a_finished_run_is_kept(finished, data, tmp_path):
+def test_one_seed_gives_one_model_and_a_finished_run_is_kept(train, finished, data, tmp_path):
     result, printed = finished
     before = {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
-    refused = run(TINY, *flags_for(data, result))
+    refused = train(*flags_for(data, result))
     assert refused.status == 2 and str(result) in refused.sentence() and '--resume' in refused.sentence()
     assert before == {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
-    again = run(TINY, *flags_for(data, tmp_path / 'again'))
+    again = train(*flags_for(data, tmp_path / 'again'))     # in another process
     assert ERROR.search(again.out).group() == ERROR.search(printed).group()
     assert same_weights(result, tmp_path / 'again')
 
@@ -129,9 +131,9 @@ def test_the_other_methods(train, data, tmp_path, method, images, steps):
     assert all(errors) if method == 'ssl' else not any(errors)
 
 
-def test_measured_statistics_are_saved_and_training_is_the_same(finished, data, tmp_path):
+def test_measured_statistics_are_saved_and_training_is_the_same(train, finished, data, tmp_path):
     """On for folders, so that `finished` has them; without, the same kernels, and the averages of training."""
-    done = run(TINY, *flags_for(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
+    done = train(*flags_for(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
     assert done.status == 0, done.err
     measured, averaged = weights(finished[0]), weights(tmp_path / 'run')
     assert list(measured) == list(averaged)
@@ -142,17 +144,17 @@ def test_measured_statistics_are_saved_and_training_is_the_same(finished, data, 
     assert all(averaged[name].tobytes() in found for name in averaged if 'norm' in name)
 
 
-def test_svhn_on_the_convnet(tmp_path):
+def test_svhn_on_the_convnet(train, tmp_path, capsys):
     """Dropout in the trunk, through to a model that predict.py opens."""
     for name in ('train_32x32.mat', 'test_32x32.mat'):
         rng = np.random.RandomState(0)
         scipy.io.savemat(str(tmp_path / name), {'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
-    done = run('train_evaluate_sesemi.py', '--data', 'svhn', '--dataset', tmp_path, '--image-size', '16', '--labels', '10',
-               '--batch-size', '10', '--epochs', '1', '--result', tmp_path / 'run')
+    done = train('--data', 'svhn', '--dataset', tmp_path, '--image-size', '16', '--labels', '10', '--batch-size', '10', '--epochs', '1',
+                 '--result', tmp_path / 'run')
     assert done.status == 0 and ERROR.search(done.out), done.err
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(str(tmp_path / 'image.png'))
-    named = run('predict.py', tmp_path / 'run/sesemi.h5', tmp_path / 'image.png')
-    assert named.status == 0 and len(named.out.splitlines()) == 1, named.err
+    assert predict.main([str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'image.png')]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, data, tmp_path):
@@ -202,7 +204,9 @@ def no_room_for_a_checkpoint_loses_nothing(data, result):
     assert checkpoints(result) == before
 
 
-def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path):
+def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'plot', lambda folders, path: drawn.append([os.path.basename(folder) for folder in folders] + [path]))
+    drawn = []
     flags = flags_for(data, tmp_path / 'runs', '--runs=2', '--seed=3', '--epochs=1', '--quiet')
     done = train(*flags)
     assert done.status == 0, done.err
@@ -210,12 +214,12 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.out, re.MULTILINE)
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
     assert done.out.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.out, re.MULTILINE)
-    assert Image.open(str(tmp_path / 'runs' / 'runs.png')).size[0] > 100
+    assert drawn == [['seed-3', 'seed-4', str(tmp_path / 'runs/runs.png')]]
     again = train(*flags, '--resume')
     assert again.out.endswith(last) and 'Epoch' not in again.out
 
 
-def test_large_images_that_are_not_square(train, tmp_path):
+def test_large_images_that_are_not_square(train, tmp_path, capsys):
     """Standardised channel by channel, and padded by training and prediction alike."""
     rng = np.random.RandomState(0)
     for part, count in (('train', 6), ('test', 4)):
@@ -227,8 +231,8 @@ def test_large_images_that_are_not_square(train, tmp_path):
     done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet', '--epochs=1'))
     assert done.status == 0 and 'standardised' in done.out, done.err
     record = json.loads((result / 'result.json').read_text())
-    scored = run('predict.py', result / 'sesemi.h5', '--evaluate', tmp_path / 'test')
-    assert ERROR.search(scored.out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+    assert predict.main([str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test')]) == 0
+    assert ERROR.search(capsys.readouterr().out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
 
 
 @pytest.mark.parametrize('flags, named', [

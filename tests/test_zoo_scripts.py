@@ -161,6 +161,7 @@ def test_whole_program(tmp_path):
                            '--batch_size=2', '--image_size=16', '--device=cpu', cwd=tests)
     assert (status, err) == (0, ''), out + err
     output = tests / 'output/0'
+    assert {'report.html', 'curves.png', 'confusion.png'} < set(os.listdir(str(output / 'result_acc')))
     record = json.loads((output / 'result_acc/result.json').read_text())
     fields = dict(line.split(' = ') for line in (output / 'nin_bs2_1p_acc.log').read_text().splitlines())
     assert len(fields) == 10
