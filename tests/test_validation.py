@@ -211,17 +211,6 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
         assert process.returncode == 2 and said in err and 'Traceback' not in err
 
 
-def test_several_runs_go_on_by_one_flag(data, tmp_path):
-    flags = ('--data=folder', '--dataset', data, '--network=nin', '--image-size=16', '--batch-size=4', '--epochs=1', '--labels=all', '--quiet')
-    process = start(*flags, '--result', tmp_path, '--runs=2', '--seed=5')
-    for line in process.stdout:
-        if line.startswith('Seed 5'):
-            process.kill()
-    process.communicate()
-    out, _ = finish('--result', tmp_path, '--resume')
-    assert re.findall('^Seed (.):', out, re.MULTILINE) == ['5', '6'] and '(2 runs)' in out and 'Epoch 1/1' in out
-
-
 # Flags
 
 
