@@ -44,10 +44,10 @@ def train_and_evaluate(args, meeting=Meeting()):
     else:
         checksum_of_trained = checksum
     validated = bool(len(dataset.valid_labels))
-    if args.keep == 'best' and not validated:
-        raise InputError('--keep best: there are no validation images to choose by; add a valid folder or give --validation 0.1.')
     if args.eval_every is None:
         args.eval_every = int(validated or args.method == 'ssl')
+    if args.keep == 'best' and not (validated and args.eval_every):
+        raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     if place.ranks > 1:
         meeting.agree(record.run_identity(args, checksum, labeled))
@@ -126,7 +126,7 @@ def train_and_evaluate(args, meeting=Meeting()):
         kept = training.best_row(progress.rows) if args.keep == 'best' else progress.rows[-1]
         with contextlib.nullcontext() if args.keep == 'best' else statistics():
             dense, plain = test()
-            of_labeled = record.error_rate(seen.plain(), dataset.train_labels[labeled])
+            of_labeled = record.error_rate(seen.one_view(), dataset.train_labels[labeled])
             clock.lap('evaluating')
             saved.save(run.path('sesemi.h5'))
     result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock, labeled_error_rate=of_labeled,

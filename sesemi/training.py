@@ -263,7 +263,7 @@ class DenseEvaluator:
             plain.append(outputs[0])
         return self._joined(dense), self._joined(plain)
 
-    def plain(self):
+    def one_view(self):
         """The softmax of the images themselves: float32 (n, classes)."""
         return self._joined([self._predict(view) for view, in self._batches(lambda images, first: [images])])
 

@@ -1,13 +1,11 @@
 """Validation images, the best weights, going on without other flags, class weights: what a run does beside the published one."""
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 
 import h5py
 import numpy as np
+import programs
 import pytest
 from conftest import write_image
 
@@ -21,7 +19,6 @@ from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 3, 4
-SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'tiny_trunk.py')
 
 
 def batches():
@@ -133,7 +130,7 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(plain, images[:, 0, 0])
-        np.testing.assert_array_equal(evaluate.plain(), images[:, 0, 0])
+        np.testing.assert_array_equal(evaluate.one_view(), images[:, 0, 0])
     assert shapes == {(40,) + SHAPE}
 
 
@@ -156,18 +153,6 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(*words, **options):
-    return subprocess.Popen([sys.executable, SCRIPT, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True, **options)
-
-
-def finish(*words, **options):
-    process = start(*words, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out, err
-
-
 def weights_of(path):
     with h5py.File(str(path), 'r') as file:
         found = {}
@@ -175,19 +160,22 @@ def weights_of(path):
     return found
 
 
-def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_left_alone(data, tmp_path):
-    flags = ('--data=folder', '--dataset=' + data.name, '--network=nin', '--image-size=16', '--batch-size=4', '--epochs=8', '--labels=all', '--lr=0.2',
-             '--validation=0.25', '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=3')
-    whole, _ = finish(*flags, '--result', tmp_path / 'whole', '--scale-lr', cwd=str(data.parent))
-    process = start(*flags, '--result', tmp_path / 'cut', '--scale-lr', cwd=str(data.parent))
-    for line in process.stdout:
-        if line.startswith('Epoch 4/8:'):
-            process.kill()
-    process.communicate()
-    resumed, said = finish('--result', tmp_path / 'cut', '--resume')        # from another folder too
-    assert 'Epoch 1/8' not in resumed and '--scale-lr: there is one process' in said
-    last, = re.findall('classification error rate: .*', whole)
-    assert last in resumed
+def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_left_alone(train, data, tmp_path, monkeypatch):
+    def flags(name):
+        return ('--data=folder', '--dataset=' + data.name, '--network=nin', '--image-size=16', '--batch-size=4', '--epochs=8', '--labels=all',
+                '--lr=0.2', '--validation=0.25', '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=3', '--scale-lr',
+                '--result', tmp_path / name)
+    process = programs.start(programs.TINY, *flags('cut'), cwd=data.parent)
+    monkeypatch.chdir(data.parent)
+    whole = train(*flags('whole'))
+    programs.read_until(process, 'Epoch 4/8: loss')
+    process.kill()
+    programs.result(process)
+    monkeypatch.chdir(tmp_path)         # and from another folder
+    resumed = train('--result', 'cut', '--resume')
+    assert whole.status == resumed.status == 0, whole.err + resumed.err
+    assert 'Epoch 1/8' not in resumed.out and '--scale-lr: there is one process' in resumed.err
+    assert re.search('classification error rate: .*', whole.out).group() in resumed.out
     ours, theirs = (weights_of(tmp_path / name / 'sesemi.h5') for name in ('whole', 'cut'))
     assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
@@ -196,19 +184,25 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
         errors = [float(row['validation_error']) for row in csv.DictReader(file)]
     assert len(errors) == 8 and record['validation_error_rate'] == min(errors) and record['saved_epoch'] == errors.index(min(errors)) + 1
     assert record['saved_epoch'] < 8, 'no test of the best weights: the last are the best'
-    assert 'The weights of epoch %d, of the least validation error' % record['saved_epoch'] in resumed
+    assert 'The weights of epoch %d, of the least validation error' % record['saved_epoch'] in resumed.out
     low, high = record['error_rate_interval']
     assert 0 <= low < record['classification_error_rate'] < high <= 1 and 0 <= record['labeled_error_rate'] <= 1
     with open(str(tmp_path / 'cut' / 'labeled.csv'), newline='') as file:
         split = [(row['class'], row['split']) for row in csv.DictReader(file)]
     assert [split.count((name, 'valid')) for name in 'abc'] == [4, 2, 4] and len(split) == 40
-    page = (tmp_path / 'cut' / 'report.html').read_text()
+    page = (tmp_path / 'cut' / 'report.html').read_text(encoding='utf-8')
     assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page and 'validation images' in page
 
-    for words, said in ((('--epochs', '9'), 'the learning rate of every step'), (('--keep', 'last'), '--keep best'), (('--validation', '.1'), '--validation')):
-        process = start('--result', tmp_path / 'cut', '--resume', *words)
-        _, err = process.communicate()
-        assert process.returncode == 2 and said in err and 'Traceback' not in err
+    for words, said in ((('--epochs', '9'), 'the learning rate of every step'), (('--keep', 'last'), '--keep best'),
+                        (('--validation', '.1'), '--validation 0.25, not 0.1')):
+        refused = train('--result', 'cut', '--resume', *words)
+        assert refused.status == 2 and said in refused.err
+
+
+def test_keep_best_needs_validation_images(train, data, tmp_path):
+    for words in (('--keep=best',), ('--keep=best', '--validation=0.2', '--eval-every=0')):
+        refused = train('--data=folder', '--dataset', data, '--labels=all', '--result', tmp_path / 'run', *words)
+        assert refused.status == 2 and refused.err.startswith('--keep best: ') and not (tmp_path / 'run' / 'args.json').exists()
 
 
 # Flags
