@@ -219,9 +219,10 @@ def test_epochs_are_whole_on_the_axis(epochs, ticks):
 @pytest.mark.parametrize('dataset, name', [('/photos/flowers/', 'flowers'), ('scans/leaves.csv', 'leaves.csv')])
 def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, dataset, name):
     made = make_dataset('ab')
-    page = finish(tmp_path / 'run', made, certain(made.test_labels, 2), data='folder', dataset=dataset)
+    monkeypatch.setitem(FLAGS, 'data', 'folder')
+    monkeypatch.setitem(FLAGS, 'dataset', dataset)
+    page = finish(tmp_path / 'run', made, certain(made.test_labels, 2))
     assert page.all('h1')[0].text == 'asl on %s: convnet, 4 labels' % name
-    write_result(tmp_path / 'run', data='folder', dataset=dataset)
     assert cells(report.compare([str(tmp_path / 'run')]))[1][1] == name
     titles, draw = [], plots.comparison_png
     monkeypatch.setattr(plots, 'comparison_png', lambda series, title: titles.append(title) or draw(series, title))
