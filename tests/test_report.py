@@ -152,7 +152,7 @@ def test_finished_run(tmp_path):
         'Curves', 'Confusion matrix', 'Most confident mistakes', 'Data', 'Labeled images', 'The run']
     tiles = page.tiles()
     assert (tiles['Error rate'], tiles['Error, 1 view'], tiles['Balanced error']) == ('0.1111', '0.1211', '0.1311')
-    assert tiles['Error, labeled images'] == '0.0500' and 'Validation error' not in tiles
+    assert tiles['Error, labeled'] == '0.0500' and 'Validation error' not in tiles
     assert '95 % interval 0.201 to 0.306; mean of 8 views' in [e.text for e in page.all('dd', 'note')]
     assert (tiles['Training images'], tiles['Labeled'], tiles['Test images']) == ('12', '6', '9')
     assert tiles['Self branch draws from'] == '6'

@@ -56,15 +56,15 @@ def key_figures(rows, epochs, flags, result):
     """What a reader looks for first: the errors of a finished run, or how far it is."""
     last, seconds = rows[-1], sum(row['seconds'] for row in rows)
     if result:
-        saved = 'after epoch %s, saved' % number(result['saved_epoch'])
         figures = [
             ('Error rate', '%.4f' % result['classification_error_rate'],
              '95 %% interval %.3f to %.3f; mean of %d views' % (*result['error_rate_interval'], 8 if flags['flip'] else 4)),
             ('Balanced error', '%.4f' % result['balanced_error_rate'], 'mean over the classes'),
             ('Error, 1 view', '%.4f' % result['classification_error_rate_1_view'], 'the image itself'),
-            ('Error, labeled images', '%.4f' % result['labeled_error_rate'], 'trained on; without augmentation')]
+            ('Error, labeled', '%.4f' % result['labeled_error_rate'], 'of the images trained on, without augmentation')]
         if result.get('validation_error_rate') is not None:
-            figures.append(('Validation error', '%.4f' % result['validation_error_rate'], saved))
+            figures.append(('Validation error', '%.4f' % result['validation_error_rate'],
+                            'of the saved weights, those of epoch %s' % number(result['saved_epoch'])))
         return tiles(figures + [
             ('Epochs', number(last['epoch']), '%s steps' % number(last['step'])),
             ('Training', duration(seconds), '%s images/s' % number(round(result['images_per_second'])))])
@@ -74,8 +74,8 @@ def key_figures(rows, epochs, flags, result):
         measured = [row for row in rows if column in row]
         if measured:
             least = min(measured, key=lambda row: row[column])
-            figures.append((name, '%.4f' % measured[-1][column], 'after epoch %d; least %.4f after epoch %d' % (
-                measured[-1]['epoch'], least[column], least['epoch'])))
+            figures.append((name, '%.4f' % measured[-1][column], 'after epoch %d' % measured[-1]['epoch'] + (
+                '; least %.4f after epoch %d' % (least[column], least['epoch']) if least[column] < measured[-1][column] else '')))
     for column, name in (('super_clf_acc', 'Accuracy, labeled batch'), ('self_clf_acc', 'Accuracy, proxy task')):
         if column in last:
             figures.append((name, '%.4f' % last[column], 'mean of epoch %d' % last['epoch']))

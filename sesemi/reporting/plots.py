@@ -91,7 +91,7 @@ def confusion_png(matrix, class_names, numbered, title):
         axes.set_xticklabels(names, rotation=90, fontsize=size)
         axes.set_yticklabels(names, fontsize=size)
     axes.set(xlabel='predicted class', ylabel='true class')
-    axes.set_title(_plain(title, 60), color=INK, fontsize=10)
+    axes.set_title(_plain(title, 80), color=INK, fontsize=10, wrap=True)
     return _png(figure)
 
 
