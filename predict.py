@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from sesemi import run_folder
-from sesemi.command_line import Parser, program, whole
+from sesemi.command_line import Parser, program, share, whole
 from sesemi.errors import InputError, RunError
 from sesemi.pools import prefetch, progress
 from utils import decode_image, image_files, list_image_folder
 
+UNKNOWN = 'unknown'         # the class below --threshold
 BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
 
 
@@ -34,7 +35,7 @@ def predict(args):
     probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device)
     for error in unreadable.values():
         print(error, file=sys.stderr)
-    ranked = [[] if i in unreadable else rank(row, class_names, args.top) for i, row in enumerate(probabilities)]
+    ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold) for i, row in enumerate(probabilities)]
     if args.csv:
         run_folder.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
@@ -43,7 +44,7 @@ def predict(args):
     if args.evaluate:
         labels = np.array([class_names.index(name) for name in labeled_classes])[labels]
         readable = [i for i in range(len(paths)) if i not in unreadable]
-        print_evaluation(probabilities[readable], labels[readable], class_names)
+        print_evaluation(probabilities[readable], labels[readable], class_names, args.threshold)
     elif not args.csv:
         for path, best in zip(paths, ranked):
             print('\t'.join([path] + (['%s %.4f' % pair for pair in best] or ['unreadable'])))
@@ -114,9 +115,13 @@ def decode_batches(paths, image_size, fit, size):
 
 # Reports ------------------------------------------------------------------------------------------------------------
 
-def rank(probabilities, class_names, top):
-    """The `top` most probable classes as (name, probability), the most probable one first."""
-    return [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
+def rank(probabilities, class_names, top, threshold=0.0):
+    """The `top` most probable classes as (name, probability), the most probable one first.
+
+    If that has less than `threshold`, 'unknown' comes before it, with its probability.
+    """
+    best = [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
+    return ([(UNKNOWN, best[0][1])] * (best[0][1] < threshold) + best)[:top]
 
 
 def table_row(path, best):
@@ -128,10 +133,10 @@ def table_row(path, best):
     return row
 
 
-def print_evaluation(probabilities, labels, class_names):
+def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     """Print each class's error and its row of the confusion matrix, then the error rate of all images, one view of each.
 
-    probabilities: float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
+    With a threshold also how many images are below it, and the error rate of the others. probabilities: float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
@@ -144,6 +149,11 @@ def print_evaluation(probabilities, labels, class_names):
     print('In the row of each class, how many of its images were taken for each class:')
     for name, *cells in table:
         print('  '.join([name.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(cells, widths[1:])]))
+    if threshold:
+        known = probabilities.max(axis=1) >= threshold
+        print('%d of %d images are %s below --threshold %g%s.' % (
+            (~known).sum(), len(known), UNKNOWN, threshold,
+            '; the error rate of the others is %.4f' % run_folder.error_rate(probabilities[known], labels[known]) if known.any() else ''))
     print('classification error rate: %.4f' % run_folder.error_rate(probabilities, labels))
 
 
@@ -155,6 +165,8 @@ def parse_args(argv):
     parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
     parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*', help='images, and folders to look for images in, at any depth')
     parser.add_argument('--top', type=whole(1), default=3, metavar='N', help='how many classes to name for an image (default: 3)')
+    parser.add_argument('--threshold', type=share(1), default=0.0, metavar='P', help='call an image unknown whose most probable class '
+                        'has less than this probability, as 0.8')
     parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
     parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')

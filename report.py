@@ -14,7 +14,7 @@ import numpy as np
 from sesemi.command_line import Parser, program
 from sesemi.errors import InputError, RunError
 from sesemi.reporting import page, plots
-from sesemi.run_folder import IDENTITY_FLAGS, stored_record, write_whole
+from sesemi.run_folder import IDENTITY_FLAGS, data_name, stored_record, write_whole
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
@@ -62,13 +62,13 @@ class Report:
 
     def _files(self, rows, result, probabilities):
         """Yield (name, bytes) of each file."""
-        curves = []
+        curves, title = [], page.title(self.record['flags'], self.labeled)
         if not plots.missing():
-            yield 'curves.png', plots.curves_png(rows)
+            yield 'curves.png', plots.curves_png(rows, title)
             curves = list(plots.curves_svg(rows))
         if result and not plots.missing():
             names = self.dataset.class_names
-            yield 'confusion.png', plots.confusion_png(np.array(result['confusion_matrix']), names, len(names) <= page.NUMBERED)
+            yield 'confusion.png', plots.confusion_png(np.array(result['confusion_matrix']), names, len(names) <= page.NUMBERED, title)
         text = page.render(self.record, self.dataset, self.labeled, self.epochs, rows, curves, self.samples, result, probabilities)
         yield 'report.html', text.encode('utf-8', 'replace')    # a file's name may hold bytes that are no text
 
@@ -143,7 +143,8 @@ def load_results(folders):
 
 def setting(result):
     """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack newer flags."""
-    return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS}, images=result['data_checksum'][:8])
+    return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS}, data=data_name(result['flags']),
+                images=result['data_checksum'][:8])
 
 
 def group(results):
@@ -173,7 +174,8 @@ def plot(folders, path):
         values = setting(runs[0])
         name = ', '.join([values[name] for name in naming] + ['%s %s' % (name, values[name]) for name in besides])
         series.setdefault(name, {})[values['labels']] = [run['classification_error_rate'] for run in runs]
-    write_whole(path, plots.comparison_png(series))
+    names = {setting(runs[0])['data'] for runs in groups}
+    write_whole(path, plots.comparison_png(series, names.pop() if len(names) == 1 else ''))
 
 
 @program

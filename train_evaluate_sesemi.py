@@ -16,10 +16,10 @@ import numpy as np
 import report
 from sesemi import cache, run_folder as record
 from sesemi.batches import TwoBranchBatches, prepare_images
-from sesemi.datasets import load_dataset
+from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
-from sesemi.flags import parse_args
-from sesemi.process_group import Meeting, find_gpus, find_place
+from sesemi.flags import idle, parse_args
+from sesemi.process_group import JOIN_SECONDS, Meeting, find_gpus, find_place
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
 from utils import stratified_sample
 
@@ -36,7 +36,18 @@ def train_and_evaluate(args, meeting=Meeting()):
     with meeting.chief_first():
         dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
     checksum = record.data_checksum(dataset)
-    labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
+    chosen = labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
+    loaded = dataset
+    if args.validation:
+        dataset, labeled = take_validation(dataset, labeled, args.validation)
+        checksum_of_trained = record.data_checksum(dataset)
+    else:
+        checksum_of_trained = checksum
+    validated = bool(len(dataset.valid_labels))
+    if args.eval_every is None:
+        args.eval_every = int(validated or args.method == 'ssl')
+    if args.keep == 'best' and not (validated and args.eval_every):
+        raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     if place.ranks > 1:
         meeting.agree(record.run_identity(args, checksum, labeled))
@@ -54,13 +65,13 @@ def train_and_evaluate(args, meeting=Meeting()):
     options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
     if run:
-        run.start(dataset, labeled, checksum)
+        run.start(loaded, chosen, checksum, dataset.valid_names if args.validation else ())
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s%s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
         len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % place.ranks if place.ranks > 1 else '', device, why))
 
     with meeting.chief_first():
-        images = prepare_images(dataset, checksum, labeled, args.method, PRESETS[args.data].whiten, store)
+        images = prepare_images(dataset, checksum_of_trained, labeled, args.method, PRESETS[args.data].whiten, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
                                place.rank, place.ranks, oversample=not args.no_oversample)
@@ -73,8 +84,9 @@ def train_and_evaluate(args, meeting=Meeting()):
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
         steps = steps_per_epoch * args.epochs
+        weights = training.balanced_weights(dataset.train_labels[labeled], len(dataset.class_names)) if args.class_weights else None
         optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, place)
-        train_step = training.training_function(model, optimizer)
+        train_step = training.training_function(model, optimizer, weights)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore() if run else None
         if place.ranks > 1:
@@ -83,30 +95,44 @@ def train_and_evaluate(args, meeting=Meeting()):
         if not run:
             train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
             return None
-        evaluate = training.DenseEvaluator(inference_model, images.test, args.seed, args.flip, stop)
+        size = training.evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
+        test, valid, seen = (training.DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
+                             for part in (images.test, images.valid, images.labeled))
         statistics = training.NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
         saved = classifier.Classifier(inference_model, images.whitener, dataset.class_names, args.fit)
         page = report.Report(args.result, dataset, labeled, args.epochs)
         events = Events(args.result, progress.rows, batches[0][0])
 
         def after_epoch(rows):
-            if args.eval_every and rows[-1]['epoch'] % args.eval_every == 0:
+            due = args.eval_every and rows[-1]['epoch'] % args.eval_every == 0
+            if validated and (due or rows[-1]['epoch'] == args.epochs):
                 with statistics():
-                    rows[-1]['error'] = record.error_rate(evaluate()[0], dataset.test_labels)
+                    rows[-1]['validation_error'] = record.error_rate(valid()[0], dataset.valid_labels)
+                    if args.keep == 'best' and training.best_row(rows) is rows[-1]:
+                        checkpoints.keep_best()
+            elif due:
+                with statistics():
+                    rows[-1]['error'] = record.error_rate(test()[0], dataset.test_labels)
             run.log(rows)
             events.write(rows)
             page.refresh(rows)
             print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
 
         progress = train(after_step=checkpoints.after_step, after_epoch=after_epoch,
-                         callbacks=runtime.profiler(device, options, model), verbose=not args.quiet)
+                         callbacks=runtime.profiler(device, options, model, steps), verbose=not args.quiet)
         checkpoints.save(progress)
         clock.lap('training')
-        with statistics():
-            dense, plain = evaluate()
+        checkpoints.take_best()     # with the statistics they were evaluated with
+        kept = training.best_row(progress.rows) if args.keep == 'best' else progress.rows[-1]
+        with contextlib.nullcontext() if args.keep == 'best' else statistics():
+            dense, plain = test()
+            of_labeled = record.error_rate(seen.one_view(), dataset.train_labels[labeled])
             clock.lap('evaluating')
             saved.save(run.path('sesemi.h5'))
-    result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock)
+    result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock, labeled_error_rate=of_labeled,
+                        validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+    if args.keep == 'best':
+        print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (kept['epoch'], kept['validation_error']))
     page.finish(progress.rows, dense, result)
     run.finish(result)
     return run.error_rate
@@ -192,7 +218,9 @@ def main(argv):
             os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
         args.rank, args.ranks = place.rank, place.ranks
         meeting = Meeting(place)
-        meeting.join(args.join_timeout)
+        for sentence in idle(args, place.ranks):
+            print(sentence, file=sys.stderr)
+        meeting.join(args.join_timeout or JOIN_SECONDS)
         with contextlib.redirect_stdout(None) if place.rank else contextlib.ExitStack():
             train_runs(args, meeting)
     except RunError as error:

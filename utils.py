@@ -242,10 +242,10 @@ def stratified_sample(labels, labels_per_class, seed=SPLIT_SEED, class_names=Non
     return np.concatenate(chosen)
 
 
-def hold_out(labels, part):
-    """Every run the same one in `part` of each class, at least one image: a boolean mask (n,) of the test images."""
+def hold_out(labels, share):
+    """Every run the same `share` of each class, at least one image: a boolean mask (n,) of the images held out."""
     rng, held = np.random.RandomState(0), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
-        held[indices[:max(1, len(indices) // part)]] = True
+        held[indices[:max(1, int(len(indices) * share + 1e-6))]] = True     # 6 * (1 / 6) may come out below 1
     return held

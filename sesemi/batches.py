@@ -46,6 +46,7 @@ class Images(NamedTuple):
     labeled: object
     unlabeled: object       # what the self branch draws from; None without a self branch
     test: NormalizedImages
+    valid: NormalizedImages
     whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
 
 
@@ -68,7 +69,7 @@ def prepare_images(dataset, checksum, labeled, method, whiten, store):
     if method == 'ssl':
         unlabeled_images = prepare(dataset.unlabeled_images)
     return Images(labeled_images, None if method == 'supervised' else unlabeled_images,
-                  NormalizedImages(dataset.test_images, whitener), whitener)
+                  NormalizedImages(dataset.test_images, whitener), NormalizedImages(dataset.valid_images, whitener), whitener)
 
 
 # Augmenting: the random choice apart from the deterministic act ---------------------------------------------------------

@@ -35,35 +35,38 @@ def default_folder():
 class StoredImages:
     """uint8 images (n, s, s, 3) of an open file, which are read when indexed and not kept.
 
-    A slice is a part of them, an index or an int array of indices gives an array; np.asarray reads them all.
+    A slice or a mask is a part of them, an index or an int array of indices gives an array; np.asarray reads them all.
     """
 
-    def __init__(self, file, first, count, image_size):
-        self.file, self.first = file, first
-        self.shape = (count, image_size, image_size, 3)
+    def __init__(self, file, places, image_size):
+        self.file, self.places = file, places       # int (n,): which of the file's images they are
+        self.shape = (len(places), image_size, image_size, 3)
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, index):
-        if isinstance(index, slice):
-            start, stop, _ = index.indices(len(self))
-            return StoredImages(self.file, self.first + start, max(stop - start, 0), self.shape[1])
-        images = np.empty(np.shape(index) + self.shape[1:], np.uint8)
-        for image, i in zip(images.reshape(-1, *self.shape[1:]), np.ravel(index)):
-            self._fill(image, int(i))
-        return images
+        places = self.places[index]
+        if isinstance(index, slice) or np.asarray(index).dtype == bool:
+            return StoredImages(self.file, places, self.shape[1])
+        return self._read(np.ravel(places)).reshape(np.shape(index) + self.shape[1:])
 
     def __array__(self, dtype=None, copy=None):
-        images = np.empty(self.shape, np.uint8)
-        if len(self):
-            self._fill(images, 0)
+        images = self._read(self.places)
         return images if dtype is None else images.astype(dtype)
 
+    def _read(self, places):
+        """The file's images at `places`, int (k,), those that follow each other at once."""
+        images = np.empty((len(places),) + self.shape[1:], np.uint8)
+        ends = [*np.flatnonzero(np.diff(places) != 1) + 1, len(places)] if len(places) else []
+        for first, end in zip([0, *ends], ends):
+            self._fill(images[first:end], int(places[first]))
+        return images
+
     def _fill(self, images, first):
-        """Read into a contiguous array from image `first` on; preadv, because threads share the file's position."""
+        """Read into a contiguous array from the file's image `first` on; preadv, because threads share the file's position."""
         view = memoryview(images).cast('B')
-        offset, done = (self.first + first) * int(np.prod(self.shape[1:])), 0
+        offset, done = first * int(np.prod(self.shape[1:])), 0
         while done < len(view):         # the system reads at most 2 GB at once
             count = os.preadv(self.file.fileno(), [view[done:]], offset + done)
             if not count:
@@ -140,7 +143,7 @@ class Cache:
                     crc, size = zlib.crc32(piece, crc), size + len(piece)
                 if size == count * image_size ** 2 * 3 and path.endswith('-%08x' % crc):
                     os.utime(path)
-                    return StoredImages(file, 0, count, image_size)
+                    return StoredImages(file, np.arange(count), image_size)
                 os.remove(path)
             except OSError:         # removed by another process, or not to be read
                 continue

@@ -22,14 +22,24 @@ EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every on
 class Checkpoints:
     """The checkpoints of one run, in `folder`; `minutes` is the longest time between two.
 
-    optimizer: the model's, after training.training_function has made its variables.
+    optimizer: the model's, after training.training_function has made its variables. A checkpoint holds the best weights so far
+    too, where there are any: they are always those of the steps it counts, whenever a process is killed.
     """
 
     def __init__(self, folder, model, optimizer, steps_per_epoch, minutes):
-        self.folder, self.steps_per_epoch, self.minutes = folder, steps_per_epoch, minutes
+        self.folder, self.model, self.steps_per_epoch, self.minutes = folder, model, steps_per_epoch, minutes
         # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its scale anew.
         self.variables = model.weights + getattr(optimizer, '_optimizer', optimizer).weights
+        self.best = []          # the arrays of model.weights when keep_best was last called
         self.saved = time.monotonic()
+
+    def keep_best(self):
+        """The weights as they are, batch-norm statistics with them, are the best so far."""
+        self.best = read(self.model.weights)
+
+    def take_best(self):
+        """Set the model to its best weights, if there are any."""
+        assign(self.model.weights[:len(self.best)], self.best)
 
     def after_step(self, progress, stopping):
         """Save when the run is stopping, at the end of an epoch if the last checkpoint is 30 s old, and every `minutes`."""
@@ -71,7 +81,7 @@ class Checkpoints:
             raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
         memory = io.BytesIO()
         np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8), steps_per_epoch=self.steps_per_epoch,
-                 **{'variable_%d' % i: array for i, array in enumerate(arrays)})
+                 **{'variable_%d' % i: array for i, array in enumerate(arrays)}, **{'best_%d' % i: array for i, array in enumerate(self.best)})
         return memory.getvalue()
 
     def unpack(self, data):
@@ -79,24 +89,26 @@ class Checkpoints:
         return self._set(*self._read(io.BytesIO(data)))
 
     def _read(self, file):
-        """(Progress, steps an epoch, the variables' arrays) of a checkpoint. Raises what a damaged one makes numpy raise."""
+        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint. Raises what a damaged one makes numpy raise."""
         with np.load(file) as content:      # reading checks each array's CRC
             progress = Progress(**json.loads(content['progress'].tobytes().decode()))
             steps_per_epoch = int(content['steps_per_epoch'])
             arrays = [content['variable_%d' % i] for i in range(len(self.variables))]
+            best = [content['best_%d' % i] for i in range(len(self.model.weights))] if 'best_0' in content.files else []
         if not (isinstance(progress.step, int) and progress.step >= 0 < steps_per_epoch
                 and isinstance(progress.totals, dict) and isinstance(progress.rows, list)):
             raise ValueError('its progress is none')
-        for variable, array in zip(self.variables, arrays):
+        for variable, array in [*zip(self.variables, arrays), *zip(self.variables, best)]:     # they begin with the model's weights
             if array.shape != tuple(variable.shape.as_list()) or array.dtype != variable.dtype.base_dtype.as_numpy_dtype:
                 raise ValueError('%s is %s %s' % (variable.op.name, array.dtype, array.shape))
             if not np.isfinite(array).all():
                 raise ValueError('%s is not finite' % variable.op.name)
-        return progress, steps_per_epoch, arrays
+        return progress, steps_per_epoch, arrays, best
 
-    def _set(self, progress, steps_per_epoch, arrays):
+    def _set(self, progress, steps_per_epoch, arrays, best):
         progress = rescale(progress, steps_per_epoch, self.steps_per_epoch)
         assign(self.variables + [step_variable()], arrays + [progress.step])
+        self.best = best
         return progress
 
     def _paths(self):

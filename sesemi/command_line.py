@@ -51,6 +51,15 @@ def positive(text):
     return value
 
 
+def share(most):
+    """The type of a flag that is a number above 0 and up to `most`."""
+    def parse(text):
+        if positive(text) > most:
+            raise argparse.ArgumentTypeError('%s is not above 0 and up to %g' % (text, most))
+        return float(text)
+    return parse
+
+
 def switch(text):
     """The type of a flag that is on, off, or on when it has no value, as SWITCH has it."""
     if text.lower() not in ('true', 'false'):

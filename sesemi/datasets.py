@@ -17,6 +17,9 @@ from sesemi.errors import InputError, reason
 from utils import decode_images, hold_out, image_files, list_image_folder
 
 
+VALID = 'valid', 'validation', 'val'    # what a folder or a split of images for validation may be called
+
+
 class Dataset(NamedTuple):
     """Images are uint8 (n, s, s, 3), labels int64 (n,), names the files' paths below the data folder or their indices."""
     train_images: np.ndarray
@@ -27,6 +30,9 @@ class Dataset(NamedTuple):
     test_names: List[str]
     class_names: List[str]
     unlabeled_images: np.ndarray    # the training images, and behind them those of an `unlabeled` folder
+    valid_images: np.ndarray = np.zeros((0, 1, 1, 3), np.uint8)     # for the error during training; none of them is among those above
+    valid_labels: np.ndarray = np.zeros(0, np.int64)
+    valid_names: List[str] = []
 
 
 def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
@@ -83,10 +89,36 @@ def _default_directory(data):
     return directory
 
 
+def take_validation(dataset, labeled, share):
+    """Take `share` of the labeled images of each class, at least one, out of all that is trained on.
+
+    labeled: int (labels,) indices of training images. Returns (the Dataset with them as its valid images, the indices in it of the
+    labeled images left). Raises InputError when there are valid images already or none of a class would be left.
+    """
+    if len(dataset.valid_labels):
+        raise InputError('--validation %g: the data set has validation images of its own; leave the flag out.' % share)
+    labels = dataset.train_labels[labeled]
+    held = hold_out(labels, share)
+    for label in np.unique(labels):
+        if held[labels == label].all():
+            raise InputError('--validation %g: class %s has one labeled image; raise --labels or leave the flag out.'
+                             % (share, dataset.class_names[label]))
+    taken, kept = labeled[held], np.ones(len(dataset.unlabeled_images), bool)
+    kept[taken] = False
+    trained = kept[:len(dataset.train_labels)]
+    unlabeled = dataset.unlabeled_images[kept]
+    names = dataset.train_names
+    return dataset._replace(
+        train_images=unlabeled[:trained.sum()], train_labels=dataset.train_labels[trained],
+        train_names=[name for name, stays in zip(names, trained) if stays], unlabeled_images=unlabeled,
+        valid_images=dataset.train_images[taken], valid_labels=dataset.train_labels[taken], valid_names=[names[i] for i in taken],
+    ), (np.cumsum(trained) - 1)[labeled[~held]]
+
+
 # Image files --------------------------------------------------------------------------------------------------------
 
 def _load_folders(directory, with_unlabeled, decode):
-    """train/CLASS/* with test/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
+    """train/CLASS/* with test/CLASS/* and valid/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
     if not os.path.isdir(directory):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
                          % directory)
@@ -95,20 +127,28 @@ def _load_folders(directory, with_unlabeled, decode):
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
     paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory)
-    test_paths, test_labels = [], None
-    if os.path.isdir(test):
-        test_paths, test_labels, test_classes = list_image_folder(test)
-        for name in test_classes:
-            if name not in class_names:
-                raise InputError('%s: no such class in %s; add its training images or remove the folder.'
-                                 % (os.path.join(test, name), train))
-        test_labels = np.array([class_names.index(name) for name in test_classes])[test_labels]
+    found = [name for name in VALID if os.path.isdir(os.path.join(directory, name))] if os.path.isdir(train) else []
+    if len(found) > 1:
+        raise InputError('%s: has %s for validation; keep one of them.' % (directory, ' and '.join(found)))
+    valid = os.path.join(directory, found[0]) if found else ''
+    parts = [_list_part(part, class_names, train) for part in (test, valid)]
     extra = [path for folder, _, _ in sorted(os.walk(unlabeled)) for path in image_files(folder)] if with_unlabeled else []
-    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode)
+    return _read_files(directory, class_names, (paths, labels), *parts, extra, decode)
+
+
+def _list_part(folder, class_names, train):
+    """list_image_folder's paths and labels, the labels those of the training classes; none without the folder. Raises InputError."""
+    if not os.path.isdir(folder):
+        return [], np.zeros(0, np.int64)
+    paths, labels, found = list_image_folder(folder)
+    for name in found:
+        if name not in class_names:
+            raise InputError('%s: no such class in %s; add its training images or remove the folder.' % (os.path.join(folder, name), train))
+    return paths, np.array([class_names.index(name) for name in found])[labels]
 
 
 def _load_list(path, with_unlabeled, decode):
-    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the default, or test)."""
+    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the default, valid or test)."""
     directory = os.path.dirname(path)
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
@@ -117,30 +157,36 @@ def _load_list(path, with_unlabeled, decode):
         raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.' % (path, reason(error))) from None
     if not rows or not {'path', 'label'} <= set(rows[0]):
         raise InputError('%s: needs a header with the columns path, label and split, and a line for each image.' % path)
-    parts = {'train': [], 'test': [], 'unlabeled': []}
+    parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
         part = row.get('split') or 'train'
         if not row['path']:
             raise InputError('%s, line %d: has no path; add it or remove the line.' % (path, line))
-        if part not in ('train', 'test') or part == 'test' and not row['label']:
-            raise InputError('%s, line %d: split must be train or test, and a test image needs a label.' % (path, line))
+        if part in VALID:
+            part = 'valid'
+        if part not in ('train', 'valid', 'test') or part != 'train' and not row['label']:
+            raise InputError('%s, line %d: split must be train, valid or test, and a valid or test image needs a label.' % (path, line))
         parts[part if row['label'] else 'unlabeled'].append((os.path.join(directory, row['path']), row['label']))
     class_names = sorted({label for _, label in parts['train']})
-    unknown = sorted({label for _, label in parts['test']} - set(class_names))
+    unknown = sorted({label for _, label in parts['valid'] + parts['test']} - set(class_names))
     if unknown or len(class_names) < 2:
-        raise InputError('%s: %s.' % (path, 'the test class %s has no training images; add some' % unknown[0] if unknown else
+        raise InputError('%s: %s.' % (path, 'the class %s has no training images; add some' % unknown[0] if unknown else
                                       'needs training images of at least two classes'))
-    (paths, labels), (test_paths, test_labels) = (
+    train, test, valid = (
         ([file for file, _ in parts[part]], np.array([class_names.index(label) for _, label in parts[part]], np.int64))
-        for part in ('train', 'test'))
+        for part in ('train', 'test', 'valid'))
     extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
-    return _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode)
+    return _read_files(directory, class_names, train, test, valid, extra, decode)
 
 
-def _read_files(directory, class_names, paths, labels, test_paths, test_labels, extra, decode):
-    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test."""
+def _read_files(directory, class_names, train, test, valid, extra, decode):
+    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test.
+
+    train, test, valid: (paths, labels); extra: paths.
+    """
+    (paths, labels), (test_paths, test_labels), (valid_paths, valid_labels) = train, test, valid
     if not test_paths:
-        held = hold_out(labels, 6)
+        held = hold_out(labels, 1 / 6)
         alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)
         if len(alone):
             raise InputError('%s: class %s has one image, and one of each class is kept for test; add images, or test files.'
@@ -149,10 +195,11 @@ def _read_files(directory, class_names, paths, labels, test_paths, test_labels, 
               % (held.sum(), len(held)))
         test_paths, test_labels = [path for path, is_held in zip(paths, held) if is_held], labels[held]
         paths, labels = [path for path, is_held in zip(paths, held) if not is_held], labels[~held]
-    images, test_from = decode(paths + extra + test_paths), len(paths) + len(extra)
-    names = [os.path.relpath(path, directory or '.') for path in paths + test_paths]
-    return Dataset(images[:len(paths)], labels, names[:len(paths)], images[test_from:], test_labels, names[len(paths):],
-                   class_names, images[:test_from])
+    images, test_from = decode(paths + extra + test_paths + valid_paths), len(paths) + len(extra)
+    valid_from = test_from + len(test_paths)
+    names, test_names, valid_names = ([os.path.relpath(path, directory or '.') for path in part] for part in (paths, test_paths, valid_paths))
+    return Dataset(images[:len(paths)], labels, names, images[test_from:valid_from], test_labels, test_names, class_names,
+                   images[:test_from], images[valid_from:], valid_labels, valid_names)
 
 
 # CIFAR's official batches ---------------------------------------------------------------------------------------------
@@ -287,7 +334,7 @@ def _load_digits(image_size):
     digits = load_digits()
     grey = (digits.images * (255 / 16)).round().astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    held = hold_out(digits.target, 5)
+    held = hold_out(digits.target, 1 / 5)
     names = np.arange(len(held)).astype(str)
     return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held], digits.target[held],
                             list(names[held]), [str(digit) for digit in range(10)], images[~held]), image_size)

@@ -1,7 +1,9 @@
 """The command line of train_evaluate_sesemi.py."""
 import argparse
+import glob
+import os
 
-from sesemi.command_line import SWITCH, Parser, positive, whole
+from sesemi.command_line import SWITCH, Parser, positive, share, whole
 from sesemi.errors import InputError
 from sesemi.run_folder import IDENTITY_FLAGS, stored_record
 from sesemi.settings import PRESETS
@@ -12,8 +14,9 @@ METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(
     IDENTITY_FLAGS, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
-    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, gpu_id=None,
-    gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=300.0)
+    device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step=None, profiling=False, gpu_id=None,
+    gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=None)
+GOING_ON = *IDENTITY_FLAGS, 'dataset', 'eval_every', 'checkpoint_minutes', 'memory_limit'    # what --resume takes from the run unless given
 
 
 def parse_args(argv):
@@ -25,21 +28,39 @@ def parse_args(argv):
     argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--') else word
             for word in argv]
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
-    stored = stored_record(given.get('result', DEFAULTS['result'])) if given.get('resume') else None
-    started = {name: value for name, value in stored['flags'].items() if name in IDENTITY_FLAGS} if stored else {}
-    args = {**DEFAULTS, **started, **given}
+    args = {**DEFAULTS, **(started(given.get('result', DEFAULTS['result'])) if given.get('resume') else {}), **given}
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
     preset = PRESETS[args['data']]
     args['batch_size'] = args['batch_size'] or preset.batch_size
     if args['recompute_norm'] is None:
         args['recompute_norm'] = preset.recompute_norm
+    if given.get('no_flip') is False and not preset.flip:
+        raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the flag out.' % args['data'])
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
-    if args['eval_every'] is None:
-        args['eval_every'] = 1 if args['method'] == 'ssl' else 0
     return argparse.Namespace(**args)
+
+
+def started(folder):
+    """The flags that the run in a result folder goes on with, or the runs below it that --runs has started; {} if there are none."""
+    stored, names = stored_record(folder), GOING_ON
+    for path in [] if stored else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
+        found = stored_record(os.path.dirname(path))
+        if not stored or found['flags'].get('seed', 0) < stored['flags'].get('seed', 0):      # the first run has the lowest
+            stored, names = found, (*GOING_ON, 'runs')
+    return {name: stored['flags'][name] for name in names if name in stored['flags']} if stored else {}
+
+
+def idle(args, ranks):
+    """A sentence for each flag that was given and does nothing here, for want of what it belongs to."""
+    if args.data_dump_step is not None and not args.data_dump:
+        yield '--data-dump-step %s: nothing is dumped without --data-dump.' % args.data_dump_step
+    if args.scale_lr and ranks == 1:
+        yield '--scale-lr: there is one process, so the rate stays that of --lr.'
+    if args.join_timeout is not None and ranks == 1:
+        yield '--join-timeout: there is one process, which waits for no other.'
 
 
 def _parser():
@@ -53,6 +74,8 @@ def _parser():
     data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or the official '
                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
+    data.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
+                      'training to measure the error during it, as 0.1; for data without validation images of its own')
     data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
     data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
                       '(default: 32)')
@@ -74,6 +97,8 @@ def _parser():
                         'six times')
     method.add_argument('--recompute-norm', **SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
                         'batches for the weights as they are, not with averages that lag behind (default: so for digits, folder)')
+    method.add_argument('--class-weights', choices=['balanced'], help='multiply the cross-entropy of a labeled image by a weight, the '
+                        'larger the fewer its class has, so that all classes count the same')
     method.add_argument('--seed', type=whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
 
     run = parser.add_argument_group('run')
@@ -84,8 +109,10 @@ def _parser():
                      'folder of its own below --result (default: 1)')
     run.add_argument('--quiet', **SWITCH, help='a line an epoch, no progress line')
     run.add_argument('--verbose', **SWITCH, help="TensorFlow's own messages too")
-    run.add_argument('--eval-every', type=whole(0), metavar='N', help='evaluate every N epochs, not only at the end (default: '
-                     '0, not; ssl: 1)')
+    run.add_argument('--eval-every', type=whole(0), metavar='N', help='evaluate every N epochs, not only at the end: the validation '
+                     'images, without these the test images (default: 0, not; 1 with validation images, and for ssl)')
+    run.add_argument('--keep', choices=['last', 'best'], help='which weights are evaluated on the test images and saved: those of the '
+                     'last epoch, or of the least validation error (default: last)')
     run.add_argument('--checkpoint-minutes', type=positive, metavar='X', help='longest time between checkpoints (default: 10)')
 
     device = parser.add_argument_group('device')

@@ -21,6 +21,7 @@ from typing import NamedTuple, Tuple
 from sesemi.errors import InputError, RunError
 
 ASCEND_PORT = 29400     # of the meeting, plus the number of rank 0's card: a rank table names no ports
+JOIN_SECONDS = 300     # for all ranks to come, by default
 HELLO_SECONDS = 5       # for a connection to say who it is: port scanners and health checks never do
 
 

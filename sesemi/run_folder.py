@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -22,9 +23,9 @@ from utils import chunks
 IDENTITY_FLAGS = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
-    'scale_lr': False, 'recompute_norm': None,
+    'scale_lr': False, 'recompute_norm': None, 'validation': None, 'keep': 'last', 'class_weights': None,
 }
-FORMAT = 2      # of a run: to be raised when the same flags make another one
+FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -43,14 +44,14 @@ class Run:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
         if flags['resume'] == 'yes' and not self.resuming:
             raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
-        if self.resuming and stored.get('format') != FORMAT and not os.path.exists(self.path('result.json')):
-            raise InputError('--resume: the run in %s was begun by another version of this program, whose averages and dropout masks '
-                             'are others; finish it with that version or give another --result.' % folder)
+        if self.resuming and not os.path.exists(self.path('result.json')):
+            check_version(folder, stored)
         for name in IDENTITY_FLAGS if self.resuming else ():
             started = stored['flags'].get(name, IDENTITY_FLAGS[name])
             if flags[name] not in (None, started):
-                raise InputError('--resume: the run in %s was started with --%s %s, not %s; leave the flag out or give another '
-                                 '--result.' % (folder, name.replace('_', '-'), started, flags[name]))
+                raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
+                                 '--result.' % (folder, name.replace('_', '-'), started, flags[name],
+                                                ', and the learning rate of every step hangs on it' if name == 'epochs' else ''))
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
@@ -64,14 +65,20 @@ class Run:
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
-    def start(self, dataset, labeled, checksum):
-        """Record what the run is, unless it is resumed. From here on the folder holds a run."""
+    def start(self, dataset, labeled, checksum, held=()):
+        """Record what the run is, unless it is resumed. From here on the folder holds a run.
+
+        dataset, labeled: as they were before --validation; held: the names of the labeled images that it has taken out.
+        """
         if self.resuming:
             return
+        held = set(held)
         write_table(self.path('labeled.csv'), [
-            {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]]} for i in labeled])
+            {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]],
+             'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
+        flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': self.flags, 'data_checksum': checksum, 'format': FORMAT})
+                                            'flags': flags, 'data_checksum': checksum, 'format': FORMAT})
 
     def read_split(self, dataset, checksum):
         """The indices of the labeled images as the run was started: int64 (labels,).
@@ -94,10 +101,11 @@ class Run:
         """Write log.csv, a row for each epoch so far."""
         write_table(self.path('log.csv'), rows)
 
-    def result(self, dataset, dense, one_view, rows, images_per_step, clock):
+    def result(self, dataset, dense, one_view, rows, images_per_step, clock, **errors):
         """What result.json is to hold.
 
         dense, one_view: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
+        errors: figures beside theirs.
         """
         labels, names = dataset.test_labels, dataset.class_names
         confusion = confusion_matrix(dense.argmax(axis=1), labels, len(names))
@@ -107,9 +115,11 @@ class Run:
         seconds = sum(row['seconds'] for row in rows)
         return {
             'classification_error_rate': error_rate(dense, labels),
+            'error_rate_interval': wilson_interval(int(counts.sum() - confusion.trace()), len(labels)),
             'classification_error_rate_1_view': error_rate(one_view, labels),
             'balanced_error_rate': float(np.mean(list(per_class.values()))),
             'per_class_error_rate': per_class,
+            **errors,
             'confusion_matrix': confusion.tolist(),
             'steps': rows[-1]['step'],
             'images_per_step': images_per_step,
@@ -144,6 +154,13 @@ def error_rate(probabilities, labels):
     return float(np.mean(probabilities.argmax(axis=1) != labels))
 
 
+def wilson_interval(errors, images, z=1.96):
+    """[low, high]: the 95 % interval of an error rate that was counted on so many images (Wilson 1927)."""
+    rate = errors / images
+    middle, half = rate + z * z / (2 * images), z * math.sqrt(rate * (1 - rate) / images + (z / (2 * images)) ** 2)
+    return [max(0.0, (middle - half) / (1 + z * z / images)), min(1.0, (middle + half) / (1 + z * z / images))]
+
+
 def confusion_matrix(predicted, labels, classes):
     """int64 (classes, classes): how many images of each class (row) were taken for each class (column)."""
     matrix = np.zeros((classes, classes), np.int64)
@@ -160,6 +177,23 @@ def stored_record(folder):
     if not isinstance(record, dict) or not isinstance(record.get('flags'), dict) or 'data_checksum' not in record:
         raise InputError('%s: not the record of a run; give another --result.' % path)
     return record
+
+
+def check_version(folder, stored):
+    """Raises InputError when another version of this program began the run and would go on with it otherwise."""
+    begun = stored.get('format', 1)
+    other = ('averages and dropout masks' if begun < 2 else 'whitening of own images' if begun < 3 and stored['flags'].get('data') == 'folder'
+             else 'training' if begun > FORMAT else None)
+    if other:
+        raise InputError('--resume: the run in %s was begun by another version of this program, with other %s; finish it with that '
+                         'version or give another --result.' % (folder, other))
+
+
+def data_name(flags):
+    """What a run's data set is called: own images as their folder or list."""
+    if flags['data'] == 'folder' and flags.get('dataset'):
+        return os.path.basename(os.path.abspath(flags['dataset']))
+    return flags['data']
 
 
 def read_json(path):
@@ -191,7 +225,7 @@ def data_checksum(dataset):
     """SHA-256 over all images and labels and the class names."""
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels,
-                  dataset.unlabeled_images[len(dataset.train_images):]):
+                  dataset.unlabeled_images[len(dataset.train_images):], dataset.valid_images, dataset.valid_labels):
         for part in chunks(array):
             digest.update(np.ascontiguousarray(part))
     return digest.hexdigest()

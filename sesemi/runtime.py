@@ -117,7 +117,7 @@ def device_options(device, precision_mode, folder, over_dump, data_dump, data_du
 
     def below(name, on):
         return os.path.join(os.path.abspath(folder), name) if on else None
-    return Options(precision_mode, below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step,
+    return Options(precision_mode, below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
                    below('profiling', profiling), autotune)
 
 
@@ -211,9 +211,15 @@ def optimizer(device, learning_rate, momentum, options=Options(), place=Place())
     return _averaging(sgd, place) if place.ranks > 1 else sgd
 
 
-def profiler(device, options, model):
-    """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session profiles by itself."""
+def profiler(device, options, model, steps):
+    """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session profiles by itself.
+
+    A run of `steps` that ends before that step says so on standard error.
+    """
     if device == 'npu' or not options.profiling:
+        return []
+    if steps < PROFILED_STEP:
+        print('--profiling: step %d is the one traced, and this run has %d; raise --epochs.' % (PROFILED_STEP, steps), file=sys.stderr)
         return []
     board = keras.callbacks.TensorBoard(options.profiling, write_graph=False, profile_batch=PROFILED_STEP)
     board.set_model(model)

@@ -50,15 +50,19 @@ def scheduled_rate(base, steps):
     return base * tf.pow(tf.cast(steps - step(), tf.float32) / steps, DECAY_POWER)
 
 
-def training_function(model, optimizer):
+def training_function(model, optimizer, class_weights=None):
     """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
 
     Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
-    graph knows by itself (networks.layers.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2.
+    graph knows by itself (networks.layers.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
+    class_weights, float32 (classes,), multiply the super branch's cross-entropy of each image by that of its class.
     """
     targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
                for name, output in zip(model.output_names, model.outputs)]
-    losses = [tf.reduce_mean(keras.losses.categorical_crossentropy(target, output)) for target, output in zip(targets, model.outputs)]
+    entropies = [keras.losses.categorical_crossentropy(target, output) for target, output in zip(targets, model.outputs)]
+    if class_weights is not None:       # the super branch's output is the last one
+        entropies[-1] *= tf.reduce_sum(targets[-1] * class_weights, axis=-1)
+    losses = [tf.reduce_mean(entropy) for entropy in entropies]
     accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)), tf.float32))
                   for target, output in zip(targets, model.outputs)]
     loss = tf.add_n(losses + model.losses)
@@ -72,6 +76,11 @@ def training_function(model, optimizer):
         arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names]
         return dict(zip(names, map(float, run(arrays + [True]))))
     return train_step
+
+
+def balanced_weights(labels, classes):
+    """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the class), float32 (classes,)."""
+    return (len(labels) / (classes * np.maximum(np.bincount(labels, minlength=classes), 1))).astype(np.float32)
 
 
 def average_updates(model):
@@ -182,6 +191,11 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, aft
     return progress
 
 
+def best_row(rows):
+    """The row of the least validation error, the first of equals; None if none has one."""
+    return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'], default=None)
+
+
 def epoch_line(row, epochs, images_per_step, steps_per_epoch):
     """A finished epoch's row in words, with the time that the epochs left will take."""
     words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
@@ -189,8 +203,7 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
         words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
     words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
               '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
-    if 'error' in row:
-        words.append('error rate %.4f' % row['error'])
+    words += ['%s %.4f' % (name, row[column]) for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
     return ', '.join(words) + ', %.0f minutes left' % (row['seconds'] * (epochs - row['epoch']) / 60)
 
 
@@ -225,30 +238,47 @@ class StopSignals:
             raise Interrupted(self.number)
 
 
+def evaluation_batch(*counts):
+    """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
+    fits = [math.ceil(count / math.ceil(count / EVALUATION_BATCH)) for count in sorted(counts)]
+    return max(fits[0], min(32, fits[-1]))
+
+
 class DenseEvaluator:
-    """A model's probabilities for the test images: the mean softmax over their views, and the softmax of the first view alone.
+    """A model's probabilities for images, in batches of one size, by default what fits them best.
 
     images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
     """
 
-    def __init__(self, model, images, seed, flip, stop):
+    def __init__(self, model, images, seed, flip, stop, size=None):
         self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
+        self.size = size or evaluation_batch(len(images))
 
     def __call__(self):
-        """Two float32 arrays (n, classes): the mean over all views, and the view that is the image itself."""
-        size = math.ceil(len(self.images) / math.ceil(len(self.images) / EVALUATION_BATCH))
+        """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
         dense, plain = [], []
-        for views in prefetch(lambda i: self._views(i, size), range(0, len(self.images), size)):
-            outputs = []
-            for view in views:
-                outputs.append(self.model.predict_on_batch(view))
-                self.stop.check()
+        for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
+            outputs = [self._predict(view) for view in views]
             dense.append(np.mean(outputs, axis=0))
             plain.append(outputs[0])
-        return np.concatenate(dense)[:len(self.images)], np.concatenate(plain)[:len(self.images)]
+        return self._joined(dense), self._joined(plain)
 
-    def _views(self, first, size):
-        """The views of `size` images; the last ones are padded with zeros, for a batch of another size is another graph on an NPU."""
-        images = self.images[first:first + size]
-        padding = [(0, size - len(images))] + [(0, 0)] * 3
-        return [np.pad(view, padding, mode='constant') for view in test_views(images, first, self.seed, self.flip)]
+    def one_view(self):
+        """The softmax of the images themselves: float32 (n, classes)."""
+        return self._joined([self._predict(view) for view, in self._batches(lambda images, first: [images])])
+
+    def _batches(self, make_views):
+        """The views of one batch after another; the last ones are padded with zeros, for another size would be another graph."""
+        def padded(first):
+            images = self.images[first:first + self.size]
+            padding = [(0, self.size - len(images))] + [(0, 0)] * 3
+            return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
+        return prefetch(padded, range(0, len(self.images), self.size))
+
+    def _predict(self, view):
+        output = self.model.predict_on_batch(view)
+        self.stop.check()
+        return output
+
+    def _joined(self, outputs):
+        return np.concatenate(outputs)[:len(self.images)]

@@ -125,6 +125,9 @@ def test_images_beyond_the_limit_are_read_as_they_are_drawn(files, tmp_path):
     chosen = np.array([[149, 0], [7, 7]])
     np.testing.assert_array_equal(stored[chosen], images[chosen])
     np.testing.assert_array_equal(stored[40:][10:30][chosen % 20], images[50:70][chosen % 20])
+    odd = np.arange(150) % 2 == 1
+    np.testing.assert_array_equal(stored[odd][3:], images[odd][3:])
+    np.testing.assert_array_equal(stored[odd][chosen % 75], images[odd][chosen % 75])
     assert len(stored[150:]) == 0 and np.asarray(stored[150:]).shape == (0, 16, 16, 3)
     labels = np.eye(2, dtype=np.float32)[np.arange(150) % 2]
     whitener = utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))

@@ -12,6 +12,7 @@ from conftest import write_classes, write_image
 from PIL import Image
 
 from sesemi import datasets
+from sesemi.cache import Cache
 from sesemi.errors import InputError
 from sesemi.settings import PRESETS, Preset
 
@@ -83,6 +84,51 @@ def test_a_sixth_is_held_out_without_a_test_folder(tmp_path, below, capsys):
     assert datasets.load_dataset('folder', str(tmp_path)).test_names == dataset.test_names
 
 
+@pytest.mark.parametrize('name', datasets.VALID)
+def test_a_folder_for_validation(tmp_path, name):
+    write_classes(tmp_path / 'train', {'ant': 6, 'bee': 6})
+    write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
+    assert not len(datasets.load_dataset('folder', str(tmp_path)).valid_labels)
+    write_classes(tmp_path / name, {'bee': 3})
+    assert 'one class only (bee)' in refusal('folder', str(tmp_path))
+    valid = write_classes(tmp_path / name, {'ant': 1, 'bee': 3})
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    same_images(dataset.valid_images, valid)
+    assert dataset.valid_labels.tolist() == [0, 1, 1, 1] and dataset.valid_names[3] == name + '/bee/002.png'
+    assert len(dataset.train_images) == len(dataset.unlabeled_images) == 12 and len(dataset.test_images) == 2
+    with pytest.raises(InputError, match='validation images of its own'):
+        datasets.take_validation(dataset, np.arange(12), 0.5)
+    (tmp_path / datasets.VALID[datasets.VALID.index(name) - 1]).mkdir()
+    assert 'keep one' in refusal('folder', str(tmp_path))
+
+
+def test_without_a_train_folder_valid_is_a_class(tmp_path):
+    write_classes(tmp_path, {'invalid': 6, 'valid': 6})
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    assert dataset.class_names == ['invalid', 'valid'] and not len(dataset.valid_labels)
+
+
+@pytest.mark.parametrize('limit', [None, 1e-9])
+def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
+    images = write_classes(tmp_path / 'train', {'cat': 30, 'dog': 20})
+    write_classes(tmp_path / 'test', {'cat': 1, 'dog': 1})
+    write_image(tmp_path / 'unlabeled/a.png', np.full((32, 32, 3), 1))
+    whole = datasets.load_dataset('folder', str(tmp_path), decode=Cache(str(tmp_path / 'cache'), limit).decode_images)
+    labeled = np.array([*range(2, 22), 31, *range(32, 41)])
+    dataset, left = datasets.take_validation(whole, labeled, 0.2)
+    assert np.bincount(dataset.valid_labels).tolist() == [4, 2] and np.bincount(dataset.train_labels[left]).tolist() == [16, 8]
+    places = [whole.train_names.index(name) for name in dataset.valid_names]
+    assert set(places) < set(labeled) and set(places).isdisjoint(whole.train_names.index(dataset.train_names[i]) for i in left)
+    same_images(dataset.valid_images, images[places])
+    same_images(dataset.train_images[left], images[sorted(set(labeled) - set(places))])
+    assert len(dataset.train_images) == len(dataset.train_labels) == len(dataset.train_names) == 44
+    same_images(np.asarray(dataset.unlabeled_images), np.concatenate([images[sorted(set(range(50)) - set(places))],
+                                                                      np.full((1, 32, 32, 3), 1, np.uint8)]))
+    assert datasets.take_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
+    with pytest.raises(InputError, match='class cat has one labeled image'):
+        datasets.take_validation(whole, np.array([0, 31, 32]), 0.2)
+
+
 def test_class_of_one_image_without_a_test_folder(tmp_path):
     write_classes(tmp_path, {'cat': 3, 'dog': 1})
     sentence = refusal('folder', str(tmp_path))
@@ -123,7 +169,7 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
     images = write_classes(tmp_path / 'scans', {'x': 6})
     path = write_list(
         tmp_path / 'list.CSV', 'split,label,path', 'train,dög,scans/x/004.png', ',cat,scans/x/001.png',
-        'test,dög,scans/x/002.png', 'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', encoding=encoding)
+        'test,dög,scans/x/002.png', 'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', 'valid,dög,scans/x/005.png', encoding=encoding)
     monkeypatch.chdir(tmp_path)
     for given in path, 'list.CSV':
         dataset = datasets.load_dataset('folder', given)
@@ -131,7 +177,8 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
         same_images(dataset.train_images, images[[4, 1, 0]])
         same_images(dataset.test_images, images[[2]])
         same_images(dataset.unlabeled_images, images[[4, 1, 0, 3]])
-        assert dataset.train_labels.tolist() == [1, 0, 0] and dataset.test_labels.tolist() == [1]
+        same_images(dataset.valid_images, images[[5]])
+        assert dataset.train_labels.tolist() == [1, 0, 0] and dataset.test_labels.tolist() == dataset.valid_labels.tolist() == [1]
         assert dataset.train_names == ['scans/x/004.png', 'scans/x/001.png', 'scans/x/000.png']
     assert len(datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images) == 3
 
@@ -148,7 +195,8 @@ def test_list_without_test_files(tmp_path, capsys):
     ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'),
     (['path,label', 'a.png,cat'], 'two classes'),
     (['label,path', 'cat,a.png', 'dog'], 'line 3'), (['path,label', ',cat'], 'line 2'),
-    (['path,label,split', 'a.png,cat,val'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
+    (['path,label,split', 'a.png,cat,dev'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
+    (['path,label,split', 'a.png,cat,', 'a.png,,valid'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png'), (['path,label', 'a\0.png,cat'], '')])
 def test_list_that_does_not_do(tmp_path, lines, words):

@@ -129,6 +129,32 @@ def test_evaluation_of_some_of_the_classes_equals_the_hand_computation(saved, tm
             str(row.sum()), '{:.4f}'.format(1 - hits / row.sum()), *map(str, row)]
 
 
+def test_below_the_threshold_an_image_is_unknown(saved, tmp_path, capsys):
+    expected = []
+    for number in range(24):
+        write_picture(tmp_path / 'images/{:02d}.png'.format(number), number)
+        expected.append(saved.probabilities(tmp_path / 'images/{:02d}.png'.format(number)))
+    best = np.sort(np.max(expected, axis=1))
+    threshold = float(best[11] + best[12]) / 2
+
+    status, lines, error = run(saved.model, tmp_path / 'images', '--threshold', threshold, '--top', 2)
+
+    assert status == 0, error
+    for line, probabilities in zip(lines, expected):
+        first, second = np.argsort(-probabilities)[:2]
+        names = [CLASSES[first], CLASSES[second]] if probabilities[first] >= threshold else ['unknown', CLASSES[first]]
+        assert [cell.rsplit(' ', 1)[0] for cell in line.split('\t')[1:]] == names
+        assert float(line.split('\t')[1].rsplit(' ', 1)[1]) == pytest.approx(probabilities[first], abs=1e-4)
+    assert sum('unknown' in line for line in lines) == 12
+
+    import predict
+    predict.print_evaluation(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 1, 1, 1]), ['a', 'b'], 0.65)
+    assert capsys.readouterr().out.endswith(
+        '1 of 4 images are unknown below --threshold 0.65; the error rate of the others is 0.3333.\nclassification error rate: 0.5000\n')
+    predict.print_evaluation(np.array([[0.6, 0.4]]), np.array([1]), ['a', 'b'], 0.9)
+    assert '1 of 1 images are unknown below --threshold 0.9.\n' in capsys.readouterr().out
+
+
 def test_all_batches_have_one_size_and_bad_files_their_index(saved, tmp_path):
     import predict
     paths = [str(tmp_path / '{}.png'.format(number)) for number in range(5)]
@@ -169,6 +195,7 @@ def folder(tmp_path):
     (['{model}', '--evaluate', 'nowhere'], 'nowhere: no such folder'),
     (['{model}', 'image.png', '--top', '0'], '--top: 0 is not a whole number from 1 up'),
     (['{model}', 'image.png', '--top', 'many'], '--top: many is not a whole number from 1 up'),
+    (['{model}', 'image.png', '--threshold', '2'], '--threshold: 2 is not above 0 and up to 1'),
     (['{model}', 'image.png', '--csv', 'nowhere/out.csv'], '--csv nowhere/out.csv: cannot be written'),
     (['{model}', 'image.png', '--csv', 'empty'], '--csv empty: cannot be written'),
     (['{model}', 'image.png', '--tpo', '1'], '--tpo'),

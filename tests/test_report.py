@@ -63,6 +63,7 @@ def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
     (folder / 'args.json').write_text(json.dumps(args))
     (folder / 'result.json').write_text(json.dumps({
         'classification_error_rate': error, 'classification_error_rate_1_view': error + 0.01, 'balanced_error_rate': error + 0.02,
+        'error_rate_interval': [0.2012, 0.3061], 'labeled_error_rate': 0.05, 'validation_error_rate': None, 'saved_epoch': 10,
         'per_class_error_rate': {}, 'confusion_matrix': np.asarray(confusion).tolist(), 'steps': 250, 'images_per_step': 192,
         'seconds_per_step': 0.08, 'images_per_second': 2400.0, 'git_revision': None,
         'seconds': {'reading': 0.5, 'training': 20.0}, 'versions': {'python': '3.7.16', 'tensorflow': '1.15.0'}, **args}))
@@ -151,6 +152,8 @@ def test_finished_run(tmp_path):
         'Curves', 'Confusion matrix', 'Most confident mistakes', 'Data', 'Labeled images', 'The run']
     tiles = page.tiles()
     assert (tiles['Error rate'], tiles['Error, 1 view'], tiles['Balanced error']) == ('0.1111', '0.1211', '0.1311')
+    assert tiles['Error, labeled'] == '0.0500' and 'Validation error' not in tiles
+    assert '95 % interval 0.201 to 0.306; mean of 8 views' in [e.text for e in page.all('dd', 'note')]
     assert (tiles['Training images'], tiles['Labeled'], tiles['Test images']) == ('12', '6', '9')
     assert tiles['Self branch draws from'] == '6'
     assert page.table('Confusion matrix') == [
@@ -189,6 +192,42 @@ def test_error_measured_now_and_then(tmp_path):
     page = Page(tmp_path)
     assert page.tiles()['Error rate'] == '0.7500'
     assert 'classification error rate 0.75' in page.all('svg')[2].attributes['aria-label']
+
+
+def test_validation_images(tmp_path):
+    whole = make_dataset(['bird', 'cat'], train=6)
+    dataset = whole._replace(valid_images=whole.test_images[:3], valid_labels=whole.test_labels[:3], valid_names=whole.test_names[:3])
+    rows = make_rows(4)
+    for row, error in zip(rows, (0.75, 0.25, 0.5, 0.5)):
+        row['validation_error'] = error
+    make_report(tmp_path, dataset).refresh(rows)
+    page = Page(tmp_path)
+    assert page.tiles()['Validation error'] == '0.5000' and page.tiles()['Validation images'] == '3'
+    assert 'after epoch 4; least 0.2500 after epoch 2' in [e.text for e in page.all('dd', 'note')]
+    assert 'validation images 0.5' in page.all('svg')[2].attributes['aria-label']
+    assert page.table('Classes') == [['Class', 'Training', 'Labeled', 'Test', 'Validation'], ['bird', '6', '2', '3', '2'], ['cat', '6', '2', '3', '1']]
+
+
+@pytest.mark.parametrize('epochs, ticks', [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (30, None)])
+def test_epochs_are_whole_on_the_axis(epochs, ticks):
+    axes = plots._curves(make_rows(epochs), [('Loss', ['loss'])], 1).axes[0]
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert all(tick == int(tick) for tick in shown) and len(shown) >= min(epochs, 3) and ticks in (None, shown)
+
+
+@pytest.mark.parametrize('dataset, name', [('/photos/flowers/', 'flowers'), ('scans/leaves.csv', 'leaves.csv')])
+def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, dataset, name):
+    made = make_dataset('ab')
+    monkeypatch.setitem(FLAGS, 'data', 'folder')
+    monkeypatch.setitem(FLAGS, 'dataset', dataset)
+    page = finish(tmp_path / 'run', made, certain(made.test_labels, 2))
+    assert page.all('h1')[0].text == 'asl on %s: convnet, 4 labels' % name
+    assert cells(report.compare([str(tmp_path / 'run')]))[1][1] == name
+    titles, draw = [], plots.comparison_png
+    monkeypatch.setattr(plots, 'comparison_png', lambda series, title: titles.append(title) or draw(series, title))
+    report.plot([str(tmp_path / 'run')], str(tmp_path / 'errors.png'))
+    assert titles == [name]
 
 
 def test_one_page_that_needs_nothing_else(tmp_path):
@@ -306,7 +345,7 @@ print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT)
 
 
 def test_a_picture_cannot_end_a_run(tmp_path, monkeypatch, capsys):
-    def draw(rows):
+    def draw(rows, title):
         raise ValueError('no font')
     monkeypatch.setattr(plots, 'curves_png', draw)
     made = make_report(tmp_path, make_dataset('ab'))
@@ -398,7 +437,7 @@ def test_plot(tmp_path, monkeypatch, capsys):
     for method, labels, seed, error in (('asl', 1000, 0, 0.30), ('asl', 1000, 1, 0.28), ('asl', 'all', 0, 0.1), ('ssl', 1000, 0, 0.2)):
         write_result(tmp_path / 'runs' / ('%s-%s-%s' % (method, labels, seed)), error=error, method=method, labels=labels, seed=seed)
     drawn, draw = [], plots.comparison_png
-    monkeypatch.setattr(plots, 'comparison_png', lambda series: drawn.append(series) or draw(series))
+    monkeypatch.setattr(plots, 'comparison_png', lambda series, title: drawn.append(series) or draw(series, title))
     path = tmp_path / 'errors.png'
     assert report.main(['compare', str(tmp_path / 'runs'), '--plot', str(path)]) == 0
     assert drawn == [{'asl': {1000: [0.30, 0.28], 'all': [0.1]}, 'ssl': {1000: [0.2]}}]

@@ -215,8 +215,9 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
     assert done.out.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.out, re.MULTILINE)
     assert drawn == [['seed-3', 'seed-4', str(tmp_path / 'runs/runs.png')]]
-    again = train(*flags, '--resume')
-    assert again.out.endswith(last) and 'Epoch' not in again.out
+    os.remove(str(tmp_path / 'runs' / 'seed-4' / 'result.json'))
+    again = train('--result', tmp_path / 'runs', '--resume')
+    assert again.out.endswith(last) and again.out.count('holds the finished run') == 1 and 'Epoch' not in again.out
 
 
 def test_large_images_that_are_not_square(train, tmp_path, capsys):

@@ -343,8 +343,8 @@ def test_labeled_subset_of_a_class_that_is_too_small():
 
 def test_hold_out_is_stratified_and_fixed():
     labels = np.repeat([0, 1, 2], [60, 13, 1])
-    held = utils.hold_out(labels, 6)
+    held = utils.hold_out(labels, 1 / 6)
     assert held.dtype == bool
     assert np.bincount(labels[held]).tolist() == [10, 2, 1]
-    np.testing.assert_array_equal(held, utils.hold_out(labels, 6))
+    np.testing.assert_array_equal(held, utils.hold_out(labels, 1 / 6))
     assert not held[:10].all()

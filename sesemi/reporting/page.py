@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sesemi.reporting import plots
+from sesemi.run_folder import data_name
 
 FRAME = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 NUMBERED = 30               # classes at most whose confusion matrix is shown in numbers; that of more is a picture
@@ -40,28 +41,41 @@ def render(record, dataset, labeled, epochs, rows, curves, samples, result=None,
     with open(FRAME, encoding='utf-8') as file:
         frame = string.Template(file.read())
     return frame.substitute(
-        title=escape('%s on %s: %s, %s labels' % (flags['method'], flags['data'], flags['network'], number(len(labeled)))),
+        title=escape(title(flags, labeled)),
         state='%s %s' % ('Finished' if result else 'Not finished yet; as of', time.strftime('%Y-%m-%d %H:%M:%S %z')),
         body=key_figures(rows, epochs, flags, result) + ''.join(
             '<section>\n<h2>%s</h2>\n%s\n</section>\n' % section for section in sections))
+
+
+def title(flags, labeled):
+    """What a run is called: asl on flowers: nin, 300 labels."""
+    return '%s on %s: %s, %s labels' % (flags['method'], data_name(flags), flags['network'], number(len(labeled)))
 
 
 def key_figures(rows, epochs, flags, result):
     """What a reader looks for first: the errors of a finished run, or how far it is."""
     last, seconds = rows[-1], sum(row['seconds'] for row in rows)
     if result:
-        return tiles([
+        figures = [
             ('Error rate', '%.4f' % result['classification_error_rate'],
-             'mean of %d views' % (8 if flags['flip'] else 4)),
+             '95 %% interval %.3f to %.3f; mean of %d views' % (*result['error_rate_interval'], 8 if flags['flip'] else 4)),
             ('Balanced error', '%.4f' % result['balanced_error_rate'], 'mean over the classes'),
             ('Error, 1 view', '%.4f' % result['classification_error_rate_1_view'], 'the image itself'),
+            ('Error, labeled', '%.4f' % result['labeled_error_rate'], 'of the images trained on, without augmentation')]
+        if result.get('validation_error_rate') is not None:
+            figures.append(('Validation error', '%.4f' % result['validation_error_rate'],
+                            'of the saved weights, those of epoch %s' % number(result['saved_epoch'])))
+        return tiles(figures + [
             ('Epochs', number(last['epoch']), '%s steps' % number(last['step'])),
             ('Training', duration(seconds), '%s images/s' % number(round(result['images_per_second'])))])
     figures = [('Epochs done', '%d of %d' % (last['epoch'], epochs), '%s steps' % number(last['step'])),
                ('Training', duration(seconds), '%s to go' % duration(seconds / len(rows) * (epochs - last['epoch'])))]
-    measured = [row for row in rows if 'error' in row]
-    if measured:
-        figures.append(('Error rate', '%.4f' % measured[-1]['error'], 'after epoch %d' % measured[-1]['epoch']))
+    for column, name in (('validation_error', 'Validation error'), ('error', 'Error rate')):
+        measured = [row for row in rows if column in row]
+        if measured:
+            least = min(measured, key=lambda row: row[column])
+            figures.append((name, '%.4f' % measured[-1][column], 'after epoch %d' % measured[-1]['epoch'] + (
+                '; least %.4f after epoch %d' % (least[column], least['epoch']) if least[column] < measured[-1][column] else '')))
     for column, name in (('super_clf_acc', 'Accuracy, labeled batch'), ('self_clf_acc', 'Accuracy, proxy task')):
         if column in last:
             figures.append((name, '%.4f' % last[column], 'mean of epoch %d' % last['epoch']))
@@ -116,11 +130,13 @@ def data_section(dataset, labeled, flags, matrix):
                       'and %s without a class' % number(extra) if extra else ''),
                      ('Labeled', number(len(labeled)), 'listed in labeled.csv'),
                      ('Self branch draws from', *drawn_from),
-                     ('Test images', number(len(dataset.test_images)), '')])
-    counts = [np.bincount(labels, minlength=len(names)).tolist() for labels in (
-        dataset.train_labels, dataset.train_labels[labeled], dataset.test_labels)]
-    rows = [list(row) for row in zip(names, *counts)]
-    header = ['Class', 'Training', 'Labeled', 'Test']
+                     ('Test images', number(len(dataset.test_images)), '')]
+                    + [('Validation images', number(len(dataset.valid_images)), '')] * bool(len(dataset.valid_images)))
+    parts = {'Training': dataset.train_labels, 'Labeled': dataset.train_labels[labeled], 'Test': dataset.test_labels}
+    if len(dataset.valid_labels):
+        parts['Validation'] = dataset.valid_labels
+    rows = [list(row) for row in zip(names, *(np.bincount(labels, minlength=len(names)).tolist() for labels in parts.values()))]
+    header = ['Class', *parts]
     if matrix is not None:
         header.insert(1, 'Error rate')
         for row, right, count in zip(rows, matrix.diagonal(), matrix.sum(axis=1)):

@@ -22,13 +22,14 @@ CURVES = {
     'self_clf_loss': ('self', VERMILLION, '-.'),
     'super_clf_acc': ('labeled batch', BLUE, '--'),
     'self_clf_acc': ('proxy task', VERMILLION, '-.'),
+    'validation_error': ('validation images', GREEN, '-'),
     'error': ('classification error rate', GREEN, '-'),
     'learning_rate': ('learning rate', MUTED, '-'),
 }
 PANELS = (
     ('Loss', ('loss', 'super_clf_loss', 'self_clf_loss')),
     ('Accuracy', ('super_clf_acc', 'self_clf_acc')),
-    ('Classification error rate', ('error',)),
+    ('Classification error rate', ('validation_error', 'error')),
     ('Learning rate', ('learning_rate',)),
 )
 
@@ -45,9 +46,9 @@ def missing():
     return None
 
 
-def curves_png(rows):
+def curves_png(rows, title):
     """All panels of the curves in one picture: PNG bytes. rows: a dict an epoch, with some of the columns of CURVES."""
-    return _png(_curves(rows, _panels(rows), 2))
+    return _png(_curves(rows, _panels(rows), 2, title))
 
 
 def curves_svg(rows):
@@ -73,7 +74,7 @@ def confusion_colours(matrix):
     return colours
 
 
-def confusion_png(matrix, class_names, numbered):
+def confusion_png(matrix, class_names, numbered, title):
     """The confusion matrix as PNG bytes, with the numbers of images in it if `numbered`, with class names up to 100."""
     n = len(matrix)
     side = min(10, 2.5 + 0.45 * n)
@@ -90,13 +91,14 @@ def confusion_png(matrix, class_names, numbered):
         axes.set_xticklabels(names, rotation=90, fontsize=size)
         axes.set_yticklabels(names, fontsize=size)
     axes.set(xlabel='predicted class', ylabel='true class')
+    axes.set_title(_plain(title, 80), color=INK, fontsize=10, wrap=True)
     return _png(figure)
 
 
-def comparison_png(series):
+def comparison_png(series, title):
     """Errors by the number of labels as PNG bytes: a line through the means, and a dot a run.
 
-    series: {name: {labels: [error of each run]}}; labels is a number or 'all'.
+    series: {name: {labels: [error of each run]}}; labels is a number or 'all'. title: what they have in common.
     """
     figure = _figure(7.5, 4.8)
     axes = figure.add_subplot()
@@ -115,6 +117,7 @@ def comparison_png(series):
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_ylim(0)
     axes.set(xlabel='labeled images', ylabel='classification error rate')
+    axes.set_title(_plain(title, 60), loc='left', color=INK, fontsize=11.5)
     _style(axes)
     axes.legend(frameon=False)
     return _png(figure)
@@ -132,14 +135,17 @@ def _points(rows, column):
     return tuple(zip(*((row['epoch'], row[column]) for row in rows if column in row)))
 
 
-def _curves(rows, panels, across):
+def _curves(rows, panels, across, heading=None):
     """A figure of panels. Their margins are given: a layout that matplotlib works out doubles the time."""
     width, height = 4.5, 3
     down = -(-len(panels) // across)
-    figure = _figure(across * width, down * height, None)
+    whole = down + (0.12 if heading else 0)
+    figure = _figure(across * width, whole * height, None)
+    if heading:
+        figure.text(0.12 / across, 1 - 0.05 / whole, _plain(heading, 80), color=INK, fontsize=12.5, va='top')
     for place, (title, columns) in enumerate(panels):
         y, x = divmod(place, across)
-        axes = figure.add_axes([(x + 0.12) / across, (down - y - 0.84) / down, 0.85 / across, 0.73 / down])
+        axes = figure.add_axes([(x + 0.12) / across, (down - y - 0.84) / whole, 0.85 / across, 0.73 / whole])
         for column in columns:
             name, colour, line = CURVES[column]
             epochs, values = _points(rows, column)
@@ -147,7 +153,7 @@ def _curves(rows, panels, across):
                       marker='o' if len(epochs) <= 40 else None, markersize=3)
         _scale(axes, title)
         _style(axes)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)      # of one epoch too
         axes.set_title(title, loc='left', color=INK, fontsize=11.5)
         axes.set_xlabel('epoch', color=MUTED)
         if CURVES[columns[0]][0] != title.lower():

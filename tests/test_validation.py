@@ -1,0 +1,294 @@
+"""Validation images, the best weights, going on without other flags, class weights: what a run does beside the published one."""
+import csv
+import json
+import re
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import programs
+import pytest
+from conftest import write_image
+
+import tiny_trunk  # noqa: F401
+import networks
+from sesemi import datasets, flags, run_folder, training
+from sesemi.batches import TwoBranchBatches, test_views as views_of
+from sesemi.checkpoints import Checkpoints
+from sesemi.errors import InputError
+from sesemi.runtime import keras, open_session, optimizer
+from sesemi.settings import MOMENTUM
+
+SHAPE, STEPS, EPOCHS = (16, 16, 3), 3, 4
+
+
+def batches():
+    images = np.random.RandomState(0).standard_normal((20,) + SHAPE).astype(np.float32)
+    return TwoBranchBatches(images, np.eye(3)[np.arange(20) % 3], images, batch_size=2)
+
+
+# The best weights
+
+
+class Run:
+    """A tiny run in a session of its own whose validation errors are given, killed after `killed_after` steps.
+
+    best: its best weights; weights: those at the end of each epoch, as the evaluation sees them.
+    """
+
+    def __init__(self, folder, errors, killed_after=None, minutes=1e-9):
+        self.weights, steps = {}, STEPS * EPOCHS
+        with open_session('cpu'):
+            model, _ = networks.build_sesemi('tiny', SHAPE, 3)
+            sgd = optimizer('cpu', training.scheduled_rate(0.05, steps), MOMENTUM)
+            train_step = training.training_function(model, sgd)
+            checkpoints = Checkpoints(str(folder), model, sgd, STEPS, minutes)
+            statistics = training.NormStatistics(model, batches(), steps)
+            start = checkpoints.restore()
+
+            def after_epoch(rows):
+                with statistics.measured():
+                    self.weights[rows[-1]['epoch']] = model.get_weights()
+                    rows[-1]['validation_error'] = errors[rows[-1]['epoch'] - 1]
+                    if training.best_row(rows) is rows[-1]:
+                        checkpoints.keep_best()
+
+            def after_step(progress, stopping):
+                if progress.step == killed_after:
+                    raise KeyboardInterrupt
+                checkpoints.after_step(progress, stopping)
+            try:
+                training.train(train_step, batches(), STEPS, EPOCHS, 0.05, start, after_step, after_epoch, training.StopSignals(), verbose=False)
+            except KeyboardInterrupt:
+                return
+            checkpoints.take_best()
+            self.best = model.get_weights()
+
+
+def test_the_best_weights_survive_a_kill_at_any_step(tmp_path, capsys):
+    """Each is killed one step after its last checkpoint: before the best epoch is over, and at the end, with that checkpoint damaged."""
+    def same(weights, others):
+        return all(np.array_equal(a, b) for a, b in zip(weights, others))
+    errors, epoch = (0.5, 0.2, 0.3, 0.2), 2
+    whole = Run(tmp_path / 'whole', errors)
+    assert same(whole.best, whole.weights[epoch]) and not same(whole.best, whole.weights[epoch - 1])
+    for killed_after in (STEPS * epoch, STEPS * EPOCHS):
+        folder = tmp_path / str(killed_after)
+        Run(folder, errors, killed_after)
+        if killed_after == STEPS * EPOCHS:
+            newest = folder / ('step-%09d.npz' % (killed_after - 1))
+            with np.load(str(newest)) as file:
+                arrays = {name: file[name] for name in file.files}
+            np.savez(str(newest), **{**arrays, 'best_0': np.full_like(arrays['best_0'], np.nan)})
+        assert same(whole.best, Run(folder, errors).best), killed_after
+    assert '%s: damaged' % newest in capsys.readouterr().err
+
+
+# Class weights
+
+
+def test_class_weights_multiply_the_cross_entropy_of_each_labeled_image():
+    inputs, targets = batches()[0]
+    losses = {}
+    for weights in (None, (1, 1, 1), (0.5, 2, 3)):
+        with open_session('cpu'):
+            model, _ = networks.build_sesemi('tiny', SHAPE, 3, super_dropout=0.0)
+            outputs = keras.backend.function(model.inputs + [keras.backend.learning_phase()], model.outputs)
+            before = outputs([inputs['self_data'], inputs['super_data'], 1])[1]
+            step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM), weights and np.array(weights, np.float32))
+            losses[weights] = [step(inputs, targets), step(inputs, targets)]
+    assert losses[None] == losses[1, 1, 1]
+    entropies = -np.log((before * targets['super_clf']).sum(axis=1))
+    first = losses[0.5, 2, 3][0]
+    assert first['super_clf_loss'] == pytest.approx(np.mean(entropies * (targets['super_clf'] @ [0.5, 2, 3])), rel=1e-5)
+    assert first['loss'] - first['super_clf_loss'] == pytest.approx(losses[None][0]['loss'] - losses[None][0]['super_clf_loss'], rel=1e-5)
+    assert losses[0.5, 2, 3][1]['self_clf_loss'] != losses[None][1]['self_clf_loss']
+
+
+def test_balanced_weights_make_all_classes_weigh_the_same():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    weights = training.balanced_weights(labels, 3)
+    np.testing.assert_allclose(weights[labels].sum(), 10, rtol=1e-6)
+    np.testing.assert_allclose([weights[labels[labels == k]].sum() for k in range(3)], 10 / 3, rtol=1e-6)
+    assert (training.balanced_weights(np.arange(12) % 3, 3) == 1).all()
+
+
+# Evaluation
+
+
+def test_all_sets_are_evaluated_in_batches_of_one_size():
+    shapes = set()
+
+    class Model:
+        def predict_on_batch(self, x):
+            shapes.add(x.shape)
+            return x[:, 0, 0]
+    sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32) for count in (40, 301)]
+    size = training.evaluation_batch(*map(len, sets))
+    for images in sets:
+        evaluate = training.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), size)
+        dense, plain = evaluate()
+        views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
+        np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(plain, images[:, 0, 0])
+        np.testing.assert_array_equal(evaluate.one_view(), images[:, 0, 0])
+    assert shapes == {(40,) + SHAPE}
+
+
+@pytest.mark.parametrize('counts, size', [((10000,), 250), ((355,), 178), ((7,), 7), ((3, 10000), 32), ((3, 20), 20), ((600, 300), 150)])
+def test_the_size_of_evaluation_batches(counts, size):
+    assert training.evaluation_batch(*counts) == training.evaluation_batch(*counts[::-1]) == size
+
+
+# Whole runs
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Classes that can hardly be told apart, so that the last epoch is seldom the best; one of them has fewer images."""
+    folder, rng = tmp_path_factory.mktemp('flowers'), np.random.RandomState(4)
+    for part, counts in (('train', (16, 8, 16)), ('test', (9, 9, 9))):
+        for k, count in enumerate(counts):
+            for i in range(count):
+                write_image(folder / part / 'abc'[k] / ('%02d.png' % i), rng.randint(0, 200, (16, 16, 3)) + 8 * np.eye(3, dtype=int)[k])
+    return folder
+
+
+def weights_of(path):
+    with h5py.File(str(path), 'r') as file:
+        found = {}
+        file['model_weights'].visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def validation_error(data, path):
+    """That of a saved model, on the images that --validation 0.25 takes out, over the views of seed 3."""
+    dataset = datasets.load_dataset('folder', str(data), 16)
+    dataset, _ = datasets.take_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
+    with open_session('cpu'):
+        model = keras.models.load_model(str(path), compile=False)
+        whitened = model.get_layer('whitened').output
+        images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
+        classify = keras.backend.function([whitened], [model.output])
+        behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
+        dense, _ = training.DenseEvaluator(behind, images, 3, True, training.StopSignals())()
+    return run_folder.error_rate(dense, dataset.valid_labels)
+
+
+def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_left_alone(train, data, tmp_path, monkeypatch):
+    def flags(name):
+        return ('--data=folder', '--dataset=' + data.name, '--network=nin', '--image-size=16', '--batch-size=4', '--epochs=8', '--labels=all',
+                '--lr=0.2', '--validation=0.25', '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=3', '--scale-lr',
+                '--result', tmp_path / name)
+    process = programs.start(programs.TINY, *flags('cut'), cwd=data.parent)
+    monkeypatch.chdir(data.parent)
+    whole = train(*flags('whole'))
+    programs.read_until(process, 'Epoch 4/8: loss')
+    process.kill()
+    programs.result(process)
+    monkeypatch.chdir(tmp_path)         # and from another folder
+    resumed = train('--result', 'cut', '--resume')
+    assert whole.status == resumed.status == 0, whole.err + resumed.err
+    assert 'Epoch 1/8' not in resumed.out and '--scale-lr: there is one process' in resumed.err
+    assert re.search('classification error rate: .*', whole.out).group() in resumed.out
+    ours, theirs = (weights_of(tmp_path / name / 'sesemi.h5') for name in ('whole', 'cut'))
+    assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+    record = json.loads((tmp_path / 'cut' / 'result.json').read_text())
+    with open(str(tmp_path / 'cut' / 'log.csv'), newline='') as file:
+        errors = [float(row['validation_error']) for row in csv.DictReader(file)]
+    assert len(errors) == 8 and record['validation_error_rate'] == min(errors) and record['saved_epoch'] == errors.index(min(errors)) + 1
+    assert record['saved_epoch'] < 8, 'no test of the best weights: the last are the best'
+    assert validation_error(data, tmp_path / 'cut' / 'sesemi.h5') == min(errors)
+    assert 'The weights of epoch %d, of the least validation error' % record['saved_epoch'] in resumed.out
+    low, high = record['error_rate_interval']
+    assert 0 <= low < record['classification_error_rate'] < high <= 1 and 0 <= record['labeled_error_rate'] <= 1
+    with open(str(tmp_path / 'cut' / 'labeled.csv'), newline='') as file:
+        split = [(row['class'], row['split']) for row in csv.DictReader(file)]
+    assert [split.count((name, 'valid')) for name in 'abc'] == [4, 2, 4] and len(split) == 40
+    page = (tmp_path / 'cut' / 'report.html').read_text(encoding='utf-8')
+    assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page and 'validation images' in page
+
+    for words, said in ((('--epochs', '9'), 'the learning rate of every step'), (('--keep', 'last'), '--keep best'),
+                        (('--validation', '.1'), '--validation 0.25, not 0.1')):
+        refused = train('--result', 'cut', '--resume', *words)
+        assert refused.status == 2 and said in refused.err
+
+
+def test_keep_best_needs_validation_images(train, data, tmp_path):
+    for words in (('--keep=best',), ('--keep=best', '--validation=0.2', '--eval-every=0')):
+        refused = train('--data=folder', '--dataset', data, '--labels=all', '--result', tmp_path / 'run', *words)
+        assert refused.status == 2 and refused.err.startswith('--keep best: ') and not (tmp_path / 'run' / 'args.json').exists()
+
+
+# Flags
+
+
+def begin(folder, words='', **record):
+    """args.json of a run that `words` began."""
+    args = vars(flags.parse_args(words.split()))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'args.json').write_text(json.dumps({'flags': args, 'data_checksum': '', 'format': run_folder.FORMAT, **record}))
+
+
+def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
+    begin(tmp_path, '--data folder --dataset x --labels 30 --method ssl --epochs 7 --validation 0.2 --keep best --eval-every 3 --runs 4 --rank 1 '
+                    '--class-weights balanced --checkpoint-minutes 2 --memory-limit 3 --quiet --workers a:1,b:2 --device cpu')
+    result = ['--result', str(tmp_path), '--resume']
+    args = flags.parse_args(result + ['--eval-every', '2', '--dataset', 'y'])
+    assert (args.data, args.labels, args.method, args.epochs, args.validation, args.keep, args.class_weights) == (
+        'folder', 30, 'ssl', 7, 0.2, 'best', 'balanced')
+    assert (args.checkpoint_minutes, args.memory_limit, args.eval_every, args.dataset) == (2, 3, 2, 'y')
+    assert (args.runs, args.rank, args.workers, args.device, args.quiet, args.resume) == (1, None, None, 'auto', False, 'yes')
+    assert flags.parse_args(result[:2]).labels == 1000
+
+
+def test_the_first_of_several_runs_tells_their_flags(tmp_path):
+    for seed in (11, 9):
+        begin(tmp_path / ('seed-%d' % seed), '--data digits --seed %d --runs 3' % seed)
+    args = flags.parse_args(['--result', str(tmp_path), '--resume'])
+    assert (args.data, args.seed, args.runs) == ('digits', 9, 3)
+    assert flags.parse_args(['--result', str(tmp_path), '--resume', '--runs', '5']).runs == 5
+
+
+@pytest.mark.parametrize('data, begun, word', [
+    ('folder', 2, 'whitening'), ('cifar10', 2, None), ('cifar10', None, 'averages'), ('folder', 99, 'training'), ('folder', run_folder.FORMAT, None)])
+def test_a_run_that_another_version_began(tmp_path, data, begun, word):
+    begin(tmp_path, '--data %s --dataset x' % data, format=begun or 1)
+    args = vars(flags.parse_args(['--result', str(tmp_path), '--resume']))
+    if word:
+        with pytest.raises(InputError, match='another version of this program.* ' + word):
+            run_folder.Run(str(tmp_path), args)
+    else:
+        assert run_folder.Run(str(tmp_path), args).resuming
+
+
+@pytest.mark.parametrize('words, said', [
+    ('--data digits --no-flip False', '--no-flip False'), ('--validation 0', '--validation'), ('--validation 0.6', '0.6'), ('--keep first', '--keep'),
+    ('--class-weights 3', '--class-weights')])
+def test_flags_that_are_refused(words, said):
+    with pytest.raises(InputError, match=said):
+        flags.parse_args(words.split())
+
+
+def test_flags_that_belong_to_nothing_say_so():
+    def said(words, ranks=1):
+        return [sentence.split(':')[0].split()[0] for sentence in flags.idle(flags.parse_args(words.split()), ranks)]
+    assert said('--data-dump-step 5 --scale-lr --join-timeout 9') == ['--data-dump-step', '--scale-lr', '--join-timeout']
+    assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == said('') == []
+    assert flags.parse_args(['--no-flip', 'False']).flip
+
+
+def test_profiling_says_when_its_step_never_comes(capsys):
+    from sesemi import runtime
+    assert runtime.profiler('cpu', runtime.Options(profiling='x'), None, 9) == []
+    assert re.match('--profiling: step 10 .* has 9;', capsys.readouterr().err)
+
+
+# The error's interval
+
+
+def test_wilson_interval():
+    assert run_folder.wilson_interval(10, 100) == pytest.approx([0.0552, 0.1744], abs=1e-4)       # Newcombe 1998's form
+    assert run_folder.wilson_interval(0, 20) == pytest.approx([0, 0.1611], abs=1e-4)
+    assert run_folder.wilson_interval(20, 20) == pytest.approx([0.8389, 1], abs=1e-4)
