@@ -218,12 +218,16 @@ def test_a_rank_waits_no_longer_for_what_does_not_answer(impostor, answer):
             joining.result(LIMIT)
 
 
-def test_a_rank_asks_again_after_what_is_no_rank_0(impostor):
+def test_a_rank_asks_again_after_what_is_no_rank_0_and_then_waits(impostor, monkeypatch):
+    monkeypatch.setattr(rendezvous, 'CONNECT_SECONDS', 0.1)
     listener, info = impostor
     joining = start(rendezvous.join, info, LIMIT)
     listener.accept()[0].close()
     sock = listener.accept()[0]
     assert receive(sock, HELLO.size) == hello(info)
+    listener.settimeout(0.5)
+    with pytest.raises(socket.timeout):     # it does not come a third time
+        listener.accept()
     sock.sendall(ANSWER.pack(0, 0))
     assert list(joining.result(LIMIT)) == [0]
 
