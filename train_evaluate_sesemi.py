@@ -19,21 +19,22 @@ from sesemi.batches import TwoBranchBatches, prepare_images
 from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
 from sesemi.flags import idle, parse_args
-from sesemi.process_group import JOIN_SECONDS, Meeting, find_gpus, find_place
+from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
+from sesemi.ranks import find_gpus, find_rank
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
 from utils import stratified_sample
 
 
-def train_and_evaluate(args, meeting=Meeting()):
+def train_and_evaluate(args, group=ProcessGroup()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
-    args: what parse_args returns; meeting: a process_group.Meeting that has been joined. Rank 0 alone evaluates and writes: the others
-    return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
+    args: what parse_args returns; group: a ProcessGroup that has been joined. Rank 0 alone evaluates and writes: the others return
+    None after their last step. Raises InputError, training.Diverged and training.Interrupted.
     """
-    clock, place = record.Clock(), meeting.place
-    run = None if place.rank else record.Run(args.result, vars(args))
-    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit, place.on_host)
-    with meeting.chief_first():
+    clock = record.Clock()
+    run = None if group.rank else record.Run(args.result, vars(args))
+    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit, group.local_size)
+    with group.main_process_first():
         dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
     checksum = record.data_checksum(dataset)
     chosen = labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
@@ -49,9 +50,9 @@ def train_and_evaluate(args, meeting=Meeting()):
     if args.keep == 'best' and not (validated and args.eval_every):
         raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
-    if place.ranks > 1:
-        meeting.agree(record.run_identity(args, checksum, labeled))
-    if meeting.spread(b'finished' if run and run.error_rate is not None else b''):
+    if group.world_size > 1:
+        group.check_equal(record.run_identity(args, checksum, labeled))
+    if group.broadcast(b'finished' if run and run.error_rate is not None else b''):
         print('%s holds the finished run.' % args.result)
         return run and run.error_rate
     clock.lap('reading')
@@ -61,39 +62,41 @@ def train_and_evaluate(args, meeting=Meeting()):
     from sesemi.checkpoints import Checkpoints
     from sesemi.reporting.events import Events
     device, why = runtime.choose_device(args.device)
-    runtime.check_ranks(device, place)
+    runtime.check_ranks(device, group)
     options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
     if run:
         run.start(loaded, chosen, checksum, dataset.valid_names if args.validation else ())
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s%s (%s).' % (
         args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
-        len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % place.ranks if place.ranks > 1 else '', device, why))
+        len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '',
+        device, why))
 
-    with meeting.chief_first():
+    with group.main_process_first():
         images = prepare_images(dataset, checksum_of_trained, labeled, args.method, PRESETS[args.data].whiten, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
-                               place.rank, place.ranks, oversample=not args.no_oversample)
-    rate = args.lr * (place.ranks if args.scale_lr else 1)
+                               group.rank, group.world_size, oversample=not args.no_oversample)
+    rate = args.lr * (group.world_size if args.scale_lr else 1)
     clock.lap('preparing')
 
-    with runtime.open_session(device, options, place), training.StopSignals(meeting.ask_to_stop if place.rank else None) as stop:
-        meeting.on_stop = stop.note
+    with runtime.open_session(device, options, group), training.StopSignals(group.request_stop if group.rank else None) as stop:
+        group.on_stop = stop.note
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
         steps = steps_per_epoch * args.epochs
         weights = training.balanced_weights(dataset.train_labels[labeled], len(dataset.class_names)) if args.class_weights else None
-        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, place)
+        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, group)
         train_step = training.training_function(model, optimizer, weights)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore() if run else None
-        if place.ranks > 1:
-            progress = checkpoints.unpack(meeting.spread(checkpoints.pack(progress) if run else b''))
+        if group.world_size > 1:
+            progress = checkpoints.unpack(group.broadcast(checkpoints.pack(progress) if run else b''))
         train = functools.partial(training.train, train_step, batches, steps_per_epoch, args.epochs, rate, progress, stop=stop)
         if not run:
             train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
+            group.finish()
             return None
         size = training.evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
         test, valid, seen = (training.DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
@@ -166,25 +169,25 @@ def count_steps(args, dataset, labeled):
     return max(1, images // (args.batch_size * args.ranks)), args.epochs or default
 
 
-def train_runs(args, meeting):
+def train_runs(args, group):
     """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate.
 
     Several runs also leave one plot of their errors, runs.png.
     """
     if args.runs == 1:
-        error = train_and_evaluate(args, meeting)
-        if not meeting.place.rank:
+        error = train_and_evaluate(args, group)
+        if not group.rank:
             print('classification error rate: %.4f' % error)
         return
     folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), meeting)
-        if not meeting.place.rank:
+        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), group)
+        if not group.rank:
             errors.append(error)
             print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
-    if meeting.place.rank:
+    if group.rank:
         return
     print(report.compare(folders.values()))
     try:
@@ -194,14 +197,14 @@ def train_runs(args, meeting):
     print(report.summary(errors))
 
 
-def take_gpu(args, place, argv):
+def take_gpu(args, info, argv):
     """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several becomes run_local.sh."""
     if args.gpus:
         gpus = find_gpus(args.gpus, os.environ)
-        if len(gpus) > place.ranks == 1:
+        if len(gpus) > info.world_size == 1:
             os.environ.setdefault('PYTHON', sys.executable)
             os.execvp('bash', ['bash', os.path.join(record.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
-        args.gpu_id = gpus[place.rank % len(gpus)]
+        args.gpu_id = gpus[info.rank % len(gpus)]
     if args.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
 
@@ -209,29 +212,29 @@ def take_gpu(args, place, argv):
 def main(argv):
     """Run the program; returns its exit status."""
     warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
-    meeting, status, sentence = Meeting(), 0, ''
+    group, status, sentence = ProcessGroup(), 0, ''
     try:
         args = parse_args(argv)
-        place = find_place(args.workers, args.rank, os.environ)
-        take_gpu(args, place, argv)
+        info = find_rank(args.workers, args.rank, os.environ)
+        take_gpu(args, info, argv)
         if args.verbose:
             os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-        args.rank, args.ranks = place.rank, place.ranks
-        meeting = Meeting(place)
-        for sentence in idle(args, place.ranks):
-            print(sentence, file=sys.stderr)
-        meeting.join(args.join_timeout or JOIN_SECONDS)
-        with contextlib.redirect_stdout(None) if place.rank else contextlib.ExitStack():
-            train_runs(args, meeting)
+        args.rank, args.ranks = info.rank, info.world_size
+        for words in idle(args, info.world_size):
+            print(words, file=sys.stderr)
+        group = ProcessGroup(info, args.peer_timeout or PEER_SECONDS)
+        group.join(args.join_timeout or JOIN_SECONDS)
+        with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
+            train_runs(args, group)
     except RunError as error:
         status, sentence = error.status, str(error)
         print(sentence, file=sys.stderr)
     except KeyboardInterrupt:
         status, sentence = 130, 'Stopped by SIGINT.'
     except Exception:
-        meeting.linger()
+        group.wait_for_lost_rank()
         raise
-    meeting.leave(status, sentence)
+    group.leave(status, sentence)
     return status
 
 

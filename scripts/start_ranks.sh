@@ -23,6 +23,7 @@ run_ranks() {
     trap - TERM INT
     if ((status)); then
         kill -TERM "${pids[@]}" 2>/dev/null || true
+        kill -CONT "${pids[@]}" 2>/dev/null || true     # one that is stopped gets it only then
     fi
     wait
     return "$status"

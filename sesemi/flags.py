@@ -15,7 +15,7 @@ METHODS = ('asl', 'ssl', 'supervised')
 DEFAULTS = dict(
     IDENTITY_FLAGS, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step=None, profiling=False, gpu_id=None,
-    gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=None)
+    gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=None, peer_timeout=None)
 GOING_ON = *IDENTITY_FLAGS, 'dataset', 'eval_every', 'checkpoint_minutes', 'memory_limit'    # what --resume takes from the run unless given
 
 
@@ -59,8 +59,9 @@ def idle(args, ranks):
         yield '--data-dump-step %s: nothing is dumped without --data-dump.' % args.data_dump_step
     if args.scale_lr and ranks == 1:
         yield '--scale-lr: there is one process, so the rate stays that of --lr.'
-    if args.join_timeout is not None and ranks == 1:
-        yield '--join-timeout: there is one process, which waits for no other.'
+    for name in ('join_timeout', 'peer_timeout'):
+        if getattr(args, name) is not None and ranks == 1:
+            yield '--%s: there is one process, which waits for no other.' % name.replace('_', '-')
 
 
 def _parser():
@@ -129,8 +130,10 @@ def _parser():
     several.add_argument('--gpus', type=_gpus, metavar='all|N,N', help='a process for each of these GPUs of this host')
     several.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
                          'the same list for all (default: of TF_CONFIG, if that is set)')
-    several.add_argument('--rank', type=whole(0), metavar='N', help="this process's place among them; the first, 0, writes and prints")
+    several.add_argument('--rank', type=whole(0), metavar='N', help="this process's number among them, from 0; rank 0 writes and prints")
     several.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
+    several.add_argument('--peer-timeout', type=positive, metavar='X', help='seconds without a sign of life after which a process '
+                         'counts as lost (default: 30)')
     several.add_argument('--scale-lr', **SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
 
     older = parser.add_argument_group("older ports' flags")

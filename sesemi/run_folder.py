@@ -1,4 +1,5 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
+import contextlib
 import csv
 import glob
 import hashlib
@@ -234,7 +235,8 @@ def data_checksum(dataset):
 def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
     return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in IDENTITY_FLAGS}, 'the images': checksum,
-            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum()}
+            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum(),
+            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': _tensorflow_version()}
 
 
 def code_checksum():
@@ -245,6 +247,19 @@ def code_checksum():
             with open(path, 'rb') as file:
                 digest.update(file.read())
     return digest.hexdigest()
+
+
+def _tensorflow_version():
+    """By the metadata of its package, which has several names, without the seconds of an import; None where there are none."""
+    with contextlib.suppress(ImportError):
+        if sys.version_info >= (3, 8):
+            from importlib.metadata import version
+        else:
+            from importlib_metadata import version      # TensorFlow 1.15 brings it
+        for name in 'tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm', 'tf-nightly':
+            with contextlib.suppress(ImportError):      # PackageNotFoundError is one
+                return version(name)
+    return None
 
 
 def versions():

@@ -16,7 +16,7 @@ import warnings
 from typing import NamedTuple, Optional
 
 from sesemi.errors import InputError
-from sesemi.process_group import Place
+from sesemi.process_group import ProcessGroup
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
 NPU_NODES = '/dev/davinci[0-9]*'
@@ -121,17 +121,17 @@ def device_options(device, precision_mode, folder, over_dump, data_dump, data_du
                    below('profiling', profiling), autotune)
 
 
-def check_ranks(device, place):
-    """Raises InputError when the device's engine cannot bring the ranks of `place`, a process_group.Place, together."""
-    if device == 'npu' and place.ranks != int(os.environ.get('RANK_SIZE') or 1):
+def check_ranks(device, group):
+    """Raises InputError when the device's engine cannot bring the ranks of `group`, a ProcessGroup, together."""
+    if device == 'npu' and group.world_size != int(os.environ.get('RANK_SIZE') or 1):
         raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
-    if device != 'npu' and place.ranks != max(1, len(place.workers)):
+    if device != 'npu' and group.world_size != max(1, len(group.workers)):
         raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
-                         % (place.ranks, device))
+                         % (group.world_size, device))
 
 
 @contextlib.contextmanager
-def open_session(device, options=Options(), place=Place()):
+def open_session(device, options=Options(), group=ProcessGroup()):
     """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
 
     On the NPU every computation of the block, training or prediction, runs in this session, which carries the NpuOptimizer.
@@ -148,8 +148,8 @@ def open_session(device, options=Options(), place=Place()):
             rewrite.auto_mixed_precision = rewrite.ON
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
-    target = _server(place, config, device == 'gpu').target if place.ranks > 1 and device != 'npu' else ''
-    tf.add_to_collection(RANK, (place.rank, place.ranks))
+    target = _server(group, config, device == 'gpu').target if group.world_size > 1 and device != 'npu' else ''
+    tf.add_to_collection(RANK, (group.rank, group.world_size))
     session = tf.Session(target, config=config)
     keras.backend.set_session(session)
     try:
@@ -169,35 +169,35 @@ def _started(workers, rank, config):
                          % (workers[rank], rank, error.message)) from None
 
 
-def _server(place, config, gpu):
+def _server(group, config, gpu):
     """This rank's part of TensorFlow's cluster. Adds to the session's config that its graph is this process's own."""
-    config.device_filters.append(_task(place))
+    config.device_filters.append(_task(group))
     config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
     config.experimental.collective_nccl = gpu       # a build for CPUs has no NCCL and crashes if it is asked for
-    return _started(place.workers, place.rank, config.SerializeToString())
+    return _started(group.workers, group.rank, config.SerializeToString())
 
 
-def _task(place):
-    return '/job:worker/task:%d' % place.rank
+def _task(group):
+    return '/job:worker/task:%d' % group.rank
 
 
-def _averaging(optimizer, place):
+def _averaging(optimizer, group):
     """The optimizer, its gradients averaged over the ranks: one all-reduce for all of them, which gives every rank the same bits."""
     own_gradients = optimizer.get_gradients
 
     def get_gradients(loss, params):
         gradients = own_gradients(loss, params)
-        with tf.device(_task(place)):
+        with tf.device(_task(group)):
             flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
             mean = tf.raw_ops.CollectiveReduce(
-                input=flat, group_size=place.ranks, group_key=1, instance_key=1, merge_op='Add', final_op='Div', subdiv_offsets=[0])
+                input=flat, group_size=group.world_size, group_key=1, instance_key=1, merge_op='Add', final_op='Div', subdiv_offsets=[0])
             parts = tf.split(mean, [param.shape.num_elements() for param in params])
         return [tf.reshape(part, param.shape) for part, param in zip(parts, params)]
     optimizer.get_gradients = get_gradients
     return optimizer
 
 
-def optimizer(device, learning_rate, momentum, options=Options(), place=Place()):
+def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessGroup()):
     """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor. With several ranks it averages gradients over them: on the NPU by the
     adapter's wrapper, which reads RANK_SIZE, else by TensorFlow's collective operations.
 
@@ -208,7 +208,7 @@ def optimizer(device, learning_rate, momentum, options=Options(), place=Place())
         return _adapter().npu_distributed_optimizer_wrapper(sgd)
     if options.precision_mode == 'mixed':
         sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
-    return _averaging(sgd, place) if place.ranks > 1 else sgd
+    return _averaging(sgd, group) if group.world_size > 1 else sgd
 
 
 def profiler(device, options, model, steps):

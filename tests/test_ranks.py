@@ -1,27 +1,30 @@
 """Two real processes, the tiny trunk: over TensorFlow's collective operations, and as NPUs over the stand-in's all-reduce."""
+import contextlib
 import glob
 import json
 import os
 import re
+import signal
 import socket
 import sys
 
 import numpy as np
-import programs
 import pytest
 from conftest import PROJECT
-from programs import STAND_INS, TINY, read_until, run
 
 import tiny_trunk  # noqa: F401
 import train_evaluate_sesemi
 import utils
 from networks import build_sesemi
 from networks.layers import step_variable
-from sesemi import training
+from programs import STAND_INS, TINY, read_until, result, run
+from programs import start as start_program
+from sesemi import runtime, training
 from sesemi.batches import TwoBranchBatches
 from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
-from sesemi.process_group import ASCEND_PORT, Place, find_gpus, find_place
+from sesemi.ranks import ASCEND_PORT, RankInfo, find_gpus, find_rank
+from sesemi.rendezvous import GREETING, HELLO
 from sesemi.runtime import keras, open_session
 
 FLAGS = ('--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16', '--epochs', '2')
@@ -34,9 +37,9 @@ def addresses():
         return ','.join('127.0.0.1:%d' % free.getsockname()[1] for free in (one, other))
 
 
-def start(workers, rank, result, *flags):
-    return programs.start(TINY, *FLAGS, '--device', 'cpu', '--result', result, *flags,
-                          *(['--workers', workers, '--rank', rank] if workers else []))
+def start(workers, rank, folder, *flags, program=TINY, **environment):
+    of_rank = ['--workers', workers, '--rank', rank] if workers else []
+    return start_program(program, *FLAGS, '--device', 'cpu', '--result', folder, *flags, *of_rank, **environment)
 
 
 @pytest.fixture(scope='module', params=['gpus', 'npu'])
@@ -51,9 +54,9 @@ def kept(request, tmp_path_factory):
     if request.param == 'gpus':     # of which there are none: the ranks run on the CPU
         script, environment = ['run_1p.sh', '--gpus', '5,7', '--device', 'cpu'], {}
     else:
-        meeting, all_reduce = (int(address.rsplit(':')[-1]) for address in addresses().split(','))
+        channel, all_reduce = (int(address.rsplit(':')[-1]) for address in addresses().split(','))
         table = {'server_list': [{'server_id': 'the.only.host', 'device': [
-            {'rank_id': str(rank), 'device_id': str(meeting - ASCEND_PORT + rank)} for rank in (0, 1)]}]}
+            {'rank_id': str(rank), 'device_id': str(channel - ASCEND_PORT + rank)} for rank in (0, 1)]}]}
         (folder / 'table.json').write_text(json.dumps(table))
         script, environment = ['run_8p.sh', '--device', 'npu'], {
             'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(folder / 'table.json'), 'PYTHONPATH': str(STAND_INS),
@@ -116,85 +119,96 @@ def losses_of_one_process(steps):
     return np.array(losses)
 
 
-@pytest.mark.parametrize('killed', [0, 1])
-def test_a_rank_that_is_killed_is_named_and_the_run_goes_on(tmp_path, killed):
+@pytest.mark.parametrize('lost, number, how', [(0, signal.SIGKILL, 'is gone'), (1, signal.SIGSTOP, 'does not answer for 10 seconds')])
+def test_a_rank_that_is_lost_is_named_and_the_run_goes_on(tmp_path, lost, number, how):
     workers = addresses()
-    flags = '--epochs', '20', '--checkpoint-minutes', '0.0001'
+    flags = '--epochs', '20', '--checkpoint-minutes', '0.0001', '--peer-timeout', '10'
     both = [start(workers, rank, tmp_path / 'run', *flags) for rank in (0, 1)]
     read_until(both[0], 'Epoch 2/20')
-    both[killed].kill()
-    _, err = both[1 - killed].communicate(timeout=200)
-    both[killed].communicate()
-    assert both[1 - killed].returncode == 1
-    assert err.splitlines()[-1].startswith('Rank %d (%s) is gone' % (killed, workers.split(',')[killed]))
+    both[lost].send_signal(number)
+    ended = result(both[1 - lost])
+    both[lost].kill()
+    result(both[lost])
+    assert ended.status == 1 and ended.sentence().startswith('Rank %d (%s) %s' % (lost, workers.split(',')[lost], how))
     assert os.listdir(str(tmp_path / 'run' / 'checkpoints'))
-    workers = addresses() if killed else ''         # with both again, or one alone
-    resumed = [start(workers, rank, tmp_path / 'run', '--resume', *flags) for rank in range(2 if killed else 1)]
-    (out, err), *_ = [process.communicate(timeout=200) for process in resumed]
-    assert {process.returncode for process in resumed} == {0}, err
+    workers = addresses() if lost else ''           # with both again, or one alone
+    resumed = [start(workers, rank, tmp_path / 'run', '--resume', *flags) for rank in range(2 if lost else 1)]
+    (_, out, err), *_ = ended = list(map(result, resumed))
+    assert {each.status for each in ended} == {0}, err
     assert 'Epoch 1/20\n' not in out and 'Epoch 20/20' in out and 'classification error rate' in out
 
 
-def test_another_seed_is_named(tmp_path):
+def test_another_seed_and_another_tensorflow_are_named(tmp_path):
+    (tmp_path / 'tensorflow-9.8.7.dist-info').mkdir()
+    (tmp_path / 'tensorflow-9.8.7.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: tensorflow\nVersion: 9.8.7\n')
+    (tmp_path / 'tensorflow.py').write_text('raise SystemExit("It was imported.")')
     workers = addresses()
-    both = [start(workers, rank, tmp_path / 'run', '--seed', str(rank)) for rank in (0, 1)]
-    errors = [process.communicate(timeout=200)[1] for process in both]
-    assert [process.returncode for process in both] == [2, 2]
-    assert all('Rank 1 differs from rank 0 in --seed (1, not 0)' in error for error in errors)
+    both = [start(workers, rank, tmp_path / 'run', '--seed', rank, program='train_evaluate_sesemi.py', **path)
+            for rank, path in enumerate([{}, {'PYTHONPATH': str(tmp_path)}])]
+    for ended in map(result, both):
+        assert ended.status == 2
+        assert 'Rank 1 differs from rank 0 in --seed (1, not 0), TensorFlow (9.8.7, not %s); ' % runtime.tf.__version__ in ended.sentence()
 
 
 def test_a_rank_that_never_comes_is_named(tmp_path):
-    alone = start(addresses(), 0, tmp_path / 'run', '--join-timeout', '1')
-    _, err = alone.communicate(timeout=200)
-    assert alone.returncode == 1 and 'Rank 1 (127.0.0.1:' in err and '--join-timeout' in err
+    ended = result(start(addresses(), 0, tmp_path / 'run', '--join-timeout', '1'))
+    assert ended.status == 1 and 'Rank 1 (127.0.0.1:' in ended.sentence() and '--join-timeout' in ended.sentence()
 
 
 def test_who_a_process_is():
-    assert find_place(None, None, {'RANK_ID': '0', 'RANK_SIZE': '1'}) == Place()
-    assert find_place('a:1,b:2', 1, {}) == Place(1, 2, ('a:1', 'b:2'))
-    assert find_place('a:1,b:2,a:3', 2, {}).on_host == 2
+    assert find_rank(None, None, {'RANK_ID': '0', 'RANK_SIZE': '1'}) == RankInfo()
+    assert find_rank('a:1,b:2', 1, {}) == RankInfo(1, 2, ('a:1', 'b:2'))
+    assert find_rank('a:1,b:2,a:3', 2, {}).local_size == 2
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
-    assert find_place(None, None, {'TF_CONFIG': cluster}) == Place(1, 2, ('a:1', 'b:2'))
+    assert find_rank(None, None, {'TF_CONFIG': cluster}) == RankInfo(1, 2, ('a:1', 'b:2'))
     for workers, rank, environment in [('a:1,b', 0, {}), ('a:1,a:1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}), (None, None, {'TF_CONFIG': '{}'})]:
         with pytest.raises(InputError):
-            find_place(workers, rank, environment)
+            find_rank(workers, rank, environment)
 
 
-def test_several_runs_of_several_ranks(tmp_path):
+def test_several_runs_of_several_ranks_among_strangers(tmp_path):
     workers = addresses()
-    both = [start(workers, rank, tmp_path / 'run', '--runs', '2', '--epochs', '1') for rank in (0, 1)]
-    (out, err), _ = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], err
-    assert re.findall('^Seed ([01]): error rate', out, re.MULTILINE) == ['0', '1']
+    both = [start(workers, 0, tmp_path / 'run', '--runs', '2', '--epochs', '1')]
+    strangers = []
+    while len(strangers) < 3:       # as soon as rank 0 listens
+        assert both[0].poll() is None, result(both[0])
+        with contextlib.suppress(ConnectionRefusedError):
+            strangers.append(socket.create_connection(('127.0.0.1', int(workers.split(',')[0].split(':')[1])), timeout=60))
+    strangers[1].sendall(b'GET / HTTP/1.1\r\n\r\n')
+    strangers[2].sendall(HELLO.pack(GREETING, 7, 8))
+    both.append(start(workers, 1, tmp_path / 'run', '--runs', '2', '--epochs', '1'))
+    ended = list(map(result, both))
+    assert [each.status for each in ended] == [0, 0], ended
+    assert re.findall('^Seed ([01]): error rate', ended[0].out, re.MULTILINE) == ['0', '1']
     assert len(glob.glob(str(tmp_path / 'run/seed-[01]/sesemi.h5'))) == 2
 
 
 def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
-    process = programs.start(
+    process = start_program(
         'bash', PROJECT / 'run_local.sh', '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
         '--image-size', '16', '--epochs', '1000', '--result', tmp_path / 'run')
     read_until(process, 'Epoch 2/')
     process.terminate()
-    _, err = process.communicate(timeout=200)       # which waits for all who have the pipe, so for both ranks
-    assert process.returncode == 143 and '--resume' in err
+    ended = result(process)         # which waits for all who have the pipe, so for both ranks
+    assert ended.status == 143 and '--resume' in ended.err
     assert os.listdir(str(tmp_path / 'run' / 'checkpoints'))
 
 
-def test_where_ascend_ranks_meet(tmp_path):
-    def meet(table, rank='1'):
+def test_where_ascend_ranks_join(tmp_path):
+    def find(table, rank='1'):
         (tmp_path / 'table.json').write_text(json.dumps(table))
-        return find_place(None, None, {'RANK_ID': rank, 'RANK_SIZE': '4', 'RANK_TABLE_FILE': str(tmp_path / 'table.json')})
+        return find_rank(None, None, {'RANK_ID': rank, 'RANK_SIZE': '4', 'RANK_TABLE_FILE': str(tmp_path / 'table.json')})
     cards = [[{'device_id': '4', 'rank_id': '0'}, {'device_id': '5', 'rank_id': '1'}], [{'device_id': '0', 'rank_id': '2'},
                                                                                          {'device_id': '1', 'rank_id': '3'}]]
     two = {'version': '1.0', 'server_list': [{'server_id': host, 'device': part} for host, part in zip(('10.0.0.2', '10.0.0.1'), cards)]}
-    assert meet(two) == Place(1, 4, ('10.0.0.2:29404',), 2)
+    assert find(two) == RankInfo(1, 4, ('10.0.0.2:29404',), 2)
     one = {'server_list': [{'server_id': 'node-0', 'device': cards[1] + cards[0]}]}
-    assert meet(one, '3') == Place(3, 4, ('127.0.0.1:29404',), 4)
+    assert find(one, '3') == RankInfo(3, 4, ('127.0.0.1:29404',), 4)
     older = {'group_list': [{'instance_list': [{'server_id': '10.0.0.3', 'devices': cards[1]}, {'server_id': '10.0.0.2', 'devices': cards[0]}]}]}
-    assert meet(older) == Place(1, 4, ('10.0.0.3:29400',), 2)
+    assert find(older) == RankInfo(1, 4, ('10.0.0.3:29400',), 2)
     for table in ({}, [], {'server_list': []}, {'group_list': []}, {'server_list': [{'server_id': 'a', 'device': cards[1]}]}):
         with pytest.raises(InputError, match='RANK_TABLE_FILE=.*table.json: where rank 0 is'):
-            meet(table)
+            find(table)
 
 
 def test_which_gpus(monkeypatch):
@@ -211,22 +225,24 @@ def test_which_gpus(monkeypatch):
 
 
 def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):
-    """With an interpreter that writes down what it is started with; every rank but the failing one would run for ever."""
+    """With an interpreter that writes down what it is started with; every rank but the failing one would run for ever, one of
+    them stopped."""
     python = tmp_path / 'python'
     python.write_text("""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exit 0; fi
 echo "$RANK_ID $RANK_SIZE $ASCEND_DEVICE_ID $JOB_ID ${*:3}"
 if [[ $RANK_ID == 5 ]]; then exit 7; fi
+if [[ $RANK_ID == 6 ]]; then kill -STOP $$; fi
 exec tail -f /dev/null
 """)
     python.chmod(0o755)
     (tmp_path / 'table.json').write_text('{}')
 
-    def start_8p(**variables):
-        return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits', PYTHON=str(python), **variables)
-    done = start_8p(RANK_TABLE_FILE=str(tmp_path / 'table.json'))
+    def run_8p(table):
+        return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits', PYTHON=str(python), RANK_TABLE_FILE=table)
+    done = run_8p(str(tmp_path / 'table.json'))
     assert done.status == 7
     assert set(done.out.splitlines()) <= {'%d 8 %d 10087 --data digits' % (rank, rank) for rank in range(8)}
     assert '5 8 5 10087 --data digits' in done.out
-    done = start_8p(RANK_TABLE_FILE='')
+    done = run_8p('')
     assert done.status == 2 and 'RANK_TABLE_FILE' in done.err
