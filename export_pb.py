@@ -93,7 +93,7 @@ def read_run(model_path, directory):
 
 
 def write_bins(folder, normalise, dataset, seed, flip, batch):
-    """Write the views that training.DenseEvaluator has of the test images, float32 NHWC, a file for each batch and view.
+    """Write the views that evaluation.DenseEvaluator has of the test images, float32 NHWC, a file for each batch and view.
 
     normalise: a Keras model from values 0-255 to what the frozen graph takes. The last batch is filled up with zeros. Beside
     the folder of views, of which msame reads every file, go the labels, int32 (images,), and the manifest, as the last.

@@ -6,7 +6,6 @@ Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2:
 """
 import argparse
 import contextlib
-import functools
 import os
 import sys
 import warnings
@@ -14,13 +13,16 @@ import warnings
 import numpy as np
 
 import report
-from sesemi import cache, run_folder as record
+from sesemi import run_folder
 from sesemi.batches import TwoBranchBatches, prepare_images
+from sesemi.cache import Cache, default_folder
 from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
 from sesemi.flags import idle, parse_args
+from sesemi.observer import Observer, Silent
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
+from sesemi.run_folder import data_checksum, run_identity
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
 from utils import stratified_sample
 
@@ -28,117 +30,75 @@ from utils import stratified_sample
 def train_and_evaluate(args, group=ProcessGroup()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
-    args: what parse_args returns; group: a ProcessGroup that has been joined. Rank 0 alone evaluates and writes: the others return
-    None after their last step. Raises InputError, training.Diverged and training.Interrupted.
+    args: what parse_args returns, left as it is; group: a ProcessGroup that has been joined. Rank 0 alone evaluates and writes: the
+    others return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
     """
-    clock = record.Clock()
-    run = None if group.rank else record.Run(args.result, vars(args))
-    store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit, group.local_size)
+    observer = Silent() if group.rank else Observer(args)
+
+    # 1. Read
+    cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
     with group.main_process_first():
-        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
-    checksum = record.data_checksum(dataset)
-    chosen = labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
-    loaded = dataset
-    if args.validation:
-        dataset, labeled = take_validation(dataset, labeled, args.validation)
-        checksum_of_trained = record.data_checksum(dataset)
-    else:
-        checksum_of_trained = checksum
-    validated = bool(len(dataset.valid_labels))
-    if args.eval_every is None:
-        args.eval_every = int(validated or args.method == 'ssl')
-    if args.keep == 'best' and not (validated and args.eval_every):
-        raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
-    steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
-    if group.world_size > 1:
-        group.check_equal(record.run_identity(args, checksum, labeled))
-    if group.broadcast(b'finished' if run and run.error_rate is not None else b''):
+        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
+    checksum = data_checksum(dataset)
+
+    # 2. Choose the labels
+    chosen = observer.read_split(dataset, checksum)
+    if chosen is None:
+        chosen = choose_labeled(dataset, args.labels, args.split_seed)
+    trained, labeled = take_validation(dataset, chosen, args.validation)
+    args, steps_per_epoch = settle(args, trained, len(labeled), group)
+    group.check_equal(run_identity(args, checksum, chosen))
+    if group.broadcast(b'' if observer.error_rate is None else b'finished'):
         print('%s holds the finished run.' % args.result)
-        return run and run.error_rate
-    clock.lap('reading')
+        return observer.error_rate
+    observer.lap('reading')
 
     import networks             # these import TensorFlow: only now, when all that can be checked without it has been
-    from sesemi import classifier, runtime, training
+    from sesemi import runtime, training
     from sesemi.checkpoints import Checkpoints
-    from sesemi.reporting.events import Events
-    device, why = runtime.choose_device(args.device)
-    runtime.check_ranks(device, group)
-    options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
-                                     args.data_dump_step, args.profiling, args.autotune)
-    if run:
-        run.start(loaded, chosen, checksum, dataset.valid_names if args.validation else ())
+    from sesemi.classifier import Classifier
+    from sesemi.evaluation import Evaluation
+    device, options, why = runtime.choose(args, group)
+    observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
     print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s%s (%s).' % (
-        args.data, args.network, args.method, len(labeled), len(dataset.train_images), len(dataset.test_images),
-        len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '',
-        device, why))
+        args.data, args.network, args.method, len(labeled), len(trained.train_images), len(trained.test_images),
+        len(trained.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '', device, why))
 
+    # 3. Normalise and whiten
     with group.main_process_first():
-        images = prepare_images(dataset, checksum_of_trained, labeled, args.method, PRESETS[args.data].whiten, store)
-    labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
+        images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method,
+                                PRESETS[args.data].whiten, cache)
+
+    # 4. Batches: augmented labeled images beside augmented images in six proxy views
+    labels_one_hot = np.eye(len(trained.class_names), dtype=np.float32)[trained.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
                                group.rank, group.world_size, oversample=not args.no_oversample)
-    rate = args.lr * (group.world_size if args.scale_lr else 1)
-    clock.lap('preparing')
+    observer.lap('preparing')
 
     with runtime.open_session(device, options, group), training.StopSignals(group.request_stop if group.rank else None) as stop:
         group.on_stop = stop.note
+
+        # 5. A trunk and two heads
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
-        model, inference_model = build(args.network, images.test.shape[1:], len(dataset.class_names),
+        model, inference_model = build(args.network, images.test.shape[1:], len(trained.class_names),
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
-        steps = steps_per_epoch * args.epochs
-        weights = training.balanced_weights(dataset.train_labels[labeled], len(dataset.class_names)) if args.class_weights else None
+
+        # 6. Train
+        rate, steps = args.lr * (group.world_size if args.scale_lr else 1), steps_per_epoch * args.epochs
         optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, group)
+        weights = training.balanced_weights(labels_one_hot) if args.class_weights else None
         train_step = training.training_function(model, optimizer, weights)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
-        progress = checkpoints.restore() if run else None
-        if group.world_size > 1:
-            progress = checkpoints.unpack(group.broadcast(checkpoints.pack(progress) if run else b''))
-        train = functools.partial(training.train, train_step, batches, steps_per_epoch, args.epochs, rate, progress, stop=stop)
-        if not run:
-            train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
-            group.finish()
-            return None
-        size = training.evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
-        test, valid, seen = (training.DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
-                             for part in (images.test, images.valid, images.labeled))
-        statistics = training.NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
-        saved = classifier.Classifier(inference_model, images.whitener, dataset.class_names, args.fit)
-        page = report.Report(args.result, dataset, labeled, args.epochs)
-        events = Events(args.result, progress.rows, batches[0][0])
+        progress = checkpoints.restore(group)
+        observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints,
+                       Evaluation(model, inference_model, images, batches, steps, args, stop),
+                       Classifier(inference_model, images.whitener, trained.class_names, args.fit))
+        progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, observer.after_step, observer.after_epoch,
+                                  stop, runtime.profiler(device, options, model, steps), verbose=not args.quiet)
+        group.finish()
 
-        def after_epoch(rows):
-            due = args.eval_every and rows[-1]['epoch'] % args.eval_every == 0
-            if validated and (due or rows[-1]['epoch'] == args.epochs):
-                with statistics():
-                    rows[-1]['validation_error'] = record.error_rate(valid()[0], dataset.valid_labels)
-                    if args.keep == 'best' and training.best_row(rows) is rows[-1]:
-                        checkpoints.keep_best()
-            elif due:
-                with statistics():
-                    rows[-1]['error'] = record.error_rate(test()[0], dataset.test_labels)
-            run.log(rows)
-            events.write(rows)
-            page.refresh(rows)
-            print(training.epoch_line(rows[-1], args.epochs, batches.images_per_step, steps_per_epoch))
-
-        progress = train(after_step=checkpoints.after_step, after_epoch=after_epoch,
-                         callbacks=runtime.profiler(device, options, model, steps), verbose=not args.quiet)
-        checkpoints.save(progress)
-        clock.lap('training')
-        checkpoints.take_best()     # with the statistics they were evaluated with
-        kept = training.best_row(progress.rows) if args.keep == 'best' else progress.rows[-1]
-        with contextlib.nullcontext() if args.keep == 'best' else statistics():
-            dense, plain = test()
-            of_labeled = record.error_rate(seen.one_view(), dataset.train_labels[labeled])
-            clock.lap('evaluating')
-            saved.save(run.path('sesemi.h5'))
-    result = run.result(dataset, dense, plain, progress.rows, batches.images_per_step, clock, labeled_error_rate=of_labeled,
-                        validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
-    if args.keep == 'best':
-        print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (kept['epoch'], kept['validation_error']))
-    page.finish(progress.rows, dense, result)
-    run.finish(result)
-    return run.error_rate
+        # 7. Evaluate: the mean softmax over the test views
+        return observer.evaluate(progress)
 
 
 def choose_labeled(dataset, labels, split_seed):
@@ -158,15 +118,23 @@ def choose_labeled(dataset, labels, split_seed):
     return stratified_sample(dataset.train_labels, labels // classes, split_seed, dataset.class_names)
 
 
-def count_steps(args, dataset, labeled):
-    """(steps an epoch, epochs). An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all."""
-    preset, images = PRESETS[args.data], labeled
-    if args.method == 'ssl':
-        images = len(dataset.unlabeled_images)
-    default = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
+def settle(args, dataset, labeled, group):
+    """(a copy of the flags in which what hangs on the data and the ranks is settled, steps an epoch).
+
+    dataset: what is trained on; labeled: how many images. An epoch is a pass of the self branches of all ranks: over the labeled
+    images, in ssl over all. Raises InputError when --keep best has nothing to choose by.
+    """
+    validated = len(dataset.valid_labels) > 0
+    eval_every = int(validated or args.method == 'ssl') if args.eval_every is None else args.eval_every
+    if args.keep == 'best' and not (validated and eval_every):
+        raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
+    preset = PRESETS[args.data]
+    images = len(dataset.unlabeled_images) if args.method == 'ssl' else labeled
+    epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
     if preset.steps:
-        default = max(1, round(preset.steps / max(1, images // args.batch_size)))
-    return max(1, images // (args.batch_size * args.ranks)), args.epochs or default
+        epochs = max(1, round(preset.steps / max(1, images // args.batch_size)))
+    settled = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, rank=group.rank, ranks=group.world_size)
+    return argparse.Namespace(**settled), max(1, images // (args.batch_size * group.world_size))
 
 
 def train_runs(args, group):
@@ -203,7 +171,7 @@ def take_gpu(args, info, argv):
         gpus = find_gpus(args.gpus, os.environ)
         if len(gpus) > info.world_size == 1:
             os.environ.setdefault('PYTHON', sys.executable)
-            os.execvp('bash', ['bash', os.path.join(record.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
+            os.execvp('bash', ['bash', os.path.join(run_folder.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
         args.gpu_id = gpus[info.rank % len(gpus)]
     if args.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
@@ -219,7 +187,6 @@ def main(argv):
         take_gpu(args, info, argv)
         if args.verbose:
             os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-        args.rank, args.ranks = info.rank, info.world_size
         for words in idle(args, info.world_size):
             print(words, file=sys.stderr)
         group = ProcessGroup(info, args.peer_timeout or PEER_SECONDS)

@@ -12,6 +12,7 @@ import numpy as np
 
 from networks.layers import step_variable
 from sesemi.errors import reason
+from sesemi.process_group import ProcessGroup
 from sesemi.run_folder import write_whole
 from sesemi.training import Diverged, Progress, assign, read
 
@@ -60,11 +61,18 @@ class Checkpoints:
             os.remove(other)
         self.saved = time.monotonic()
 
-    def restore(self):
+    def restore(self, group=ProcessGroup()):
         """Set all variables to the newest whole checkpoint; returns its Progress, a fresh one if there is none.
 
-        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is used.
+        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is used. With several
+        ranks rank 0's checkpoint, or its first weights, go to all.
         """
+        progress = None if group.rank else self._restore()
+        if group.world_size > 1:
+            progress = self.unpack(group.broadcast(b'' if group.rank else self.pack(progress)))
+        return progress
+
+    def _restore(self):
         for path in reversed(self._paths()):
             try:
                 content = self._read(path)

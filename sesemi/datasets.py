@@ -93,8 +93,11 @@ def take_validation(dataset, labeled, share):
     """Take `share` of the labeled images of each class, at least one, out of all that is trained on.
 
     labeled: int (labels,) indices of training images. Returns (the Dataset with them as its valid images, the indices in it of the
-    labeled images left). Raises InputError when there are valid images already or none of a class would be left.
+    labeled images left); without a `share` what it was given. Raises InputError when there are valid images already or none of a
+    class would be left.
     """
+    if not share:
+        return dataset, labeled
     if len(dataset.valid_labels):
         raise InputError('--validation %g: the data set has validation images of its own; leave the flag out.' % share)
     labels = dataset.train_labels[labeled]

@@ -105,6 +105,14 @@ def choose_device(requested='auto'):
     return 'cpu', npu + '; TensorFlow finds no GPU' + faster
 
 
+def choose(args, group):
+    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
+    device, why = choose_device(args.device)
+    check_ranks(device, group)
+    return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
+                                  args.profiling and (device == 'npu' or not group.rank), args.autotune), why
+
+
 def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
     """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
     offered = {'npu': NPU_PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]

@@ -1,5 +1,4 @@
-"""The training loop and what happens around a step: the update, learning rate, progress line, checkpoints, evaluation."""
-import contextlib
+"""The training loop and what happens around a step: the update, learning rate, progress line, signals."""
 import math
 import signal
 import time
@@ -8,13 +7,10 @@ from typing import List, NamedTuple
 import numpy as np
 
 from networks.layers import BatchNormalization, step, step_variable
-from sesemi.batches import test_views
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
 from sesemi.runtime import keras, tf
-from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER, NORM_BATCHES
-
-EVALUATION_BATCH = 250      # images at most
+from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 
 
 class Diverged(RunError):
@@ -78,9 +74,10 @@ def training_function(model, optimizer, class_weights=None):
     return train_step
 
 
-def balanced_weights(labels, classes):
+def balanced_weights(labels_one_hot):
     """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the class), float32 (classes,)."""
-    return (len(labels) / (classes * np.maximum(np.bincount(labels, minlength=classes), 1))).astype(np.float32)
+    counts = labels_one_hot.sum(axis=0)
+    return (len(labels_one_hot) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
 def average_updates(model):
@@ -96,30 +93,6 @@ def average_updates(model):
 def batch_statistics(model):
     """BatchNormalization.statistics of all layers of a model, in their order."""
     return [pair for layer in model.layers if isinstance(layer, BatchNormalization) for pair in layer.statistics()]
-
-
-class NormStatistics:
-    """The statistics that batch normalisation uses at inference, measured anew for the weights as they are.
-
-    The averages lag behind the weights: a short run is over before they have come near. Within the block of `measured()` they are
-    the mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on; behind it they
-    are training's own again. As PyTorch's `swa_utils.update_bn` does it, and fvcore's PreciseBN.
-    """
-
-    def __init__(self, model, batches, steps):
-        self.averages, values = zip(*batch_statistics(model))
-        self.measure = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(values))
-        self.super_data = lambda i: batches[steps + i][0]['super_data']
-
-    @contextlib.contextmanager
-    def measured(self):
-        own = read(self.averages)
-        found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
-        assign(self.averages, [np.mean(values, axis=0) for values in zip(*found)])
-        try:
-            yield
-        finally:
-            assign(self.averages, own)
 
 
 def read(variables):
@@ -236,49 +209,3 @@ class StopSignals:
         """Raises Interrupted if a signal has come."""
         if self.number is not None:
             raise Interrupted(self.number)
-
-
-def evaluation_batch(*counts):
-    """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
-    fits = [math.ceil(count / math.ceil(count / EVALUATION_BATCH)) for count in sorted(counts)]
-    return max(fits[0], min(32, fits[-1]))
-
-
-class DenseEvaluator:
-    """A model's probabilities for images, in batches of one size, by default what fits them best.
-
-    images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
-    """
-
-    def __init__(self, model, images, seed, flip, stop, size=None):
-        self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
-        self.size = size or evaluation_batch(len(images))
-
-    def __call__(self):
-        """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
-        dense, plain = [], []
-        for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
-            outputs = [self._predict(view) for view in views]
-            dense.append(np.mean(outputs, axis=0))
-            plain.append(outputs[0])
-        return self._joined(dense), self._joined(plain)
-
-    def one_view(self):
-        """The softmax of the images themselves: float32 (n, classes)."""
-        return self._joined([self._predict(view) for view, in self._batches(lambda images, first: [images])])
-
-    def _batches(self, make_views):
-        """The views of one batch after another; the last ones are padded with zeros, for another size would be another graph."""
-        def padded(first):
-            images = self.images[first:first + self.size]
-            padding = [(0, self.size - len(images))] + [(0, 0)] * 3
-            return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
-        return prefetch(padded, range(0, len(self.images), self.size))
-
-    def _predict(self, view):
-        output = self.model.predict_on_batch(view)
-        self.stop.check()
-        return output
-
-    def _joined(self, outputs):
-        return np.concatenate(outputs)[:len(self.images)]

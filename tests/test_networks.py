@@ -7,7 +7,7 @@ import networks
 import utils
 from conftest import PROJECT
 from networks.layers import Dropout, step_variable
-from sesemi import classifier, training
+from sesemi import classifier, evaluation, training
 from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM, NORM_BATCHES
 
@@ -130,7 +130,7 @@ def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_ba
     of_batch = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(statistics))
     expected = [np.mean(values, axis=0) for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
     before = training.read(averages)
-    with training.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90).measured():
+    with evaluation.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90).measured():
         for found, value in zip(training.read(averages), expected):
             np.testing.assert_allclose(found, value, rtol=1e-6)
     assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
@@ -151,7 +151,7 @@ def test_an_npu_has_every_operation_and_plain_keras_opens_the_model(network, bui
     shape = (16, 16, 3)
     model, inference_model = build(network, shape, 10, super_dropout=dropout, in_network_dropout=dropout)
     training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
-    training.NormStatistics(model, [], 10)
+    evaluation.NormStatistics(model, [], 10)
     matrix = np.random.RandomState(0).standard_normal((768, 768)).astype(np.float32) / 28
     whitener = utils.Whitener(np.arange(768, dtype=np.float32) / 768, matrix)
     classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(str(tmp_path / 'sesemi.h5'))

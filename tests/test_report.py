@@ -25,7 +25,7 @@ import report
 from sesemi.batches import PROXY_TRANSFORMS, proxy_views
 from sesemi.datasets import Dataset
 from sesemi.errors import InputError
-from sesemi.reporting import events, plots
+from sesemi.reporting import events, live, plots
 from sesemi.runtime import tf
 
 FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
@@ -73,7 +73,7 @@ def make_report(folder, dataset, **flags):
     """The report of a run in `folder` that has been started."""
     write_result(folder, **flags)
     (folder / 'result.json').unlink()
-    return report.Report(str(folder), dataset, np.arange(2 * len(dataset.class_names)), FLAGS['epochs'])
+    return live.Report(str(folder), dataset, np.arange(2 * len(dataset.class_names)), FLAGS['epochs'])
 
 
 def finish(folder, dataset, probabilities, rows=None, **flags):
@@ -330,7 +330,7 @@ from sesemi import datasets
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):
-    made = report.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images), np.arange(4), 10)
+    made = live.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images), np.arange(4), 10)
     made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]], json.load(open({!r})))
 assert 'tensorflow' not in sys.modules
 print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path / 'result.json'), str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import tiny_trunk  # noqa: F401
 import networks
 from networks.layers import step_variable
-from sesemi import training
+from sesemi import evaluation, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
 from sesemi.runtime import keras, open_session, optimizer
@@ -135,7 +135,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_the_process():
 
 @pytest.mark.parametrize('flip, count', [(True, 8), (False, 4)])
 def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, count):
-    monkeypatch.setattr(training, 'EVALUATION_BATCH', 5)
+    monkeypatch.setattr(evaluation, 'EVALUATION_BATCH', 5)
     images = np.random.RandomState(0).standard_normal((13,) + SHAPE).astype(np.float32)
     batch_sizes = set()
 
@@ -149,7 +149,7 @@ def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, co
         def check(self):
             pass
 
-    dense, plain = training.DenseEvaluator(Model(), images, 7, flip, Stop())()
+    dense, plain = evaluation.DenseEvaluator(Model(), images, 7, flip, Stop())()
     outputs = [Model().predict_on_batch(view) for view in views_of(images, 0, 7, flip)]
     assert len(outputs) == count and batch_sizes == {5, 13}
     np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)

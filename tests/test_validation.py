@@ -12,7 +12,7 @@ from conftest import write_image
 
 import tiny_trunk  # noqa: F401
 import networks
-from sesemi import datasets, flags, run_folder, training
+from sesemi import datasets, evaluation, flags, run_folder, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
 from sesemi.errors import InputError
@@ -43,7 +43,7 @@ class Run:
             sgd = optimizer('cpu', training.scheduled_rate(0.05, steps), MOMENTUM)
             train_step = training.training_function(model, sgd)
             checkpoints = Checkpoints(str(folder), model, sgd, STEPS, minutes)
-            statistics = training.NormStatistics(model, batches(), steps)
+            statistics = evaluation.NormStatistics(model, batches(), steps)
             start = checkpoints.restore()
 
             def after_epoch(rows):
@@ -107,10 +107,10 @@ def test_class_weights_multiply_the_cross_entropy_of_each_labeled_image():
 
 def test_balanced_weights_make_all_classes_weigh_the_same():
     labels = np.array([0] * 6 + [1] * 3 + [2])
-    weights = training.balanced_weights(labels, 3)
+    weights = training.balanced_weights(np.eye(3)[labels])
     np.testing.assert_allclose(weights[labels].sum(), 10, rtol=1e-6)
     np.testing.assert_allclose([weights[labels[labels == k]].sum() for k in range(3)], 10 / 3, rtol=1e-6)
-    assert (training.balanced_weights(np.arange(12) % 3, 3) == 1).all()
+    assert (training.balanced_weights(np.eye(3)[np.arange(12) % 3]) == 1).all()
 
 
 # Evaluation
@@ -124,9 +124,9 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
             shapes.add(x.shape)
             return x[:, 0, 0]
     sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32) for count in (40, 301)]
-    size = training.evaluation_batch(*map(len, sets))
+    size = evaluation.evaluation_batch(*map(len, sets))
     for images in sets:
-        evaluate = training.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), size)
+        evaluate = evaluation.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), size)
         dense, plain = evaluate()
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
@@ -137,7 +137,7 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
 
 @pytest.mark.parametrize('counts, size', [((10000,), 250), ((355,), 178), ((7,), 7), ((3, 10000), 32), ((3, 20), 20), ((600, 300), 150)])
 def test_the_size_of_evaluation_batches(counts, size):
-    assert training.evaluation_batch(*counts) == training.evaluation_batch(*counts[::-1]) == size
+    assert evaluation.evaluation_batch(*counts) == evaluation.evaluation_batch(*counts[::-1]) == size
 
 
 # Whole runs
@@ -171,7 +171,7 @@ def validation_error(data, path):
         images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
         classify = keras.backend.function([whitened], [model.output])
         behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
-        dense, _ = training.DenseEvaluator(behind, images, 3, True, training.StopSignals())()
+        dense, _ = evaluation.DenseEvaluator(behind, images, 3, True, training.StopSignals())()
     return run_folder.error_rate(dense, dataset.valid_labels)
 
 
@@ -207,7 +207,7 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
         split = [(row['class'], row['split']) for row in csv.DictReader(file)]
     assert [split.count((name, 'valid')) for name in 'abc'] == [4, 2, 4] and len(split) == 40
     page = (tmp_path / 'cut' / 'report.html').read_text(encoding='utf-8')
-    assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page and 'validation images' in page
+    assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page and 'Validation images' in page
 
     for words, said in ((('--epochs', '9'), 'the learning rate of every step'), (('--keep', 'last'), '--keep best'),
                         (('--validation', '.1'), '--validation 0.25, not 0.1')):

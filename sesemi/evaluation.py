@@ -1,0 +1,97 @@
+"""How good the weights are: the mean softmax over an image's test views, under the statistics that fit the weights."""
+import contextlib
+import math
+
+import numpy as np
+
+from sesemi.batches import test_views
+from sesemi.pools import prefetch
+from sesemi.runtime import keras
+from sesemi.settings import NORM_BATCHES
+from sesemi.training import assign, batch_statistics, read
+
+EVALUATION_BATCH = 250      # images at most
+
+
+class Evaluation:
+    """A run's evaluators, of its `test`, `valid` and `labeled` images, and `statistics()`, the block to use them in.
+
+    images: batches.Images; batches, steps: those of the training, for --recompute-norm; args: the flags; stop: training.StopSignals.
+    Within the block batch normalisation has the statistics that `args.recompute_norm` asks for: measured anew, or training's averages.
+    """
+
+    def __init__(self, model, inference_model, images, batches, steps, args, stop):
+        size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
+        self.test, self.valid, self.labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
+                                               for part in (images.test, images.valid, images.labeled))
+        self.statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
+
+
+class NormStatistics:
+    """The statistics that batch normalisation uses at inference, measured anew for the weights as they are.
+
+    The averages lag behind the weights: a short run is over before they have come near. Within the block of `measured()` they are
+    the mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on; behind it they
+    are training's own again. As PyTorch's `swa_utils.update_bn` does it, and fvcore's PreciseBN.
+    """
+
+    def __init__(self, model, batches, steps):
+        self.averages, values = zip(*batch_statistics(model))
+        self.measure = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(values))
+        self.super_data = lambda i: batches[steps + i][0]['super_data']
+
+    @contextlib.contextmanager
+    def measured(self):
+        own = read(self.averages)
+        found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
+        assign(self.averages, [np.mean(values, axis=0) for values in zip(*found)])
+        try:
+            yield
+        finally:
+            assign(self.averages, own)
+
+
+def evaluation_batch(*counts):
+    """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
+    fits = [math.ceil(count / math.ceil(count / EVALUATION_BATCH)) for count in sorted(counts)]
+    return max(fits[0], min(32, fits[-1]))
+
+
+class DenseEvaluator:
+    """A model's probabilities for images, in batches of one size, by default what fits them best.
+
+    images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
+    """
+
+    def __init__(self, model, images, seed, flip, stop, size=None):
+        self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
+        self.size = size or evaluation_batch(len(images))
+
+    def __call__(self):
+        """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
+        dense, plain = [], []
+        for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
+            outputs = [self._predict(view) for view in views]
+            dense.append(np.mean(outputs, axis=0))
+            plain.append(outputs[0])
+        return self._joined(dense), self._joined(plain)
+
+    def one_view(self):
+        """The softmax of the images themselves: float32 (n, classes)."""
+        return self._joined([self._predict(view) for view, in self._batches(lambda images, first: [images])])
+
+    def _batches(self, make_views):
+        """The views of one batch after another; the last ones are padded with zeros, for another size would be another graph."""
+        def padded(first):
+            images = self.images[first:first + self.size]
+            padding = [(0, self.size - len(images))] + [(0, 0)] * 3
+            return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
+        return prefetch(padded, range(0, len(self.images), self.size))
+
+    def _predict(self, view):
+        output = self.model.predict_on_batch(view)
+        self.stop.check()
+        return output
+
+    def _joined(self, outputs):
+        return np.concatenate(outputs)[:len(self.images)]

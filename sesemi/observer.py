@@ -1,0 +1,96 @@
+"""What a run writes and prints. Rank 0's observer does both; the other ranks have one that does nothing."""
+import contextlib
+
+from sesemi.run_folder import Clock, Run, error_rate
+
+
+class Observer:
+    """The folder of the run, its log, events, page and epoch line, its checkpoints, evaluations and saved model.
+
+    args: the flags. Raises InputError as run_folder.Run does. A run calls its methods in the order they stand in.
+    """
+
+    def __init__(self, args):
+        self.clock, self.run = Clock(), Run(args.result, vars(args))
+
+    @property
+    def error_rate(self):
+        """That of a finished run, else None."""
+        return self.run.error_rate
+
+    def read_split(self, dataset, checksum):
+        """The labeled images of the run that is resumed, as run_folder.Run.read_split has them; None if it is a new one."""
+        return self.run.read_split(dataset, checksum) if self.run.resuming else None
+
+    def lap(self, part):
+        """The time since the last lap was spent on `part`."""
+        self.clock.lap(part)
+
+    def start(self, args, dataset, chosen, checksum, held):
+        """Record a new run. args: the flags, settled; dataset, chosen: as read; held: names of images that --validation took out."""
+        self.run.flags = vars(args)
+        self.run.start(dataset, chosen, checksum, held)
+
+    def watch(self, args, dataset, labeled, batches, steps_per_epoch, progress, checkpoints, evaluation, classifier):
+        """The training begins, from `progress` on. dataset, labeled: what is trained on."""
+        from sesemi.reporting.events import Events      # imports TensorFlow
+        from sesemi.reporting.live import Report
+        self.args, self.dataset, self.labeled, self.steps_per_epoch = args, dataset, labeled, steps_per_epoch
+        self.images_per_step, self.checkpoints, self.evaluation, self.classifier = batches.images_per_step, checkpoints, evaluation, classifier
+        self.page = Report(args.result, dataset, labeled, args.epochs)
+        self.events = Events(args.result, progress.rows, batches[0][0])
+
+    def after_step(self, progress, stopping):
+        """Keep a checkpoint, if it is time."""
+        self.checkpoints.after_step(progress, stopping)
+
+    def after_epoch(self, rows):
+        """Evaluate if it is asked for, which adds to the last row, and bring all that shows the run up to date."""
+        from sesemi.training import best_row, epoch_line
+        epoch, args = rows[-1]['epoch'], self.args
+        due = args.eval_every and epoch % args.eval_every == 0
+        if len(self.dataset.valid_labels) and (due or epoch == args.epochs):
+            with self.evaluation.statistics():
+                rows[-1]['validation_error'] = error_rate(self.evaluation.valid()[0], self.dataset.valid_labels)
+                if args.keep == 'best' and best_row(rows) is rows[-1]:
+                    self.checkpoints.keep_best()
+        elif due:
+            with self.evaluation.statistics():
+                rows[-1]['error'] = error_rate(self.evaluation.test()[0], self.dataset.test_labels)
+        self.run.log(rows)
+        self.events.write(rows)
+        self.page.refresh(rows)
+        print(epoch_line(rows[-1], args.epochs, self.images_per_step, self.steps_per_epoch))
+
+    def evaluate(self, progress):
+        """The error rate of the weights that are kept, on the test images; saves the model and finishes the run's record."""
+        from sesemi.training import best_row
+        self.checkpoints.save(progress)
+        self.lap('training')
+        kept, statistics = progress.rows[-1], self.evaluation.statistics
+        if self.args.keep == 'best':
+            self.checkpoints.take_best()        # with the statistics they were evaluated with
+            kept, statistics = best_row(progress.rows), contextlib.nullcontext
+        with statistics():
+            dense, one_view = self.evaluation.test()
+            of_labeled = error_rate(self.evaluation.labeled.one_view(), self.dataset.train_labels[self.labeled])
+            self.lap('evaluating')
+            self.classifier.save(self.run.path('sesemi.h5'))
+        result = self.run.result(
+            self.dataset, dense, one_view, progress.rows, self.images_per_step, self.clock, labeled_error_rate=of_labeled,
+            validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+        if self.args.keep == 'best':
+            print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (kept['epoch'], kept['validation_error']))
+        self.page.finish(progress.rows, dense, result)
+        self.run.finish(result)
+        return self.error_rate
+
+
+class Silent:
+    """The observer of the ranks above 0."""
+    error_rate = None
+
+    def nothing(self, *_):
+        """In place of each of Observer's methods."""
+
+    read_split = lap = start = watch = after_step = after_epoch = evaluate = nothing
