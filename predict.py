@@ -121,7 +121,9 @@ def rank(probabilities, class_names, top, threshold=0.0):
     If that has less than `threshold`, 'unknown' comes before it, with its probability.
     """
     best = [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
-    return ([(UNKNOWN, best[0][1])] * (best[0][1] < threshold) + best)[:top]
+    if best[0][1] < threshold:
+        best.insert(0, (UNKNOWN, best[0][1]))
+    return best[:top]
 
 
 def table_row(path, best):

@@ -90,7 +90,7 @@ def _parser():
     method.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
     method.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
                         'none (default: asl)')
-    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 400 steps)')
+    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 75 steps)')
     method.add_argument('--batch-size', type=whole(1), metavar='N', help='images of the self branch a step, six views of each, '
                         'beside six times as many labeled ones (default: 16; digits: 4)')
     method.add_argument('--lr', type=positive, metavar='X', help='learning rate of the first step (default: 0.05)')

@@ -45,7 +45,7 @@ PRESETS = {
     'cifar10': Preset(),                                                        # paper
     'cifar100': Preset(),                                                       # paper
     'svhn': Preset(whiten=False, flip=False, ssl_epochs=30),                    # paper
-    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=400, recompute_norm=True),     # ours
+    'digits': Preset(whiten=False, flip=False, batch_size=4, steps=75, recompute_norm=True),      # ours
     'folder': Preset(recompute_norm=True),                                      # ours
 }
 
