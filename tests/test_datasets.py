@@ -590,4 +590,4 @@ def test_presets(data, whiten, flip, batch_size, epochs, ssl_epochs):
 
 def test_preset_of_digits():
     preset = PRESETS['digits']
-    assert (preset.whiten, preset.flip, preset.batch_size, preset.steps) == (False, False, 4, 400)
+    assert (preset.whiten, preset.flip, preset.batch_size, preset.steps) == (False, False, 4, 75)
