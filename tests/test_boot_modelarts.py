@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 
 import pytest
 from conftest import PROJECT
@@ -187,7 +186,7 @@ def test_failed_training_leaves_its_log_and_its_status(job, end, expected, train
 @pytest.mark.parametrize('number, expected', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_reach_the_training_and_results_still_come_out(job, number, expected):
     job.trains('trap \'kill $! 2>/dev/null || :; echo saved; touch "$result/step-9.npz"; exit %d\' %s\n'
-               'sleep 60 & echo ready; wait' % (expected, number.name))
+               'sleep 600 & echo ready; wait' % (expected, number.name))
     process = job.start('--train_url', 'obs://bucket/out')
     assert process.stdout.readline() == 'ready\n'
     log, = job.disk.glob('*/train.log')
@@ -199,12 +198,10 @@ def test_signals_reach_the_training_and_results_still_come_out(job, number, expe
 
 
 def test_ends_with_the_training_though_something_holds_its_output(job):
-    job.trains('sleep 60 & echo $! >"$result/left"; echo gone; exit 7')
-    started = time.monotonic()
+    job.trains('sleep 600 & echo $! >"$result/left"; echo gone; exit 7')       # longer than `run` lets anything take
     status, out, _ = job.run('--train_url', 'out')
     os.kill(int((job.elsewhere / 'out/left').read_text()), signal.SIGKILL)
     assert (status, out) == (7, 'gone\n')
-    assert time.monotonic() - started < 40
 
 
 def test_results_come_out_also_when_the_training_cannot_be_started(job):

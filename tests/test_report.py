@@ -530,7 +530,7 @@ class Browser:
             pass_fds=(there, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(there), os.close(back)
         self.to, self.answers, self.heard, self.session = os.fdopen(write, 'wb', 0), os.fdopen(read, 'rb'), [], {}
-        self.limit = threading.Timer(60, self.close)
+        self.limit = threading.Timer(300, self.close)
         self.limit.start()
         target = self.call('Target.createTarget', url='about:blank')['targetId']
         self.session = {'sessionId': self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']}
