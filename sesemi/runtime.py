@@ -4,6 +4,7 @@
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
 """
 import contextlib
+import ctypes
 import functools
 import glob
 import importlib.util
@@ -236,6 +237,8 @@ def profiler(device, options, model, steps):
 
 def _gpus():
     """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
+    if _has_card():
+        _load_cuda()
     if not tf.config.experimental.list_physical_devices('GPU'):
         return []
     try:
@@ -243,6 +246,22 @@ def _gpus():
             return [device.name for device in session.list_devices() if device.device_type == 'GPU']
     except tf.errors.OpError:
         return []
+
+
+def _has_card():
+    return any(map(glob.glob, GPU_NODES))
+
+
+def _load_cuda():
+    """Load the libraries that TensorFlow does not find in its CUDA packages, though it asks for these packages itself: cuSOLVER in
+    2.21, without which it uses no GPU, and NCCL in 2.20. What is loaded is found.
+    """
+    packages = importlib.util.find_spec('nvidia')
+    for folder in getattr(packages, 'submodule_search_locations', None) or ():
+        for name in 'cusolver', 'nccl':
+            for path in glob.glob('{}/{}/lib/lib{}.so.*'.format(glob.escape(folder), name, name)):
+                with contextlib.suppress(OSError):      # TensorFlow will say it
+                    ctypes.CDLL(path)
 
 
 def _gpu_config():
@@ -255,11 +274,12 @@ def _unused_card():
 
     The cause is in TensorFlow's log, which is off here: a second process tells it.
     """
-    if not any(map(glob.glob, GPU_NODES)):
+    if not _has_card():
         return None
-    environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1', TF_USE_LEGACY_KERAS='1')
-    asked = subprocess.run([sys.executable, '-c', 'import tensorflow.compat.v1 as tf; tf.Session().list_devices()'],
-                           env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    code = 'import sys; sys.path.insert(0, sys.argv[1]); from sesemi import runtime; runtime._load_cuda(); runtime.tf.Session()'
+    asked = subprocess.run([sys.executable, '-c', code, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))],
+                           env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1'),
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return 'TensorFlow %s cannot use the NVIDIA card: %s, or say --device cpu.' % (
         tf.__version__, _reason_in(asked.stderr.decode(errors='replace'), os.environ.get('CUDA_VISIBLE_DEVICES')))
 
@@ -270,7 +290,7 @@ def _reason_in(log, visible):
     of_driver = [name for name in missing if name.startswith(('libcuda.', 'libnvidia-ml.'))]
     of_cuda = ', '.join(name for name in missing if name not in of_driver and not name.startswith('libnvinfer'))    # TensorRT
     least = re.search(r'minimum required Cuda capability is (\d+\.\d+)', log)
-    refused = re.search(r'(?<=cuInit: )CUDA_ERROR_\w+|CUDA driver version is insufficient for CUDA runtime version', log)
+    refused = re.search(r'(?<=cuInit: )CUDA_ERROR_\w+|(?<=\(\) failed. Status: ).+', log)
     if not tf.test.is_built_with_cuda():
         return 'it is built for CPUs alone; set PYTHON to an interpreter with a build for CUDA'
     if visible is not None and (visible.split(',')[0].strip() in ('', '-1') or 'CUDA_ERROR_NO_DEVICE' in log):

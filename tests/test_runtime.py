@@ -3,7 +3,9 @@ import ctypes
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -277,7 +279,8 @@ INSUFFICIENT = 'CUDA driver version is insufficient for CUDA runtime version'
     (REFUSED % 'CUDA_ERROR_NO_DEVICE: no CUDA-capable device', None, 'the driver says CUDA_ERROR_NO_DEVICE; update it'),
     (REFUSED % ('CUDA_ERROR_INSUFFICIENT_DRIVER: ' + INSUFFICIENT), None, 'the driver says CUDA_ERROR_INSUFFICIENT_DRIVER; update it'),
     (OLD_REFUSED % 'CUDA_ERROR_UNKNOWN: unknown error', '0', 'the driver says CUDA_ERROR_UNKNOWN; update it'),
-    ('InternalError: cudaGetDevice() failed. Status: ' + INSUFFICIENT, None, 'the driver says %s; update it' % INSUFFICIENT),
+    ('E0000 00:00:1795563431.959635   26510 c_api.cc:2243] INTERNAL: cudaGetDevice() failed. Status: %s\n' % INSUFFICIENT, None,
+     'the driver says %s; update it' % INSUFFICIENT),
     (''.join(NOT_LOADED % name for name in ('libcudart.so.12', 'libcudnn.so.9', 'libcudart.so.12', 'libnvinfer.so.10')), None,
      'CUDA is missing (libcudart.so.12, libcudnn.so.9); '),
     (OLD_NOT_LOADED % 'libcudart.so.10.0' + OLD_NOT_LOADED % 'libcudnn.so.7', '0', 'CUDA is missing (libcudart.so.10.0, libcudnn.so.7); '),
@@ -293,6 +296,21 @@ def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(log, visibl
     assert runtime._reason_in(log, visible).startswith('it is built for CPUs alone; ')
 
 
+@pytest.mark.skipif(not shutil.which('cc'), reason='needs a compiler')
+def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, monkeypatch):
+    """A library that is loaded is found by its name, wherever it lies; before, it is not."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(runtime, 'GPU_NODES', (str(tmp_path),))
+    for name in 'libcusolver.so.11', 'libnccl.so.2':
+        path = tmp_path / 'nvidia' / name[3:].split('.')[0] / 'lib' / name
+        path.parent.mkdir(parents=True)
+        subprocess.run(['cc', '-shared', '-Wl,-soname,' + name, '-o', str(path), '-xc', os.devnull], check=True)
+        with pytest.raises(OSError):
+            ctypes.CDLL(name)
+    runtime._gpus()
+    assert ctypes.CDLL('libcusolver.so.11') and ctypes.CDLL('libnccl.so.2')
+
+
 def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
     """Those of its import, and such as it may write; then it aborts, as on a CPU that it was not built for."""
     lines = [b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR',
@@ -301,7 +319,7 @@ def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
              b'E0000 00:00:1795558566.395856    4549 some_file.cc:1] some error', b'']
     status, out, err = run(sys.executable, '-c', '''
 import os, sys
-import runtime
+from sesemi import runtime
 
 with runtime._without_early_lines():
     os.write(2, %r)
