@@ -40,6 +40,12 @@ def test_every_file_that_is_named_is_there():
         assert (PROJECT / name).exists(), name
 
 
+def test_every_file_that_is_no_test_is_in_the_layout():
+    for text in README, CHINESE:
+        for path in [*PROJECT.glob('*.py'), *PROJECT.glob('*.sh'), *PROJECT.glob('sesemi/[!_]*.py')]:
+            assert re.search(r'^\|.*`%s`.*\|' % re.escape(str(path.relative_to(PROJECT))), text, re.MULTILINE), path
+
+
 def test_the_chinese_readme_has_the_same_commands_and_flags():
     assert commands(CHINESE) == commands(README)
     english, chinese = (set(re.findall(r'--[a-z][\w-]*', text)) for text in (README, CHINESE))
