@@ -176,7 +176,7 @@ explain() {
     elif [[ -n $gpu ]]; then
         printf '%s\n' "it gets TensorFlow 2 for the CPU, because none with CUDA is published for $platform; to use the NVIDIA card here set PYTHON to an interpreter that has one."
     elif [[ -n $npu && $tensorflow == 2 ]]; then
-        printf '%s\n' "it gets TensorFlow 2 for the CPU; to use the Ascend NPU here install TensorFlow 1.15 and npu_bridge as Ascend's documents say and set PYTHON to the interpreter that has them."
+        printf '%s\n' "it gets TensorFlow 2 for the CPU; to use the Ascend NPU here install TensorFlow 1.15 and its Ascend adapter as Ascend's documents say and set PYTHON to the interpreter that has them."
     elif [[ $tensorflow == 1.15 && -z ${TENSORFLOW:-}$npu ]] && find_base "${versions#3.7 }" >/dev/null; then
         printf '%s\n' "it gets TensorFlow 1.15; TensorFlow 2 is 1.5 to 2 times faster on a CPU, to have that start with TENSORFLOW=2 bash run_1p.sh."
     else
