@@ -243,13 +243,16 @@ def _load_svhn(directory):
     for name in SVHN_FILES:
         path = os.path.join(directory, name)
         try:
-            content = loadmat(path)
-            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel().astype(np.int64) % 10   # 10 means 0
-            if images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
-                raise ValueError('images %s, labels %s' % (images.shape, labels.shape))
+            content = loadmat(path, variable_names=['X', 'y'])
+            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel()
+            if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1] or not len(labels):
+                raise ValueError('images %s %s, labels %s' % (images.dtype, images.shape, labels.shape))
+            if not np.isin(labels, np.arange(11)).all():
+                raise ValueError('labels that are not whole numbers from 0 to 10')
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
-        parts += [np.ascontiguousarray(images, np.uint8), labels, [str(i) for i in range(len(labels))]]
+        labels = labels.astype(np.int64) % 10       # 10 means 0
+        parts += [np.ascontiguousarray(images), labels, [str(i) for i in range(len(labels))]]
     return Dataset(*parts, class_names=[str(digit) for digit in range(10)], unlabeled_images=parts[0])
 
 

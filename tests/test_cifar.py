@@ -1,6 +1,5 @@
 """What a hostile CIFAR file can say: the reader's answer to its bytes is a sentence, never code that runs, a crash or gigabytes."""
 import gzip
-import io
 import pickle
 import struct
 import tarfile
@@ -61,7 +60,8 @@ ODD_VALUES = [
     forged_dtype(state=(3, 'O', None, None, None, -1, -1, 0)), forged_dtype(state=(3, '|', ('u1', (2,)), None, None, -1, -1, 0)),
     forged_dtype(state=(3, '|', None, ('a',), {'a': (U1, 99)}, 1, 1, 0)), forged_dtype(arguments=(True, True)), forged_dtype(arguments=()),
     np.zeros(2), np.array(['a']), np.array([None]), np.zeros(2, 'u1,u1'), np.array(['1970'], 'M8[s]'),
-    forged_array((1,), forged_dtype('O8'), bytes(range(8))), forged_array((12,), forged_dtype(state=(3, '|', None, None, None, 1 << 30, -1, 0))),
+    forged_array((1,), forged_dtype('O8'), bytes(range(8))),
+    forged_array((12,), forged_dtype(state=(3, '|', None, None, None, 1 << 30, -1, 0))),
     forged_array((13,)), forged_array((-1, 12)), forged_array((-3, -4)), forged_array((1 << 62, 4)), forged_array((0, 1 << 70)),
     forged_array((2, 3, 2)), forged_array(64 * (1,), data=b'\0'), forged_array([12]), forged_array((12.0,)), forged_array(12),
     forged_array((12,), dtype='u1'), forged_array((12,), dtype=None), forged_array((3,), data=[1, 2, 3]), forged_array((12,), data=None),
@@ -77,12 +77,14 @@ def test_odd_values_are_refused(protocol):
 
 SIZE = struct.Struct('<Q').pack
 ODD_INSTRUCTIONS = [
-    b'\x80\x02h\x07.', b'\x80\x02e.', b'\x80\x02(e.', b'\x80\x02.', b'\x80\x02N.', b'\x80\x02]Ns.', b'\x80\x02}b.', b'\x80\x02}}b.', b'\x80\x02})R.',
-    b'\x80\x02cnumpy\ndtype\n}b.', b'\x80\x02cnumpy\ndtype\n(U\x02u1I00\nI01\nt\x81.', b'\x80\x02cnumpy\nndarray\n)R.', b'(ios\nsystem\n.',
-    b'(cos\nsystem\no.', b'P1\n.', b'\x80\x02\x82\x01.', b'\x80\x02K\x01Q.', b'\x80\x02}0.', b'\x80\x02}2.', b'\x80\x02c' + 10 ** 6 * b'x' + b'\ny\n.',
-    b'\x80\x04\x8c\x01a]\x93.', b"S'a\n.", b'I' + 10 ** 5 * b'9' + b'\n.', b'\x80\x02G' + bytes(8) + b'.', b'\xff', b'',
-    b'\x80\x02]r\xff\xff\xff\x07.', b'\x80\x05\x96' + SIZE(1 << 33) + b'.', b'\x80\x04\x8e' + SIZE(1 << 33) + b'.', b'\x80\x02T\xff\xff\xff\x7f.',  # claimed gigabytes
-    b'\x80\x02T\xff\xff\xff\xff.', b'\x80\x02\x8b\xff\xff\xff\x7f.', b'\x80\x04\x95' + SIZE(1 << 62) + b'.']
+    b'\x80\x02h\x07.', b'\x80\x02e.', b'\x80\x02(e.', b'\x80\x02.', b'\x80\x02N.', b'\x80\x02]Ns.', b'\x80\x02}b.', b'\x80\x02}}b.',
+    b'\x80\x02})R.', b'\x80\x02cnumpy\ndtype\n}b.', b'\x80\x02cnumpy\ndtype\n(U\x02u1I00\nI01\nt\x81.', b'\x80\x02cnumpy\nndarray\n)R.',
+    b'(ios\nsystem\n.', b'(cos\nsystem\no.', b'P1\n.', b'\x80\x02\x82\x01.', b'\x80\x02K\x01Q.', b'\x80\x02}0.', b'\x80\x02}2.',
+    b'\x80\x02c' + 10 ** 6 * b'x' + b'\ny\n.', b'\x80\x04\x8c\x01a]\x93.', b"S'a\n.", b'I' + 10 ** 5 * b'9' + b'\n.',
+    b'\x80\x02G' + bytes(8) + b'.', b'\xff', b'',
+    # memo, byte array, bytes, string, number and frame of a size that is only claimed
+    b'\x80\x02]r\xff\xff\xff\x07.', b'\x80\x05\x96' + SIZE(1 << 33) + b'.', b'\x80\x04\x8e' + SIZE(1 << 33) + b'.',
+    b'\x80\x02T\xff\xff\xff\x7f.', b'\x80\x02T\xff\xff\xff\xff.', b'\x80\x02\x8b\xff\xff\xff\x7f.', b'\x80\x04\x95' + SIZE(1 << 62) + b'.']
 
 
 def test_odd_instructions_are_refused_and_take_no_memory():

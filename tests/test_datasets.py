@@ -556,6 +556,20 @@ def test_damaged_svhn(tmp_path, name, damage):
     assert refusal('svhn', str(tmp_path)).startswith('{}/{}: not a whole SVHN file ('.format(tmp_path, name))
 
 
+@pytest.mark.parametrize('labels', [[1, 11], [1, 255], [-1, 1], [.5, 1], [np.nan, 1], ['1', '2'], [1], [[1, 2]] * 2, [[1j], [2]]])
+def test_svhn_labels_that_are_no_digits(tmp_path, labels):
+    from scipy.io import savemat
+    savemat(str(tmp_path / 'train_32x32.mat'), {'X': np.zeros((32, 32, 3, 2), np.uint8), 'y': np.array(labels)})
+    assert refusal('svhn', str(tmp_path)).startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
+
+
+@pytest.mark.parametrize('images', [np.zeros((32, 32, 3, 2)), np.zeros((32, 32, 3, 2), np.int8), np.zeros((32, 32, 2, 2), np.uint8), {'a': 1}])
+def test_svhn_images_that_are_none(tmp_path, images):
+    from scipy.io import savemat
+    savemat(str(tmp_path / 'train_32x32.mat'), {'X': images, 'y': np.array([[1], [2]])})
+    assert refusal('svhn', str(tmp_path)).startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
+
+
 def test_digits():
     from sklearn.datasets import load_digits
     originals = load_digits()
