@@ -15,6 +15,7 @@ import numpy as np
 from sesemi import run_folder
 from sesemi.command_line import Parser, program, share, whole
 from sesemi.errors import InputError, RunError
+from sesemi.machine import cores
 from sesemi.pools import prefetch, progress
 from utils import decode_image, image_files, list_image_folder
 
@@ -102,7 +103,7 @@ def decode_batches(paths, image_size, fit, size):
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(os.cpu_count()), size + os.cpu_count()))
+    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(cores()), size + cores()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for place, (i, image) in zip(range(size), decoded):
