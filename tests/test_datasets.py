@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import pickle
@@ -454,21 +455,52 @@ def keras_that_fetches(monkeypatch, get_file):
         keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
 
 
+@pytest.fixture
+def official_archive(tmp_path, monkeypatch):
+    """Makes an archive and takes its checksum for the official one: (path, images, labels)."""
+    def make(data):
+        files, images, labels = cifar_batches(data)
+        path = pack(tmp_path / 'official.tar.gz', data, files)
+        monkeypatch.setitem(cifar.SHA256, data, hashlib.sha256(path.read_bytes()).hexdigest())
+        return path, images, labels
+    return make
+
+
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
-def test_download(tmp_path, monkeypatch, data):
+@pytest.mark.parametrize('broken', [0, 1])
+def test_download(tmp_path, monkeypatch, official_archive, data, broken):
     monkeypatch.chdir(tmp_path)
-    files, images, labels = cifar_batches(data)
+    archive, images, labels = official_archive(data)
+    (tmp_path / 'dataset' / data.replace('cifar', 'cifar-') / 'download-of-a-killed-process').mkdir(parents=True)
     fetched = []
 
-    def get_file(fname, origin, file_hash, cache_dir, cache_subdir, **options):
+    def get_file(fname, origin, cache_dir, cache_subdir):
         fetched.append(origin)
-        assert origin.startswith('https://') and origin.endswith('/' + fname) and len(file_hash) == 64
-        pack(tmp_path / cache_dir / cache_subdir / fname, data, files)
+        path = os.path.join(cache_dir, cache_subdir, fname)
+        assert origin.startswith('https://') and origin.endswith('/' + fname) and not os.path.exists(path)
+        with open(path, 'wb') as file:
+            file.write(archive.read_bytes() if len(fetched) > broken else b'<html>log in first</html>')
+        return path
 
     keras_that_fetches(monkeypatch, get_file)
     for _ in range(2):
         assert_is_cifar(datasets.load_dataset(data), data, images, labels)
-    assert len(fetched) == 1
+    assert len(fetched) == 1 + broken
+
+
+def test_download_that_stays_broken(tmp_path, monkeypatch, official_archive):
+    monkeypatch.chdir(tmp_path)
+    official_archive('cifar10')
+
+    def get_file(fname, origin, cache_dir, cache_subdir):
+        path = os.path.join(cache_dir, fname)
+        with open(path, 'wb') as file:
+            file.write(b'<html>')
+        return path
+
+    keras_that_fetches(monkeypatch, get_file)
+    assert 'not the official archive' in refusal('cifar10')
+    assert not (tmp_path / 'dataset/cifar-10').exists()
 
 
 def test_download_that_fails(tmp_path, monkeypatch):
