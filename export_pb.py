@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from sesemi import run_folder
+from sesemi import model_file, run_folder
 from sesemi.batches import test_views
 from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
@@ -28,13 +28,14 @@ FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # th
 
 def export(args):
     """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
-    classes = len(run_folder.read_metadata(args.model)['class_names'])
+    classes = len(model_file.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
-    from sesemi.runtime import keras, open_session  # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import classifier       # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.runtime import keras, open_session
     with open_session('cpu'):
         keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
-        model = keras.models.load_model(args.model, compile=False)
+        model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
         run_folder.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from sesemi import run_folder
+from sesemi import model_file, run_folder
 from sesemi.command_line import Parser, program, share, whole
 from sesemi.errors import InputError, RunError
 from sesemi.machine import cores
@@ -25,7 +25,7 @@ BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of t
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    metadata = run_folder.read_metadata(args.model)
+    metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
@@ -78,10 +78,10 @@ def classify(paths, model_path, fit, device):
 
     fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    from sesemi import runtime      # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import classifier, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = runtime.choose_device(device)
     with runtime.open_session(device):
-        model = runtime.keras.models.load_model(model_path, compile=False)
+        model = classifier.load_classifier(model_path)
         image_size = int(model.input_shape[1])
         count = math.ceil(len(paths) / max(1, BATCH_PIXELS // image_size ** 2))
         batches = decode_batches(paths, image_size, fit, math.ceil(len(paths) / count))

@@ -206,22 +206,6 @@ def read_json(path):
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
 
 
-def read_metadata(path):
-    """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of utils.FITS}.
-
-    Raises InputError when the file is not one that this program saved.
-    """
-    if not os.path.isfile(path):
-        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
-    import h5py     # takes a third of a second, which only the use of a model needs
-    try:
-        with h5py.File(path, 'r') as file:
-            return json.loads(file.attrs['sesemi'])
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
-                         % (path, error)) from None
-
-
 def data_checksum(dataset):
     """SHA-256 over all images and labels and the class names."""
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
