@@ -77,10 +77,11 @@ def read_description(file):
     """
     description = json.loads(file.attrs['model_config'])['config']
     layers, names = description['layers'], []
-    for layer in layers:
-        kind, settings, name = layer['class_name'], layer['config'], layer['name']
+    for kind in (layer['class_name'] for layer in layers):
         if kind not in SETTINGS:
             raise ValueError('it has a layer of the kind %.40r' % (kind,))
+    for layer in layers:
+        kind, settings, name = layer['class_name'], layer['config'], layer['name']
         if set(layer) != {'class_name', 'name', 'config', 'inbound_nodes'} or set(settings) != {*SETTINGS[kind], 'name'}:
             raise ValueError('the layer %.40r has other settings' % (name,))
         if not re.fullmatch(r'[A-Za-z0-9_]{1,60}', name) or name in names or settings['name'] != name:
