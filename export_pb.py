@@ -19,6 +19,7 @@ from sesemi.batches import test_views
 from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
+from sesemi.flags import stored_flags
 from utils import chunks
 
 BATCH = 100
@@ -81,7 +82,7 @@ def read_run(model_path, directory):
     """
     folder = os.path.dirname(model_path)
     stored = run_folder.stored_record(folder)
-    missing = [name for name in FLAGS if name not in stored['flags']] if stored else []
+    missing = [name for name in FLAGS if name not in stored_flags(folder)] if stored else []
     if stored is None or missing:
         raise InputError('%s: %s, and --bins takes the data, seed and flips of the run from it; give the sesemi.h5 in its result '
                          'folder.' % (os.path.join(folder, 'args.json'), 'holds no ' + missing[0] if missing else 'not there'))

@@ -16,7 +16,7 @@ from sesemi import model_file
 from sesemi.run_folder import write_whole
 from sesemi.runtime import keras
 from sesemi.settings import CONTRAST_SCALE
-from sesemi.training import read
+from sesemi.training import assign, read
 from utils import ChannelStandardizer, Whitener
 
 
@@ -112,5 +112,5 @@ def load_classifier(path):
         arrays = [data[()] for _, data in pairs]
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError('its weights are not finite')
-        keras.backend.batch_set_value([(variable, array) for (variable, _), array in zip(pairs, arrays)])
+        assign([variable for variable, _ in pairs], arrays)
     return model

@@ -17,6 +17,7 @@ import numpy as np
 import PIL
 
 from sesemi.errors import InputError, reason
+from sesemi.files import open_regular
 from sesemi.settings import LEARNING_RATE, SPLIT_SEED
 from utils import chunks
 
@@ -26,6 +27,8 @@ IDENTITY_FLAGS = {
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
     'scale_lr': False, 'recompute_norm': None, 'validation': None, 'keep': 'last', 'class_weights': None,
 }
+RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
+                  'images_per_second')
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -59,8 +62,9 @@ class Run:
             raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
         write_whole(self.path('.writable'), b'')
         os.remove(self.path('.writable'))
-        if os.path.exists(self.path('result.json')):
-            self.error_rate = read_json(self.path('result.json'))['classification_error_rate']
+        result = stored_result(folder)
+        if result:
+            self.error_rate = result['classification_error_rate']
 
     def path(self, name):
         """A file's path in the run's folder."""
@@ -90,11 +94,12 @@ class Run:
             raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
                              'or another --result.' % self.folder)
         try:
-            with open(self.path('labeled.csv'), newline='', encoding='utf-8') as file:
-                labeled = np.array([int(row['index']) for row in csv.DictReader(file)])
-            dataset.train_labels[labeled]       # an IndexError, if one is out of range or there are none
-            return labeled
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            with open_regular(self.path('labeled.csv')) as file:
+                labeled = [int(row['index']) for row in csv.DictReader(io.StringIO(file.read().decode()))]
+            if not labeled or min(labeled) < 0 or max(labeled) >= len(dataset.train_labels) or len(set(labeled)) < len(labeled):
+                raise ValueError('not the numbers of training images')
+            return np.array(labeled)
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError('%s: not the labeled images of a run (%s); give another --result.'
                              % (self.path('labeled.csv'), reason(error))) from None
 
@@ -172,12 +177,33 @@ def confusion_matrix(predicted, labels, classes):
 def stored_record(folder):
     """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
     path = os.path.join(folder, 'args.json')
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get('flags'), dict) or 'data_checksum' not in record:
+    if not isinstance(record.get('data_checksum'), str) or not _are_flags(record.get('flags')) or type(record.get('format', 1)) is not int:
         raise InputError('%s: not the record of a run; give another --result.' % path)
     return record
+
+
+def stored_result(folder):
+    """What result.json of a run's folder holds; None when the run is not finished."""
+    path = os.path.join(folder, 'result.json')
+    if not os.path.lexists(path):
+        return None
+    result = read_json(path)
+    numbers = [result.get(name) for name in RESULT_NUMBERS]
+    if not isinstance(result.get('data_checksum'), str) or not _are_flags(result.get('flags')) or not all(
+            map(_is_number, numbers + [result['flags'].get(name) for name in ('seed', 'epochs')])):
+        raise InputError('%s: not the result of a run; give another --result.' % path)
+    return result
+
+
+def _are_flags(value):
+    return isinstance(value, dict) and all(flag is None or isinstance(flag, (bool, str)) or _is_number(flag) for flag in value.values())
+
+
+def _is_number(value):
+    return type(value) in (int, float) and abs(value) < float('inf')
 
 
 def check_version(folder, stored):
@@ -198,11 +224,14 @@ def data_name(flags):
 
 
 def read_json(path):
-    """What a JSON file of a run holds. Raises InputError when it is damaged."""
+    """The object that a JSON file of a run holds. Raises InputError when it is damaged."""
     try:
-        with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode())
+        if not isinstance(content, dict):
+            raise ValueError('it is a %s' % type(content).__name__)
+        return content
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
 
 

@@ -423,7 +423,7 @@ def test_compare_names_a_folder_without_a_result(tmp_path, capsys, content):
         (tmp_path / 'bad' / 'result.json').write_text(content)
     assert report.main(['compare', str(tmp_path / 'good'), str(tmp_path / 'bad')]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.startswith('%s: holds no result.json' % (tmp_path / 'bad')) and err.count('\n') == 1
+    assert not out and err.startswith(str(tmp_path / 'bad')) and 'result.json' in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize('argv', [[], ['compare'], ['compare', 'x', '--plat', 'y'], ['contrast']])
