@@ -8,16 +8,19 @@ import json
 import math
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import PIL
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, printable, reason
 from sesemi.files import open_regular
+from sesemi.lock import lock, release
 from sesemi.settings import LEARNING_RATE, SPLIT_SEED
 from utils import chunks
 
@@ -30,11 +33,12 @@ IDENTITY_FLAGS = {
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
                   'images_per_second')
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
+PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Run:
-    """The folder of one run: made and tried for writing at once, so that a run fails before its work and not after it.
+    """The folder of one run: locked as long as this lives, made and tried for writing at once, so that a run fails before its work.
 
     resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
     InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
@@ -42,7 +46,28 @@ class Run:
 
     def __init__(self, folder, flags):
         self.folder, self.flags, self.error_rate = folder, flags, None
-        stored = stored_record(folder)
+        self._lock = lock(folder, create=False)
+        self._check()
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
+        if not self._lock:
+            self._lock = lock(folder)
+            self._check()       # another run may have come and gone
+        weakref.finalize(self, release, self._lock)
+        for place in folder, self.path('checkpoints'):
+            for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
+                os.remove(path)         # of a run that was killed while it wrote
+        write_whole(self.path('.writable'), b'')
+        os.remove(self.path('.writable'))
+        result = stored_result(folder)
+        if result:
+            self.error_rate = result['classification_error_rate']
+
+    def _check(self):
+        """Raises InputError unless the flags are for what the folder holds."""
+        folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
         self.resuming = stored is not None
         if self.resuming and not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
@@ -56,15 +81,6 @@ class Run:
                 raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
                                                 ', and the learning rate of every step hangs on it' if name == 'epochs' else ''))
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
-        write_whole(self.path('.writable'), b'')
-        os.remove(self.path('.writable'))
-        result = stored_result(folder)
-        if result:
-            self.error_rate = result['classification_error_rate']
 
     def path(self, name):
         """A file's path in the run's folder."""
@@ -303,16 +319,18 @@ def write_whole(path, data):
 
     Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
     """
-    beside = path + '.part'
+    beside = PART % (path, secrets.token_hex(4))
     try:
-        with open(beside, 'wb') as file:
+        with open(beside, 'xb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        if os.path.isfile(beside):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.remove(beside)
+        if not isinstance(error, OSError):
+            raise
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
                          % (path, error.strerror)) from None
 
@@ -323,9 +341,9 @@ def write_json(path, content):
 
 
 def write_table(path, rows):
-    """Write dicts as a CSV file, whole or not at all; its columns are all their keys."""
+    """Write dicts as a CSV file, a line for each, whole or not at all; its columns are all their keys."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text
