@@ -12,6 +12,10 @@ import os
 import shlex
 import sys
 
+if __name__ == '__main__':
+    from sesemi import signals
+    signals.watch()     # before the imports that take a second
+
 import numpy as np
 
 from sesemi import model_file, run_folder

@@ -7,7 +7,6 @@ Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2:
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import warnings
 
@@ -204,9 +203,7 @@ def main(argv):
         status, sentence = error.status, str(error)
         print(sentence, file=sys.stderr)
     except KeyboardInterrupt as interrupt:
-        stopped = interrupt if isinstance(interrupt, signals.Stopped) else signals.Stopped(signal.SIGINT)
-        status, sentence = 128 + stopped.number, str(stopped)
-        signals.say(sentence)
+        status, sentence = signals.last_words(interrupt)
     except Exception:
         group.wait_for_lost_rank()
         raise

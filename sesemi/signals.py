@@ -34,6 +34,14 @@ def say(sentence, said=[]):
             os.write(2, sentence.encode() + b'\n')
 
 
+def last_words(interrupt):
+    """(exit status, sentence) for a KeyboardInterrupt that came to the top. The sentence is said, and what comes now ends at once."""
+    raise_stopped(False)
+    stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+    say(str(stopped))
+    return 128 + stopped.number, str(stopped)
+
+
 def end(number):
     """End the process for a signal, wherever its other threads are."""
     say(str(Stopped(number)))

@@ -1,31 +1,31 @@
 """How a run ends, and how it does not: a second start, signals, output that nobody takes. Real processes up to TensorFlow's import,
 in whose place something waits, except for one training.
 """
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import programs
 import pytest
 from conftest import PROJECT, write_classes
 
 from sesemi import lock, output, signals
 from sesemi.errors import InputError
 
-FORKS = '''
-import os, sys
-if not os.fork():       # as a process that decodes images, it outlives a kill for a moment
-    sys.stdin.read()
-    os._exit(0)
-print('ready', flush=True)
-sys.stdin.read()
-'''
+FULL = output.LOST % 'No space left on device' + '\n'
 WAITS = '''
-import sys
+import signal
 print('ready', flush=True)
-sys.stdin.read()
+signal.pause()
 '''
+FORKS = '''
+import os
+if not os.fork():       # as a process that decodes images, it outlives a kill for a moment
+    os.execlp('sleep', 'sleep', '1000')
+''' + WAITS
 SWALLOWS = '''
 import numpy
 print('ready', flush=True)
@@ -47,68 +47,60 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def start(images, tmp_path):
-    """Starts the program on two classes with `program` as its TensorFlow, and waits until that says that it is ready."""
+    """Starts the program on two classes with a `tensorflow` of its own, after what `prefix` does in the shell."""
     running = []
 
-    def start(program, ready=True, **options):
-        packages = tmp_path / 'packages'
+    def start(tensorflow, prefix=''):
         for name in 'tensorflow', 'tf_keras':
-            (packages / name).mkdir(parents=True, exist_ok=True)
-            (packages / name / '__init__.py').write_text(program)
-        process = subprocess.Popen(
-            [sys.executable, str(PROJECT / 'train_evaluate_sesemi.py'), '--data', 'folder', '--dataset', str(images), '--labels', '4',
-             '--result', str(tmp_path / 'result')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, env=dict(os.environ, PYTHONPATH=str(packages), PYTHONUNBUFFERED='1'), **options)
-        running.append(process)
-        if ready:
-            assert 'ready\n' in iter(process.stdout.readline, '')
-        return process
+            (tmp_path / 'packages' / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'packages' / name / '__init__.py').write_text(tensorflow)
+        running.append(programs.start(
+            'bash', '-c', prefix + 'exec "$@"', 'bash', sys.executable, '-u', PROJECT / 'train_evaluate_sesemi.py', '--data', 'folder',
+            '--dataset', images, '--labels', '4', '--result', tmp_path / 'result', PYTHONPATH=str(tmp_path / 'packages')))
+        return running[-1]
 
     yield start
     for process in running:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)      # with what it started
         process.communicate()
 
 
 def test_a_folder_has_one_run_at_a_time(start, tmp_path):
     first = start(FORKS)
-    before = sorted(os.listdir(str(tmp_path / 'result')))
-    second = start(WAITS, ready=False)
-    _, said = second.communicate()
-    assert second.returncode == 2 and said.count('\n') == 1 and 'process %d on ' % first.pid in said and str(tmp_path / 'result') in said
-    assert sorted(os.listdir(str(tmp_path / 'result'))) == before
+    programs.read_until(first, 'ready')
+    second = programs.result(start(WAITS))
+    assert second.status == 2 and second.err.count('\n') == 1 and 'process %d on ' % first.pid in second.err
+    assert os.listdir(str(tmp_path / 'result')) == ['.lock']
     (tmp_path / 'result/log.csv.0123abcd.part').write_text('of a run that was killed')
     first.kill()
-    first.wait()        # not what it started, which holds its files
+    first.wait()        # not what it started, which has its files
     third = start(WAITS)
-    assert third.poll() is None and os.listdir(str(tmp_path / 'result')) == ['.lock']
+    programs.read_until(third, 'ready')
+    assert os.listdir(str(tmp_path / 'result')) == ['.lock']
     third.terminate()
-    assert third.communicate()[1] == 'Stopped by SIGTERM.\n' and third.returncode == 143
+    assert programs.result(third)[::2] == (143, 'Stopped by SIGTERM.\n')
     assert os.listdir(str(tmp_path / 'result')) == []
 
 
-def test_a_signal_ends_a_start_in_words_wherever_it_is(start, tmp_path):
+def test_a_signal_ends_a_start_in_words_wherever_it_is(start):
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
         process = start(SWALLOWS)
+        programs.read_until(process, 'ready')
         process.send_signal(number)
-        _, said = process.communicate(timeout=100)
-        assert (process.returncode, said) == (128 + number, 'Stopped by %s.\n' % number.name)
-    process = start(WAITS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))       # nohup
+        assert programs.result(process)[::2] == (128 + number, 'Stopped by %s.\n' % number.name)
+    process = start(WAITS, prefix="trap '' HUP; ")      # as nohup does it
+    programs.read_until(process, 'ready')
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=100)
-    assert (process.returncode, said) == (130, 'Stopped by SIGINT.\n')
+    assert programs.result(process)[::2] == (130, 'Stopped by SIGINT.\n')
 
 
 def test_a_full_standard_output_does_not_end_a_run(images, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != 'HOME'}
-    with open('/dev/full', 'w') as full:
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / 'tests/tiny_trunk.py'), '--data', 'folder', '--dataset', str(images), '--network', 'nin',
-             '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--result', str(tmp_path / 'result')],
-            stdout=full, stderr=subprocess.PIPE, universal_newlines=True, env=environment)
-    said = [line for line in done.stderr.splitlines() if 'Standard output' in line]
-    assert done.returncode == 0 and said == [output.LOST % 'No space left on device'] and 'Traceback' not in done.stderr
+    done = programs.run(
+        'bash', '-c', 'unset HOME; exec "$@" >/dev/full', 'bash', sys.executable, PROJECT / programs.TINY, '--data', 'folder', '--dataset', images,
+        '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--result', tmp_path / 'result')
+    assert done.status == 0 and done.err.count(FULL) == 1 and 'Traceback' not in done.err
     result = json.loads((tmp_path / 'result/result.json').read_text())
     assert result['steps'] == 2 and (tmp_path / 'result/log.csv').read_text().count('\n') == 2
 
@@ -126,7 +118,7 @@ sys.exit(7)
 '''
 
 
-FULL, ODD_TEXT = output.LOST % 'No space left on device' + '\n', 'caf\\udce9\n'
+ODD_TEXT = 'caf\\udce9\n'
 
 
 @pytest.mark.parametrize('redirection, said', [
