@@ -69,7 +69,7 @@ def start(images, tmp_path):
 def test_a_folder_has_one_run_at_a_time(start, tmp_path):
     first = start(FORKS)
     programs.read_until(first, 'ready')
-    second = programs.result(start(WAITS))
+    second = programs.result(start("raise SystemExit('imported')"))
     assert second.status == 2 and second.err.count('\n') == 1 and 'process %d on ' % first.pid in second.err
     assert os.listdir(str(tmp_path / 'result')) == ['.lock']
     (tmp_path / 'result/log.csv.0123abcd.part').write_text('of a run that was killed')
