@@ -158,7 +158,8 @@ def test_whitening_is_fitted_once_for_the_same_images(store):
             store.whitener(kind, checksum, (16, 16, 3), refuse)
 
 
-@pytest.mark.parametrize('content', [b'', bytes(23), bytes(25), np.full(6, np.nan, '<f4').tobytes(), np.array(6 * [np.inf], '<f4').tobytes(), bytes(24)])
+@pytest.mark.parametrize('content', [
+    b'', bytes(23), bytes(25), bytes(24), np.full(6, np.nan, '<f4').tobytes(), np.full(6, np.inf, '<f4').tobytes()])
 def test_whitening_of_odd_content_is_fitted_anew(store, content):
     fitted = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
     name, = entries(store)
@@ -194,7 +195,8 @@ def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files
 
 
 @pytest.mark.parametrize('index', [
-    150, -151, [0, 150], [-151], 2 ** 40, 1.0, [], None, True, np.ones(149, bool), np.ones((150, 1), bool), 'a', (0, 1.5), Ellipsis, slice(0.5)])
+    150, -151, [0, 150], [-151], 2 ** 40, 1.0, [], None, True, np.ones(149, bool), np.ones((150, 1), bool), 'a', (0, 1.5), Ellipsis,
+    slice(0.5)])
 def test_an_index_that_stored_images_do_not_know_raises(files, tmp_path, index):
     stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
     with pytest.raises((IndexError, TypeError)):
@@ -203,7 +205,8 @@ def test_an_index_that_stored_images_do_not_know_raises(files, tmp_path, index):
         stored[40:90][50]
 
 
-@pytest.mark.parametrize('index', [-1, [-150, 149], slice(None, None, -7), slice(20, -20, 3), np.arange(150) % 7 == 3, np.zeros(150, bool), np.zeros((2, 0), int)])
+@pytest.mark.parametrize('index', [
+    -1, [-150, 149], slice(None, None, -7), slice(20, -20, 3), np.arange(150) % 7 == 3, np.zeros(150, bool), np.zeros((2, 0), int)])
 def test_an_index_that_they_know_gives_what_numpy_gives(files, tmp_path, index):
     stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
     np.testing.assert_array_equal(stored[index], files[1][index])

@@ -148,7 +148,8 @@ def test_a_reader_that_has_seen_enough_is_said_once(capsys):
 @pytest.fixture
 def held_elsewhere(tmp_path):
     """Another process that has the lock of tmp_path."""
-    program = 'import sys; sys.path.insert(0, sys.argv[1]); from sesemi import lock; held = lock.lock(sys.argv[2]); print(0, flush=True); sys.stdin.read()'
+    program = ('import sys; sys.path.insert(0, sys.argv[1]); from sesemi import lock\n'
+               'held = lock.lock(sys.argv[2]); print(0, flush=True); sys.stdin.read()')
     process = subprocess.Popen([sys.executable, '-c', program, str(PROJECT), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     yield process

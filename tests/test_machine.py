@@ -23,11 +23,13 @@ def container(tmp_path, monkeypatch):
 @pytest.mark.parametrize('lines, files, cores, memory', [
     (['0::/'], {'memory.max': 'max', 'cpu.max': 'max 100000'}, 16, None),
     (['0::/'], {'memory.max': '1000', 'cpu.max': '150000 100000'}, 2, 1000),
-    (['0::/job/step'], {'job/memory.max': '1000', 'job/step/memory.max': 'max', 'job/cpu.max': '300000 100000', 'job/step/cpu.max': 'max 100000'}, 3, 1000),
+    (['0::/job/step'], {
+        'job/memory.max': '1000', 'job/step/memory.max': 'max', 'job/cpu.max': '300000 100000', 'job/step/cpu.max': 'max 100000'}, 3, 1000),
     (['0::/docker/not/seen/inside'], {'memory.max': '1000', 'cpu.max': '10000 100000'}, 1, 1000),
     (['5:memory:/a', '3:cpu,cpuacct:/a:b', '1:name=systemd:/', '0::/'], {
         'memory/memory.limit_in_bytes': '9223372036854771712', 'memory/a/memory.limit_in_bytes': '1000',
-        'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000', 'cpu/a:b/cpu.cfs_quota_us': '400000', 'cpu/a:b/cpu.cfs_period_us': '100000'}, 4, 1000),
+        'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000', 'cpu/a:b/cpu.cfs_quota_us': '400000',
+        'cpu/a:b/cpu.cfs_period_us': '100000'}, 4, 1000),
     (['0::/'], {}, 16, None), ([], {}, 16, None)])
 def test_limits(container, lines, files, cores, memory):
     container(lines, files)

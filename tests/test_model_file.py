@@ -65,20 +65,28 @@ CODE = {'function': ['4wEAAAAA', None, None], 'function_type': 'lambda', 'output
 
 
 @pytest.mark.parametrize('kind, settings', [
-    ('Lambda', CODE), ('Lambda', {}), ('TFOpLambda', {'function': 'io.write_file'}), ('SlicingOpLambda', {}), ('TensorFlowOpLayer', {'node_def': ''}),
-    ('Model', {'layers': []}), ('Functional', {}), ('Sequential', {}), ('TimeDistributed', {}), ('Custom>Layer', {}), ('os>system', {}), ('', {}), (None, {})])
+    ('Lambda', CODE), ('Lambda', {}), ('TFOpLambda', {'function': 'io.write_file'}), ('SlicingOpLambda', {}),
+    ('TensorFlowOpLayer', {'node_def': ''}),
+    ('Model', {'layers': []}), ('Functional', {}), ('Sequential', {}), ('TimeDistributed', {}), ('Custom>Layer', {}), ('os>system', {}),
+    ('', {}), (None, {})])
 def test_layers_of_other_kinds(tmp_path, kind, settings):
     said = refused(write(tmp_path / 'a.h5', description(LAYERS[:-1] + [layer(kind, 'code', ['gap'], **settings), LAYERS[-1]])))
     assert 'a layer of the kind %r' % (kind,) in said
 
 
 @pytest.mark.parametrize('place, change', [
-    (10, {'activation': 'lambda x: x'}), (10, {'activation': {'class_name': 'Lambda', 'config': CODE}}), (10, {'activation': {'module': 'os', 'class_name': 'system'}}),
-    (10, {'kernel_initializer': {'module': 'os', 'class_name': 'system', 'config': {}}}), (10, {'module': 'os'}), (10, {'units': 3}), (10, {'units': True}),
-    (10, {'units': 10 ** 12}), (10, {'use_bias': 1}), (4, {'filters': -1}), (4, {'filters': 1e3}), (4, {'kernel_size': [1]}), (4, {'kernel_size': [10 ** 9, 1]}),
-    (4, {'padding': 'causal'}), (4, {'data_format': 'channels_first'}), (0, {'batch_input_shape': [None, 10 ** 6, 10 ** 6, 3]}), (0, {'batch_input_shape': [9, 4, 4, 3]}),
-    (0, {'batch_input_shape': [None, 4, 8, 3]}), (0, {'batch_input_shape': None}), (0, {'sparse': True}), (3, {'target_shape': [-1]}), (3, {'target_shape': [4, 4, 3.0]}),
-    (2, {'epsilon': float('nan')}), (2, {'center': True}), (6, {'alpha': '0.1'}), (5, {'momentum': [0.9]}), (8, {'strides': [0, 0]}), (8, {'name': 'other'})])
+    (10, {'activation': 'lambda x: x'}), (10, {'activation': {'class_name': 'Lambda', 'config': CODE}}),
+    (10, {'activation': {'module': 'os', 'class_name': 'system'}}),
+    (10, {'kernel_initializer': {'module': 'os', 'class_name': 'system', 'config': {}}}), (10, {'module': 'os'}), (10, {'units': 3}),
+    (10, {'units': True}),
+    (10, {'units': 10 ** 12}), (10, {'use_bias': 1}), (4, {'filters': -1}), (4, {'filters': 1e3}), (4, {'kernel_size': [1]}),
+    (4, {'kernel_size': [10 ** 9, 1]}),
+    (4, {'padding': 'causal'}), (4, {'data_format': 'channels_first'}), (0, {'batch_input_shape': [None, 10 ** 6, 10 ** 6, 3]}),
+    (0, {'batch_input_shape': [9, 4, 4, 3]}),
+    (0, {'batch_input_shape': [None, 4, 8, 3]}), (0, {'batch_input_shape': None}), (0, {'sparse': True}), (3, {'target_shape': [-1]}),
+    (3, {'target_shape': [4, 4, 3.0]}),
+    (2, {'epsilon': float('nan')}), (2, {'center': True}), (6, {'alpha': '0.1'}), (5, {'momentum': [0.9]}), (8, {'strides': [0, 0]}),
+    (8, {'name': 'other'})])
 def test_odd_settings(tmp_path, place, change):
     layers = copy.deepcopy(LAYERS)
     layers[place]['config'].update(change)
@@ -90,12 +98,18 @@ def circle(layers):
 
 
 @pytest.mark.parametrize('change', [
-    circle, lambda layers: layers.insert(3, layers.pop(2)), lambda layers: layers.append(layers[-1]), lambda layers: layers.pop(), lambda layers: layers.pop(0),
-    lambda layers: layers[1].update(inbound_nodes=[[['flat', 0, 0, {}]]]), lambda layers: layers[1].update(inbound_nodes=[]), lambda layers: layers[1].update(inbound_nodes=[[]]),
-    lambda layers: layers[1].update(inbound_nodes=2 * layers[1]['inbound_nodes']), lambda layers: layers[1].update(inbound_nodes=[[['image', 0, 0, {'mask': ['image', 0, 0]}]]]),
-    lambda layers: layers[1].update(inbound_nodes={}), lambda layers: layers[1].update(inbound_nodes=[[['image', 5, 0, {}]]]), lambda layers: layers[1].update(module='os'),
-    lambda layers: layers[1].pop('config'), lambda layers: layers[1].update(config=[]), lambda layers: layers[1].update(name='a/../b'), lambda layers: layers[1].update(name=7),
-    lambda layers: layers[3].update(name='white', config=dict(layers[3]['config'], name='white')), lambda layers: layers.insert(1, dict(layers[0], name='image2')),
+    circle, lambda layers: layers.insert(3, layers.pop(2)), lambda layers: layers.append(layers[-1]), lambda layers: layers.pop(),
+    lambda layers: layers.pop(0),
+    lambda layers: layers[1].update(inbound_nodes=[[['flat', 0, 0, {}]]]), lambda layers: layers[1].update(inbound_nodes=[]),
+    lambda layers: layers[1].update(inbound_nodes=[[]]),
+    lambda layers: layers[1].update(inbound_nodes=2 * layers[1]['inbound_nodes']),
+    lambda layers: layers[1].update(inbound_nodes=[[['image', 0, 0, {'mask': ['image', 0, 0]}]]]),
+    lambda layers: layers[1].update(inbound_nodes={}), lambda layers: layers[1].update(inbound_nodes=[[['image', 5, 0, {}]]]),
+    lambda layers: layers[1].update(module='os'),
+    lambda layers: layers[1].pop('config'), lambda layers: layers[1].update(config=[]), lambda layers: layers[1].update(name='a/../b'),
+    lambda layers: layers[1].update(name=7),
+    lambda layers: layers[3].update(name='white', config=dict(layers[3]['config'], name='white')),
+    lambda layers: layers.insert(1, dict(layers[0], name='image2')),
     lambda layers: layers.clear()])
 def test_layers_that_are_fed_oddly(tmp_path, change):
     layers = copy.deepcopy(LAYERS)
@@ -104,7 +118,8 @@ def test_layers_that_are_fed_oddly(tmp_path, change):
 
 
 @pytest.mark.parametrize('config', [
-    description(output_layers=[['gap', 0, 0]]), description(output_layers=[]), description(input_layers=[['image', 0, 0], ['image', 0, 0]]), [1], {'layers': 3}])
+    description(output_layers=[['gap', 0, 0]]), description(output_layers=[]),
+    description(input_layers=[['image', 0, 0], ['image', 0, 0]]), [1], {'layers': 3}])
 def test_descriptions_that_are_none(tmp_path, config):
     refused(write(tmp_path / 'a.h5', config))
 
@@ -128,12 +143,15 @@ KERNEL = 'model_weights/conv_1/conv_1/kernel:0'
 
 @pytest.mark.parametrize('spoil', [
     lambda file: file.pop(KERNEL), lambda file: file.pop('model_weights'), lambda file: file.attrs.pop('model_config'),
-    lambda file: file['model_weights'].attrs.pop('layer_names'), lambda file: file['model_weights/conv_1'].attrs.update(weight_names=[b'../clf/clf/bias:0']),
-    lambda file: file['model_weights'].attrs.update(layer_names=[b'conv_1', b'../..']), lambda file: file['model_weights/conv_1'].attrs.update(weight_names=3),
+    lambda file: file['model_weights'].attrs.pop('layer_names'),
+    lambda file: file['model_weights/conv_1'].attrs.update(weight_names=[b'../clf/clf/bias:0']),
+    lambda file: file['model_weights'].attrs.update(layer_names=[b'conv_1', b'../..']),
+    lambda file: file['model_weights/conv_1'].attrs.update(weight_names=3),
     replace(KERNEL, lambda file, name: file.update({name: h5py.ExternalLink('other.h5', '/kernel')})),
     replace(KERNEL, lambda file, name: file.update({name: h5py.SoftLink('/model_weights/clf/clf/kernel:0')})),
     replace('model_weights/conv_1', lambda file, name: file.update({name: h5py.ExternalLink('other.h5', '/')})),
-    replace(KERNEL, lambda file, name: file.create_dataset(name, (1, 1, 3, 2), 'f8')), replace(KERNEL, lambda file, name: file.create_group(name)),
+    replace(KERNEL, lambda file, name: file.create_dataset(name, (1, 1, 3, 2), 'f8')),
+    replace(KERNEL, lambda file, name: file.create_group(name)),
     replace(KERNEL, lambda file, name: file.create_dataset(name, (1, 1, 3, 2), 'f4', external=[('/etc/passwd', 0, 24)])),
     replace(KERNEL, lambda file, name: file.create_dataset(name, (1 << 40,), 'f4')),                        # never written: nothing of it is there
     replace(KERNEL, lambda file, name: file.create_dataset(name, data=np.zeros((1, 1, 3, 1 << 20), 'f4'), compression='gzip')),

@@ -47,9 +47,12 @@ def test_records_of_odd_content(tmp_path, content):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('labels', 'many'), ('labels', -1), ('labels', True), ('labels', 1.5), ('lr', 'fast'), ('lr', -1), ('lr', False), ('epochs', '3'), ('epochs', 0),
-    ('seed', -1), ('seed', 2.5), ('batch_size', 0), ('network', 'resnet'), ('network', 3), ('data', 'imagenet'), ('fit', True), ('image_size', 33),
-    ('image_size', '32'), ('no_flip', 'yes'), ('no_flip', 1), ('method', ''), ('dataset', 'a\0b'), ('dataset', 3), ('split_seed', 2 ** 40), ('scale_lr', 0)])
+    ('labels', 'many'), ('labels', -1), ('labels', True), ('labels', 1.5), ('lr', 'fast'), ('lr', -1), ('lr', False), ('epochs', '3'),
+    ('epochs', 0),
+    ('seed', -1), ('seed', 2.5), ('batch_size', 0), ('network', 'resnet'), ('network', 3), ('data', 'imagenet'), ('fit', True),
+    ('image_size', 33),
+    ('image_size', '32'), ('no_flip', 'yes'), ('no_flip', 1), ('method', ''), ('dataset', 'a\0b'), ('dataset', 3),
+    ('split_seed', 2 ** 40), ('scale_lr', 0)])
 def test_stored_flags_that_the_command_line_would_not_take(images, tmp_path, name, value):
     a_run(images, tmp_path / 'run')
     path = tmp_path / 'run/args.json'
@@ -84,7 +87,8 @@ def test_results_of_odd_content(tmp_path, content):
 
 
 @pytest.mark.parametrize('content', [
-    b'', b'index\n', b'index\n12\n', b'index\n-1\n', b'index\n1\n1\n', b'index\n\0\n', b'ind\0ex\n1\n', b'index\n1e0\n', b'index\n99999999999999999999\n', b'number\n1\n',
+    b'', b'index\n', b'index\n12\n', b'index\n-1\n', b'index\n1\n1\n', b'index\n\0\n', b'ind\0ex\n1\n', b'index\n1e0\n',
+    b'index\n99999999999999999999\n', b'number\n1\n',
     b'file,index\na\n', b'index\n' + 200000 * b'1' + b'\n', b'index\n"' + 200000 * b'1' + b'\n', b'\xff\xfe', b'index\n1,2,3\n"'])
 def test_labeled_images_of_odd_content(images, tmp_path, content):
     a_run(images, tmp_path)
