@@ -12,13 +12,18 @@ import os
 import shlex
 import sys
 
+if __name__ == '__main__':
+    from sesemi import signals
+    signals.watch()     # before the imports that take a second
+
 import numpy as np
 
-from sesemi import run_folder
+from sesemi import model_file, run_folder
 from sesemi.batches import test_views
 from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
+from sesemi.flags import stored_flags
 from utils import chunks
 
 BATCH = 100
@@ -28,13 +33,14 @@ FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # th
 
 def export(args):
     """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
-    classes = len(run_folder.read_metadata(args.model)['class_names'])
+    classes = len(model_file.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
-    from sesemi.runtime import keras, open_session  # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import classifier       # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.runtime import keras, open_session
     with open_session('cpu'):
         keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
-        model = keras.models.load_model(args.model, compile=False)
+        model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
         run_folder.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())
@@ -80,7 +86,7 @@ def read_run(model_path, directory):
     """
     folder = os.path.dirname(model_path)
     stored = run_folder.stored_record(folder)
-    missing = [name for name in FLAGS if name not in stored['flags']] if stored else []
+    missing = [name for name in FLAGS if name not in stored_flags(folder)] if stored else []
     if stored is None or missing:
         raise InputError('%s: %s, and --bins takes the data, seed and flips of the run from it; give the sesemi.h5 in its result '
                          'folder.' % (os.path.join(folder, 'args.json'), 'holds no ' + missing[0] if missing else 'not there'))

@@ -10,11 +10,16 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+if __name__ == '__main__':
+    from sesemi import signals
+    signals.watch()     # before the imports that take a second
+
 import numpy as np
 
-from sesemi import run_folder
+from sesemi import model_file, run_folder
 from sesemi.command_line import Parser, program, share, whole
-from sesemi.errors import InputError, RunError
+from sesemi.errors import InputError, RunError, printable
+from sesemi.machine import cores
 from sesemi.pools import prefetch, progress
 from utils import decode_image, image_files, list_image_folder
 
@@ -24,7 +29,7 @@ BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of t
 
 def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
-    metadata = run_folder.read_metadata(args.model)
+    metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
     paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
     for name in labeled_classes:
@@ -40,14 +45,14 @@ def predict(args):
         run_folder.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
-            print('%8d  %s' % (count, name))
+            print('%8d  %s' % (count, printable(name)))
     if args.evaluate:
         labels = np.array([class_names.index(name) for name in labeled_classes])[labels]
         readable = [i for i in range(len(paths)) if i not in unreadable]
         print_evaluation(probabilities[readable], labels[readable], class_names, args.threshold)
     elif not args.csv:
         for path, best in zip(paths, ranked):
-            print('\t'.join([path] + (['%s %.4f' % pair for pair in best] or ['unreadable'])))
+            print('\t'.join(map(printable, [path] + (['%s %.4f' % pair for pair in best] or ['unreadable']))))
     return 1 if unreadable else 0
 
 
@@ -77,10 +82,10 @@ def classify(paths, model_path, fit, device):
 
     fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    from sesemi import runtime      # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi import classifier, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = runtime.choose_device(device)
     with runtime.open_session(device):
-        model = runtime.keras.models.load_model(model_path, compile=False)
+        model = classifier.load_classifier(model_path)
         image_size = int(model.input_shape[1])
         count = math.ceil(len(paths) / max(1, BATCH_PIXELS // image_size ** 2))
         batches = decode_batches(paths, image_size, fit, math.ceil(len(paths) / count))
@@ -102,7 +107,7 @@ def decode_batches(paths, image_size, fit, size):
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(os.cpu_count()), size + os.cpu_count()))
+    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(cores()), size + cores()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for place, (i, image) in zip(range(size), decoded):
@@ -143,10 +148,10 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
     confusion = run_folder.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
-    table = [['class', 'images', 'error', *class_names]]
+    table = [['class', 'images', 'error', *map(printable, class_names)]]
     for label in np.unique(labels):
         counts = confusion[label]
-        table.append([class_names[label], str(counts.sum()), '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
+        table.append([printable(class_names[label]), str(counts.sum()), '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
     widths = [max(map(len, column)) for column in zip(*table)]
     print('In the row of each class, how many of its images were taken for each class:')
     for name, *cells in table:

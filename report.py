@@ -13,7 +13,7 @@ from sesemi.command_line import Parser, program
 from sesemi.errors import InputError
 from sesemi.reporting import page, plots
 from sesemi.reporting.live import say_once
-from sesemi.run_folder import IDENTITY_FLAGS, data_name, write_whole
+from sesemi.run_folder import IDENTITY_FLAGS, data_name, stored_result, write_whole
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
@@ -66,12 +66,10 @@ def load_results(folders):
         found += finished or [folder]
     results = []
     for run in {os.path.realpath(run): run for run in found}.values():
-        try:
-            with open(os.path.join(run, 'result.json')) as file:
-                results.append(json.load(file))
-        except (OSError, ValueError) as error:
-            raise InputError('%s: holds no result.json of a finished run (%s); finish the run by --resume or leave it out.'
-                             % (run, getattr(error, 'strerror', None) or error)) from None
+        result = stored_result(run)
+        if result is None:
+            raise InputError('%s: holds no result.json of a finished run; finish the run by --resume or leave it out.' % run)
+        results.append(result)
     return results
 
 

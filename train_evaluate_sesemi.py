@@ -2,7 +2,7 @@
 
 Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv 1906.10343.
 Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2: wrong input; 3: training diverged;
-130 and 143: stopped by Ctrl-C and SIGTERM after saving a checkpoint, from which --resume goes on.
+130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after saving a checkpoint, from which --resume goes on.
 """
 import argparse
 import contextlib
@@ -10,10 +10,15 @@ import os
 import sys
 import warnings
 
+if __name__ == '__main__':
+    from sesemi import output, signals
+    output.be_patient()
+    signals.watch()     # before the imports that take a second
+
 import numpy as np
 
 import report
-from sesemi import run_folder
+from sesemi import run_folder, signals
 from sesemi.batches import TwoBranchBatches, prepare_images
 from sesemi.cache import Cache, default_folder
 from sesemi.datasets import load_dataset, take_validation
@@ -182,6 +187,7 @@ def main(argv):
     warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
     group, status, sentence = ProcessGroup(), 0, ''
     try:
+        signals.raise_stopped()
         args = parse_args(argv)
         info = find_rank(args.workers, args.rank, os.environ)
         take_gpu(args, info, argv)
@@ -196,11 +202,12 @@ def main(argv):
     except RunError as error:
         status, sentence = error.status, str(error)
         print(sentence, file=sys.stderr)
-    except KeyboardInterrupt:
-        status, sentence = 130, 'Stopped by SIGINT.'
+    except KeyboardInterrupt as interrupt:
+        status, sentence = signals.last_words(interrupt)
     except Exception:
         group.wait_for_lost_rank()
         raise
+    signals.raise_stopped(False)
     group.leave(status, sentence)
     return status
 

@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from sesemi import machine
 from sesemi.errors import InputError, RunError, reason
 from sesemi.pools import prefetch, processes, progress
 from sesemi.settings import CONTRAST_EPSILON, CONTRAST_SCALE, SPLIT_SEED, WHITENING_EPSILON, WHITENING_IDENTITY
@@ -60,7 +61,7 @@ def decode_blocks(paths, image_size=32, fit='stretch'):
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
     decode = functools.partial(_decode_block, image_size=image_size, fit=fit)
-    cores = min(os.cpu_count() or 1, 16)        # more processes take longer to start than they save
+    cores = min(machine.cores(), 16)        # more processes take longer to start than they save
     try:
         yield from progress(prefetch(decode, blocks, _readers(paths, cores), 4 * cores), len(blocks), 'Reading %d images' % len(paths))
     except BrokenProcessPool:
@@ -150,6 +151,12 @@ class Whitener(NamedTuple):
         flat = images.reshape(len(images), -1).astype(np.float32, copy=False)
         return _linear_algebra().product(flat - self.mean, self.matrix).reshape(images.shape)
 
+    @staticmethod
+    def shapes(image_shape):
+        """The shapes of mean and matrix for images (h, w, 3)."""
+        size = int(np.prod(image_shape))
+        return (size,), (size, size)
+
 
 class ChannelStandardizer(NamedTuple):
     """(images - mean) / deviation, a number a color channel: what stands for whitening where its matrix grows too large."""
@@ -159,6 +166,11 @@ class ChannelStandardizer(NamedTuple):
     def __call__(self, images):
         """Standardise float32 (n, h, w, 3) images into new ones."""
         return (images - self.mean) / self.deviation
+
+    @staticmethod
+    def shapes(image_shape):
+        """The shapes of mean and deviation for images (h, w, 3)."""
+        return image_shape[-1:], image_shape[-1:]
 
 
 def fit_channel_standardizer(parts):

@@ -26,7 +26,7 @@ import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
-from sesemi import evaluation, pools, runtime, training  # noqa: E402
+from sesemi import evaluation, machine, pools, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
 from sesemi.run_folder import write_json  # noqa: E402
 from sesemi.settings import MOMENTUM  # noqa: E402
@@ -214,7 +214,7 @@ def main():
     with open(RATIOS) as file:
         ratios = json.load(file)
     stored = ratios.setdefault(version, {})
-    print('%s, %d cores, TensorFlow %s, numpy %s' % (platform.machine(), os.cpu_count(), runtime.tf.__version__, np.__version__))
+    print('%s, %d cores, TensorFlow %s, numpy %s' % (platform.machine(), machine.cores(), runtime.tf.__version__, np.__version__))
     print('%-45s %12s %12s %12s %8s' % ('seconds', 'baseline', 'ours', 'floor', 'ratio'))
     for name, row in rows.items():
         if args.rows in name:

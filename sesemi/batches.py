@@ -59,7 +59,7 @@ def prepare_images(dataset, checksum, labeled, method, whiten, store):
             print('Images of more than %d pixels are standardised channel by channel instead of whitened.' % WHITENED_SIZE)
             kind, fit = ChannelStandardizer, fit_channel_standardizer
         parts = (global_contrast_normalize(part) for part in chunks(dataset.unlabeled_images))
-        whitener = store.whitener(kind, checksum, lambda: fit(parts))
+        whitener = store.whitener(kind, checksum, dataset.train_images.shape[1:], lambda: fit(parts))
 
     def prepare(images):
         images = NormalizedImages(images, whitener)

@@ -1,41 +1,44 @@
 """What start-up computes from the files, kept for the next start: decoded images and whitening, in files that are whole or not there.
 
 An entry's name holds a digest of all it depends on; one that is damaged, or that cannot be written, is computed as if there were
-no cache. Decoded images that would not fit into memory stay in their entry and are read as they are drawn.
+no cache. Decoded images that would not fit into memory stay in their entry, or without a cache in a temporary file, and are read as
+they are drawn.
 """
 import contextlib
 import glob
 import hashlib
-import io
 import itertools
 import os
 import sys
 import tempfile
-import zipfile
+import time
 import zlib
 
 import numpy as np
 import PIL
 
 from sesemi.errors import InputError, RunError, reason
-from sesemi.run_folder import write_whole
+from sesemi.files import open_regular
+from sesemi.machine import memory
 from utils import decode_blocks, decode_images
 
 FORMAT = 1              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together
 PIECE = 16 << 20        # bytes read at a time to check an entry
+STALE_SECONDS = 86400   # since the last block of an entry that nobody can still be writing
 
 
 def default_folder():
-    """Below $SESEMI_CACHE, else where the system keeps what can be computed again."""
+    """Below $SESEMI_CACHE, else where the system keeps what can be computed again; None for a user without a home."""
     place = os.environ.get('SESEMI_CACHE') or os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    return os.path.join(place, 'sesemi')
+    return None if place.startswith('~') else os.path.join(place, 'sesemi')
 
 
 class StoredImages:
     """uint8 images (n, s, s, 3) of an open file, which are read when indexed and not kept.
 
-    A slice or a mask is a part of them, an index or an int array of indices gives an array; np.asarray reads them all.
+    A slice or a mask is a part of them, an index or an int array of indices gives an array; np.asarray reads them all. Raises
+    IndexError for any other index.
     """
 
     def __init__(self, file, places, image_size):
@@ -46,8 +49,12 @@ class StoredImages:
         return self.shape[0]
 
     def __getitem__(self, index):
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.dtype.kind not in 'iub' or index.dtype == bool and index.shape != self.shape[:1]:
+                raise IndexError('%.60r is no index of %d images' % (index, len(self)))
         places = self.places[index]
-        if isinstance(index, slice) or np.asarray(index).dtype == bool:
+        if isinstance(index, slice) or index.dtype == bool:
             return StoredImages(self.file, places, self.shape[1])
         return self._read(np.ravel(places)).reshape(np.shape(index) + self.shape[1:])
 
@@ -77,13 +84,12 @@ class StoredImages:
 class Cache:
     """The entries in `folder`, or no cache when that is None.
 
-    memory_limit: GB that a set of images may take; by default half of all memory, shared by so many `processes`.
+    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many `processes`.
     """
 
     def __init__(self, folder, memory_limit=None, processes=1):
         self.folder = folder
-        half = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
-        self.memory_limit = 1e9 * memory_limit if memory_limit else half / processes
+        self.memory_limit = 1e9 * memory_limit if memory_limit else memory() / 2 / processes
 
     def has_room(self, images, image_size):
         """Whether so many images are to be held in memory, as bytes and as float32."""
@@ -94,87 +100,107 @@ class Cache:
 
         Depends on each file's path, size and times of change, and on Pillow. Raises InputError naming an unreadable image.
         """
-        if self.folder is None:
-            return decode_images(paths, image_size, fit)
+        has_room = self.has_room(len(paths), image_size)
+        images = self._cached_images(paths, image_size, fit) if self.folder is not None else None
+        if images is not None:
+            return np.asarray(images) if has_room else images
+        return decode_images(paths, image_size, fit) if has_room else self._spill(paths, image_size, fit)
+
+    def _cached_images(self, paths, image_size, fit):
+        """The StoredImages of an entry, which is made if there is none; None if it cannot be."""
         try:
             key = digest(itertools.chain(('images', image_size, fit, PIL.__version__), map(_identity, paths)))
         except OSError:         # a file is missing, which reading it says better
-            return decode_images(paths, image_size, fit)
-        images = self._stored(key, len(paths), image_size)
-        if images is None:
-            try:
-                self._store(key, decode_blocks(paths, image_size, fit))
-            except OSError as error:
-                print('%s: the images cannot be kept there (%s); the run goes on without.' % (self.folder, reason(error)), file=sys.stderr)
-            images = self._stored(key, len(paths), image_size)
-        if images is None:
-            return decode_images(paths, image_size, fit)
-        return np.asarray(images) if self.has_room(len(paths), image_size) else images
+            return None
+        name, size = 'images-%s' % key, len(paths) * image_size ** 2 * 3
+        file = self._stored(name, size)
+        if file is None:
+            self._keep(name, decode_blocks(paths, image_size, fit), 'images')
+            file = self._stored(name, size)
+        return file and StoredImages(file, np.arange(len(paths)), image_size)
 
-    def whitener(self, kind, checksum, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for images of this checksum before."""
+    def _spill(self, paths, image_size, fit):
+        """The StoredImages of a temporary file, which goes with the process."""
+        try:
+            file = tempfile.TemporaryFile()
+            for block in decode_blocks(paths, image_size, fit):
+                file.write(block)
+            file.flush()
+        except OSError as error:
+            raise InputError('%s: has no room for the images beyond the memory limit (%s); set TMPDIR to a folder that has, raise '
+                             '--memory-limit, or use the cache.' % (tempfile.gettempdir(), reason(error))) from None
+        return StoredImages(file, np.arange(len(paths)), image_size)
+
+    def whitener(self, kind, checksum, image_shape, fit):
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for this checksum before."""
         if self.folder is None:
             return fit()
-        path = os.path.join(self.folder, 'whitening-%s.npz' % digest([kind.__name__, checksum]))
-        try:
-            with np.load(path) as file:         # reading checks each array's CRC
-                whitener = kind(**{name: file[name] for name in kind._fields})
-            os.utime(path)
-            return whitener
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            pass
-        whitener, memory = fit(), io.BytesIO()
-        np.savez(memory, **whitener._asdict())
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            write_whole(path, memory.getvalue())
-            self._trim(path)
-        except (OSError, InputError) as error:
-            print('%s: the whitening cannot be kept there (%s); the run goes on without.' % (self.folder, reason(error)), file=sys.stderr)
+        name, shapes = 'whitening-%s' % digest([kind.__name__, checksum]), kind.shapes(image_shape)
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        file = self._stored(name, 4 * sum(sizes))
+        if file:
+            with file:
+                fields = np.split(np.frombuffer(file.read(), '<f4'), np.cumsum(sizes)[:-1])
+            if all(np.isfinite(field).all() for field in fields):
+                return kind(*[field.reshape(shape) for field, shape in zip(fields, shapes)])
+        whitener = fit()
+        self._keep(name, (np.ascontiguousarray(field, '<f4') for field in whitener), 'whitening')
         return whitener
 
-    def _stored(self, key, count, image_size):
-        """The images of an entry, or None if there is none that is whole. Its name ends in its CRC."""
-        for path in glob.glob(os.path.join(glob.escape(self.folder), 'images-%s-*' % key)):
+    def _stored(self, name, size):
+        """The open file of an entry of so many bytes, or None if there is none that is whole. Its name ends in its CRC."""
+        for path in glob.glob(os.path.join(glob.escape(self.folder), name + '-*')):
             try:
-                file = open(path, 'rb')
-                crc, size = 0, 0
+                file = open_regular(path)
+                crc, read = 0, 0
                 for piece in iter(lambda: file.read(PIECE), b''):
-                    crc, size = zlib.crc32(piece, crc), size + len(piece)
-                if size == count * image_size ** 2 * 3 and path.endswith('-%08x' % crc):
-                    os.utime(path)
-                    return StoredImages(file, np.arange(count), image_size)
+                    crc, read = zlib.crc32(piece, crc), read + len(piece)
+                if read == size and path.endswith('-%08x' % crc):
+                    with contextlib.suppress(OSError):      # another user's
+                        os.utime(path)
+                    file.seek(0)
+                    return file
                 os.remove(path)
             except OSError:         # removed by another process, or not to be read
                 continue
         return None
 
-    def _store(self, key, blocks):
-        """Write an entry block by block, whole or not at all. Raises OSError."""
-        os.makedirs(self.folder, exist_ok=True)
-        crc = 0
-        handle, beside = tempfile.mkstemp(prefix='images-', suffix='.part', dir=self.folder)
+    def _keep(self, name, blocks, what):
+        """Write an entry block by block, whole or not at all, and remove old ones; when it cannot be, say so."""
         try:
-            with open(handle, 'wb') as file:
-                for block in blocks:
-                    crc = zlib.crc32(block, crc)
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-            path = os.path.join(self.folder, 'images-%s-%08x' % (key, crc))
-            os.replace(beside, path)
-        except BaseException:       # also Ctrl-C, for the file may be of gigabytes
-            with contextlib.suppress(OSError):
-                os.remove(beside)
-            raise
-        self._trim(path)
+            os.makedirs(self.folder, exist_ok=True)
+            crc = 0
+            handle, beside = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
+            try:
+                with open(handle, 'wb') as file:
+                    for block in blocks:
+                        crc = zlib.crc32(block, crc)
+                        file.write(block)
+                    file.flush()
+                    os.fsync(file.fileno())
+                path = os.path.join(self.folder, '%s-%08x' % (name, crc))
+                os.replace(beside, path)
+            except BaseException:       # also Ctrl-C, for the file may be of gigabytes
+                with contextlib.suppress(OSError):
+                    os.remove(beside)
+                raise
+            self._trim(path)
+        except OSError as error:
+            print('%s: the %s cannot be kept there (%s); the run goes on without.' % (self.folder, what, reason(error)), file=sys.stderr)
 
     def _trim(self, kept):
-        """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes."""
+        """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes.
+
+        What other processes are writing stays, unless they were killed.
+        """
         entries = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(OSError):          # another process may have removed it
-                entries.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+                status = entry.stat(follow_symlinks=False)
+                if not entry.name.endswith('.part'):
+                    entries.append((status.st_mtime, status.st_size, entry.path))
+                elif time.time() - status.st_mtime > STALE_SECONDS:
+                    os.remove(entry.path)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total > LIMIT and path != kept:

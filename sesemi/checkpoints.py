@@ -1,4 +1,5 @@
 """Checkpoints: the weights, the optimizer's state and the progress of a run, in files that are whole or not there."""
+import contextlib
 import glob
 import io
 import json
@@ -6,12 +7,12 @@ import os
 import sys
 import time
 import zipfile
-import zlib
 
 import numpy as np
 
 from networks.layers import step_variable
-from sesemi.errors import reason
+from sesemi.errors import InputError, reason
+from sesemi.files import open_regular, read_array
 from sesemi.process_group import ProcessGroup
 from sesemi.run_folder import write_whole
 from sesemi.training import Diverged, Progress, assign, read
@@ -52,13 +53,17 @@ class Checkpoints:
     def save(self, progress):
         """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that are not finite."""
         data = self.pack(progress)
-        os.makedirs(self.folder, exist_ok=True)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise InputError('%s: cannot be made (%s); what was saved before is whole.' % (self.folder, error.strerror)) from None
         path = os.path.join(self.folder, 'step-%09d.npz' % progress.step)
         write_whole(path, data)
         paths = self._paths()
         newest = paths.index(path)      # those of later steps were damaged, or counted the steps of fewer ranks
         for other in paths[:max(0, newest + 1 - KEPT)] + paths[newest + 1:]:
-            os.remove(other)
+            with contextlib.suppress(OSError):
+                os.remove(other)
         self.saved = time.monotonic()
 
     def restore(self, group=ProcessGroup()):
@@ -75,8 +80,9 @@ class Checkpoints:
     def _restore(self):
         for path in reversed(self._paths()):
             try:
-                content = self._read(path)
-            except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+                with open_regular(path) as file:
+                    content = self._read(file)
+            except Exception as error:      # a damaged file raises nearly anything
                 print('%s: damaged (%s); the checkpoint before it is used.' % (path, reason(error)), file=sys.stderr)
                 continue
             return self._set(*content)
@@ -97,20 +103,21 @@ class Checkpoints:
         return self._set(*self._read(io.BytesIO(data)))
 
     def _read(self, file):
-        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint. Raises what a damaged one makes numpy raise."""
-        with np.load(file) as content:      # reading checks each array's CRC
-            progress = Progress(**json.loads(content['progress'].tobytes().decode()))
-            steps_per_epoch = int(content['steps_per_epoch'])
-            arrays = [content['variable_%d' % i] for i in range(len(self.variables))]
-            best = [content['best_%d' % i] for i in range(len(self.model.weights))] if 'best_0' in content.files else []
-        if not (isinstance(progress.step, int) and progress.step >= 0 < steps_per_epoch
-                and isinstance(progress.totals, dict) and isinstance(progress.rows, list)):
+        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint. Raises whatever a damaged one makes zipfile raise."""
+        with zipfile.ZipFile(file) as archive:      # reading checks each array's CRC
+            progress = Progress(**json.loads(read_array(archive, 'progress', np.uint8, None).tobytes().decode()))
+            steps_per_epoch = int(read_array(archive, 'steps_per_epoch', np.int64, ()))
+            kinds = [(variable.dtype.base_dtype.as_numpy_dtype, variable.shape.as_list()) for variable in self.variables]
+            arrays = [read_array(archive, 'variable_%d' % i, *kind) for i, kind in enumerate(kinds)]
+            best = []       # the variables begin with the model's weights
+            if 'best_0.npy' in archive.namelist():
+                best = [read_array(archive, 'best_%d' % i, *kind) for i, kind in enumerate(kinds[:len(self.model.weights)])]
+        if not (type(progress.step) is int and progress.step >= 0 < steps_per_epoch and isinstance(progress.rows, list)
+                and all(map(_are_numbers, [progress.totals] + progress.rows))
+                and all({'epoch', 'step', 'seconds'} <= set(row) for row in progress.rows)):
             raise ValueError('its progress is none')
-        for variable, array in [*zip(self.variables, arrays), *zip(self.variables, best)]:     # they begin with the model's weights
-            if array.shape != tuple(variable.shape.as_list()) or array.dtype != variable.dtype.base_dtype.as_numpy_dtype:
-                raise ValueError('%s is %s %s' % (variable.op.name, array.dtype, array.shape))
-            if not np.isfinite(array).all():
-                raise ValueError('%s is not finite' % variable.op.name)
+        if not all(np.isfinite(array).all() for array in arrays + best):
+            raise ValueError('its weights are not finite')
         return progress, steps_per_epoch, arrays, best
 
     def _set(self, progress, steps_per_epoch, arrays, best):
@@ -121,6 +128,10 @@ class Checkpoints:
 
     def _paths(self):
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), 'step-*.npz')))
+
+
+def _are_numbers(row):
+    return isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
 
 
 def rescale(progress, before, now):

@@ -7,23 +7,17 @@ settings and the weights' values alone: building it would be more graphs for an 
 """
 import io
 import json
+from itertools import zip_longest
 
 import h5py
 import numpy as np
 
+from sesemi import model_file
 from sesemi.run_folder import write_whole
+from sesemi.runtime import keras
 from sesemi.settings import CONTRAST_SCALE
-from sesemi.training import read
+from sesemi.training import assign, read
 from utils import ChannelStandardizer, Whitener
-
-# The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
-# dtypes) are spelled differently from version to version.
-SETTINGS = {
-    'InputLayer': ('batch_input_shape',), 'Flatten': (), 'LayerNormalization': ('epsilon', 'center', 'scale'),
-    'Dense': ('units', 'activation', 'use_bias'), 'Reshape': ('target_shape',),
-    'Conv2D': ('filters', 'kernel_size', 'padding', 'use_bias'), 'BatchNormalization': ('momentum', 'epsilon'),
-    'LeakyReLU': ('alpha',), 'MaxPooling2D': ('pool_size', 'strides'), 'GlobalAveragePooling2D': (), 'Add': (),
-}
 
 
 class Classifier:
@@ -48,7 +42,7 @@ class Classifier:
                 before[name] = nodes[0][0][0]
                 continue
             layers.append({'class_name': kind, 'name': name, 'inbound_nodes': nodes,
-                           'config': dict({key: layer['config'][key] for key in SETTINGS[kind]}, name=name)})
+                           'config': dict({key: layer['config'][key] for key in model_file.SETTINGS[kind]}, name=name)})
         self.config = {'class_name': 'Model', 'config': {
             'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]], 'output_layers': [[layers[-1]['name'], 0, 0]]}}
         self.variables = [(layer.name, variable) for layer in inference_model.layers for variable in layer.weights]
@@ -104,3 +98,19 @@ def _preprocessing(shape, whitener):
     else:
         add('Reshape', 'whitened', target_shape=shape)
     return layers, weights
+
+
+def load_classifier(path):
+    """The Keras model that Classifier.save wrote, in the current session. Raises InputError when the file holds anything else."""
+    with model_file.open_model(path) as file:
+        model = keras.Model.from_config(model_file.read_description(file))
+        stored = model_file.read_weights(file)
+        pairs = [pair for layer in model.layers for pair in zip_longest(layer.weights, stored[layer.name])]
+        for variable, data in pairs:
+            if variable is None or data is None or tuple(variable.shape.as_list()) != data.shape:
+                raise ValueError('its weights do not fit its layers')
+        arrays = [data[()] for _, data in pairs]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError('its weights are not finite')
+        assign([variable for variable, _ in pairs], arrays)
+    return model

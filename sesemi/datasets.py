@@ -2,17 +2,15 @@
 SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
 """
 import csv
-import gzip
-import io
+import hashlib
 import os
-import pickle
-import tarfile
-import zlib
+import tempfile
 from typing import List, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from sesemi import cifar
 from sesemi.errors import InputError, reason
 from utils import decode_images, hold_out, image_files, list_image_folder
 
@@ -48,14 +46,14 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
         directory = _default_directory(data)
     if not os.path.exists(directory):
         raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.' % directory)
-    for name in sorted(CIFAR_ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
-        archive = _find(directory, [CIFAR_ARCHIVES[name]])
+    for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
+        archive = _find(directory, [cifar.ARCHIVES[name]])
         if archive:
-            return _resized(_load_cifar(data, _read_archive(archive), archive), image_size)
-        batch = _find(directory, CIFAR_FILES, inside=(CIFAR_FOLDERS[name], ''))
+            return _resized(_load_cifar(data, cifar.read_archive(archive), archive), image_size)
+        batch = _find(directory, cifar.FILES, inside=(cifar.FOLDERS[name], ''))
         if batch:
             folder = os.path.dirname(batch)
-            return _resized(_load_cifar(data, _read_batches(folder), folder), image_size)
+            return _resized(_load_cifar(data, cifar.read_batches(folder), folder), image_size)
     if _find(directory, SVHN_FILES):
         _check_name(data, 'svhn', directory)
         return _resized(_load_svhn(directory), image_size)
@@ -81,8 +79,8 @@ def _default_directory(data):
     if data == 'folder':
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
     directory = os.path.join('dataset', data.replace('cifar', 'cifar-'))
-    if not os.path.exists(directory):
-        if data not in CIFAR_ARCHIVES:
+    if not os.path.isdir(directory) or all(name.startswith(UNFINISHED) for name in os.listdir(directory)):
+        if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
         _download(data, directory)
@@ -205,97 +203,36 @@ def _read_files(directory, class_names, train, test, valid, extra, decode):
                    images[:test_from], images[valid_from:], valid_labels, valid_names)
 
 
-# CIFAR's official batches ---------------------------------------------------------------------------------------------
-
-CIFAR_ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
-CIFAR_FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
-CIFAR_SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
-                'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
-CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
-CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
-CIFAR_FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
-
+# CIFAR and its download -----------------------------------------------------------------------------------------------
 
 def _load_cifar(data, files, source):
-    """files: file name -> unpickled dict. Returns the Dataset of CIFAR-10 or CIFAR-100, whichever the files are."""
+    """The Dataset of CIFAR-10 or CIFAR-100, whichever the files, as cifar.read_archive has them, are."""
     if not files:
         raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
-    found = 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
-    _check_name(data, found, source)
-    train, test, meta, labels_key, names_key = CIFAR10 if found == 'cifar10' else CIFAR100
-    try:
-        class_names = [name.decode() for name in files[meta][names_key]]
-        parts = [_cifar_arrays(files[name], labels_key, len(class_names)) for name in train + [test]]
-    except Exception as error:      # a pickle holds anything
-        raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
-                         % (source, reason(error))) from None
-    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
-    test_images, test_labels = parts[-1]
+    _check_name(data, cifar.kind(files), source)
+    train_images, train_labels, test_images, test_labels, class_names = cifar.arrays(files, source)
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
                    test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names, train_images)
 
 
-def _cifar_arrays(batch, labels_key, classes):
-    """A batch's (images uint8 (n, 32, 32, 3), labels int64 (n,)) from its rows of 3 x 32 x 32 bytes."""
-    images = np.asarray(batch[b'data'], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = np.asarray(batch[labels_key], np.int64)
-    if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= classes:
-        raise ValueError('labels do not fit the images')
-    return np.ascontiguousarray(images), labels
-
-
-def _read_archive(path):
-    files = {}
-    try:
-        with gzip.open(path) as file:   # to its end, where the checksum is: nothing of a damaged archive is unpickled
-            whole = io.BytesIO(file.read())
-        with tarfile.open(fileobj=whole) as archive:
-            for member in archive:
-                name = os.path.basename(member.name)
-                if member.isfile() and name in CIFAR_FILES:
-                    files[name] = _unpickle(archive.extractfile(member), '%s in %s' % (name, path))
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
-        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, reason(error))) from None
-    return files
-
-
-def _read_batches(folder):
-    files = {}
-    for name in CIFAR_FILES:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, 'rb') as file:
-                files[name] = _unpickle(file, path)
-    return files
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays in plain containers and refuses every other name: a pickle may otherwise run any code."""
-    ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'), ('numpy.core.multiarray', '_reconstruct'),
-               ('numpy.core.multiarray', 'scalar'), ('numpy.core.numeric', '_frombuffer')}
-
-    def find_class(self, module, name):
-        if (module.replace('numpy._core', 'numpy.core'), name) not in self.ALLOWED:
-            raise pickle.UnpicklingError('it asks for %s.%s' % (module, name))
-        core = 'numpy._core' if np.__version__[0] >= '2' else 'numpy.core'
-        return super().find_class(module.replace('numpy._core', 'numpy.core').replace('numpy.core', core), name)
-
-
-def _unpickle(file, what):
-    try:
-        return _ArraysOnly(file, encoding='bytes').load()
-    except Exception as error:      # a damaged pickle raises nearly anything
-        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, reason(error))) from None
+UNFINISHED = 'download-'        # what a killed process leaves begins so
 
 
 def _download(data, directory):
-    """Fetch the official archive once, its checksum verified."""
+    """Fetch the official archive once: it is whole, of the official checksum, or not there. What broke on the way is fetched again."""
     from sesemi.runtime import keras       # the one case in which TensorFlow is imported before the data is checked
-    name = CIFAR_ARCHIVES[data]
+    name = cifar.ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)
-        keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=directory, cache_subdir='',
-                             file_hash=CIFAR_SHA256[data])
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=directory) as folder:
+            for _ in range(2):
+                path = keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=folder, cache_subdir='')
+                with open(path, 'rb') as file:
+                    if hashlib.sha256(file.read()).hexdigest() == cifar.SHA256[data]:
+                        os.replace(path, os.path.join(directory, name))
+                        return
+                os.remove(path)
+            raise ValueError('what came is not the official archive')
     except Exception as error:      # get_file raises a plain Exception
         raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
                          % (directory, reason(error), name)) from None
@@ -318,13 +255,16 @@ def _load_svhn(directory):
     for name in SVHN_FILES:
         path = os.path.join(directory, name)
         try:
-            content = loadmat(path)
-            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel().astype(np.int64) % 10   # 10 means 0
-            if images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
-                raise ValueError('images %s, labels %s' % (images.shape, labels.shape))
+            content = loadmat(path, variable_names=['X', 'y'])
+            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel()
+            if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1] or not len(labels):
+                raise ValueError('images %s %s, labels %s' % (images.dtype, images.shape, labels.shape))
+            if not np.isin(labels, np.arange(11)).all():
+                raise ValueError('labels that are not whole numbers from 0 to 10')
         except Exception as error:  # a damaged file raises nearly anything
             raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
-        parts += [np.ascontiguousarray(images, np.uint8), labels, [str(i) for i in range(len(labels))]]
+        labels = labels.astype(np.int64) % 10       # 10 means 0
+        parts += [np.ascontiguousarray(images), labels, [str(i) for i in range(len(labels))]]
     return Dataset(*parts, class_names=[str(digit) for digit in range(10)], unlabeled_images=parts[0])
 
 

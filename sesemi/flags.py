@@ -45,12 +45,27 @@ def parse_args(argv):
 
 def started(folder):
     """The flags that the run in a result folder goes on with, or the runs below it that --runs has started; {} if there are none."""
-    stored, names = stored_record(folder), GOING_ON
-    for path in [] if stored else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
-        found = stored_record(os.path.dirname(path))
-        if not stored or found['flags'].get('seed', 0) < stored['flags'].get('seed', 0):      # the first run has the lowest
-            stored, names = found, (*GOING_ON, 'runs')
-    return {name: stored['flags'][name] for name in names if name in stored['flags']} if stored else {}
+    flags, names = stored_flags(folder), GOING_ON
+    for path in [] if flags else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
+        found = stored_flags(os.path.dirname(path))
+        if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest
+            flags, names = found, (*GOING_ON, 'runs')
+    return {name: flags[name] for name in names if name in flags}
+
+
+def stored_flags(folder):
+    """The flags of the run in `folder`, {} if there is none. Raises InputError when one is none that the command line takes."""
+    stored, parser = stored_record(folder), _parser()
+    for name, value in stored['flags'].items() if stored else ():
+        if name in DEFAULTS and name != 'resume' and value is not None:
+            try:
+                understood = getattr(parser.parse_args(['--%s=%s' % (name.replace('_', '-'), value)]), name)
+            except InputError:
+                understood = None
+            if understood != value or '\0' in str(value):
+                raise InputError('%s: not the record of a run, its %s is %.40r; give another --result.'
+                                 % (os.path.join(folder, 'args.json'), name, value))
+    return stored['flags'] if stored else {}
 
 
 def idle(args, ranks):

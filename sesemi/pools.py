@@ -37,7 +37,9 @@ def processes(count):
 
 def _end_with_parent(parent):
     """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for ever, ends too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)        # the parent's
+    for number, action in (signal.SIGINT, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL):
+        signal.signal(number, action)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
     if os.getppid() != parent:      # it was gone before
         os._exit(1)

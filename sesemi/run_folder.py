@@ -8,15 +8,19 @@ import json
 import math
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import PIL
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, printable, reason
+from sesemi.files import open_regular
+from sesemi.lock import lock, release
 from sesemi.settings import LEARNING_RATE, SPLIT_SEED
 from utils import chunks
 
@@ -26,12 +30,15 @@ IDENTITY_FLAGS = {
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
     'scale_lr': False, 'recompute_norm': None, 'validation': None, 'keep': 'last', 'class_weights': None,
 }
+RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
+                  'images_per_second')
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
+PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Run:
-    """The folder of one run: made and tried for writing at once, so that a run fails before its work and not after it.
+    """The folder of one run: locked as long as this lives, made and tried for writing at once, so that a run fails before its work.
 
     resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
     InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
@@ -39,7 +46,28 @@ class Run:
 
     def __init__(self, folder, flags):
         self.folder, self.flags, self.error_rate = folder, flags, None
-        stored = stored_record(folder)
+        self._lock = lock(folder, create=False)
+        self._check()
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
+        if not self._lock:
+            self._lock = lock(folder)
+            self._check()       # another run may have come and gone
+        weakref.finalize(self, release, self._lock)
+        for place in folder, self.path('checkpoints'):
+            for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
+                os.remove(path)         # of a run that was killed while it wrote
+        write_whole(self.path('.writable'), b'')
+        os.remove(self.path('.writable'))
+        result = stored_result(folder)
+        if result:
+            self.error_rate = result['classification_error_rate']
+
+    def _check(self):
+        """Raises InputError unless the flags are for what the folder holds."""
+        folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
         self.resuming = stored is not None
         if self.resuming and not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
@@ -53,14 +81,6 @@ class Run:
                 raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
                                                 ', and the learning rate of every step hangs on it' if name == 'epochs' else ''))
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
-        write_whole(self.path('.writable'), b'')
-        os.remove(self.path('.writable'))
-        if os.path.exists(self.path('result.json')):
-            self.error_rate = read_json(self.path('result.json'))['classification_error_rate']
 
     def path(self, name):
         """A file's path in the run's folder."""
@@ -90,11 +110,12 @@ class Run:
             raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
                              'or another --result.' % self.folder)
         try:
-            with open(self.path('labeled.csv'), newline='', encoding='utf-8') as file:
-                labeled = np.array([int(row['index']) for row in csv.DictReader(file)])
-            dataset.train_labels[labeled]       # an IndexError, if one is out of range or there are none
-            return labeled
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            with open_regular(self.path('labeled.csv')) as file:
+                labeled = [int(row['index']) for row in csv.DictReader(io.StringIO(file.read().decode()))]
+            if not labeled or min(labeled) < 0 or max(labeled) >= len(dataset.train_labels) or len(set(labeled)) < len(labeled):
+                raise ValueError('not the numbers of training images')
+            return np.array(labeled)
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError('%s: not the labeled images of a run (%s); give another --result.'
                              % (self.path('labeled.csv'), reason(error))) from None
 
@@ -172,12 +193,33 @@ def confusion_matrix(predicted, labels, classes):
 def stored_record(folder):
     """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
     path = os.path.join(folder, 'args.json')
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get('flags'), dict) or 'data_checksum' not in record:
+    if not isinstance(record.get('data_checksum'), str) or not _are_flags(record.get('flags')) or type(record.get('format', 1)) is not int:
         raise InputError('%s: not the record of a run; give another --result.' % path)
     return record
+
+
+def stored_result(folder):
+    """What result.json of a run's folder holds; None when the run is not finished."""
+    path = os.path.join(folder, 'result.json')
+    if not os.path.lexists(path):
+        return None
+    result = read_json(path)
+    numbers = [result.get(name) for name in RESULT_NUMBERS]
+    if not isinstance(result.get('data_checksum'), str) or not _are_flags(result.get('flags')) or not all(
+            map(_is_number, numbers + [result['flags'].get(name) for name in ('seed', 'epochs')])):
+        raise InputError('%s: not the result of a run; give another --result.' % path)
+    return result
+
+
+def _are_flags(value):
+    return isinstance(value, dict) and all(flag is None or isinstance(flag, (bool, str)) or _is_number(flag) for flag in value.values())
+
+
+def _is_number(value):
+    return type(value) in (int, float) and abs(value) < float('inf')
 
 
 def check_version(folder, stored):
@@ -198,28 +240,15 @@ def data_name(flags):
 
 
 def read_json(path):
-    """What a JSON file of a run holds. Raises InputError when it is damaged."""
+    """The object that a JSON file of a run holds. Raises InputError when it is damaged."""
     try:
-        with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode())
+        if not isinstance(content, dict):
+            raise ValueError('it is a %s' % type(content).__name__)
+        return content
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
-
-
-def read_metadata(path):
-    """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of utils.FITS}.
-
-    Raises InputError when the file is not one that this program saved.
-    """
-    if not os.path.isfile(path):
-        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
-    import h5py     # takes a third of a second, which only the use of a model needs
-    try:
-        with h5py.File(path, 'r') as file:
-            return json.loads(file.attrs['sesemi'])
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
-                         % (path, error)) from None
 
 
 def data_checksum(dataset):
@@ -290,16 +319,18 @@ def write_whole(path, data):
 
     Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
     """
-    beside = path + '.part'
+    beside = PART % (path, secrets.token_hex(4))
     try:
-        with open(beside, 'wb') as file:
+        with open(beside, 'xb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        if os.path.isfile(beside):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.remove(beside)
+        if not isinstance(error, OSError):
+            raise
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
                          % (path, error.strerror)) from None
 
@@ -310,9 +341,9 @@ def write_json(path, content):
 
 
 def write_table(path, rows):
-    """Write dicts as a CSV file, whole or not at all; its columns are all their keys."""
+    """Write dicts as a CSV file, a line for each, whole or not at all; its columns are all their keys."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text

@@ -7,6 +7,7 @@ from typing import List, NamedTuple
 import numpy as np
 
 from networks.layers import BatchNormalization, step, step_variable
+from sesemi import signals
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
 from sesemi.runtime import keras, tf
@@ -22,7 +23,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """SIGTERM or Ctrl-C arrived."""
+    """SIGTERM, SIGHUP or Ctrl-C arrived."""
 
     def __init__(self, number):
         super().__init__('Stopped by %s; go on with --resume.' % signal.Signals(number).name)
@@ -181,29 +182,24 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
 
 
 class StopSignals:
-    """Within the block SIGTERM and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once.
+    """Within the block SIGTERM, SIGHUP and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once.
 
     pass_on: called with the signal's number in place of noting it, by a rank that does not decide on its own.
     """
 
     def __init__(self, pass_on=None):
-        self.number, self.pass_on = None, pass_on
+        self.number, self._block = None, signals.taken_by(pass_on or self.note)
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._received) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._block.__enter__()
         return self
 
     def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._block.__exit__(*error)
 
     def note(self, number):
         """The run is to stop for this signal."""
         self.number = number
-
-    def _received(self, number, frame):
-        signal.signal(number, signal.SIG_DFL)
-        (self.pass_on or self.note)(number)
 
     def check(self):
         """Raises Interrupted if a signal has come."""

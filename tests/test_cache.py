@@ -2,6 +2,9 @@
 import json
 import os
 import re
+import tempfile
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -95,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys)
     (tmp_path / 'file').write_text('')
     store = cache.Cache(str(tmp_path / 'file'))
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
-    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
+    assert store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer).mean[0] == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
 
@@ -145,18 +148,102 @@ def standardizer():
 def test_whitening_is_fitted_once_for_the_same_images(store):
     def refuse():
         raise AssertionError('fitted again')
-    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
-    again = store.whitener(utils.ChannelStandardizer, 'checksum', refuse)
+    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
+    again = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), refuse)
     assert isinstance(again, utils.ChannelStandardizer)
     for ours, theirs in zip(fitted, again):
         np.testing.assert_array_equal(ours, theirs)
     for kind, checksum in ((utils.ChannelStandardizer, 'another'), (utils.Whitener, 'checksum')):
         with pytest.raises(AssertionError, match='fitted again'):
-            store.whitener(kind, checksum, refuse)
-    path = os.path.join(store.folder, *entries(store))
-    with open(path, 'r+b') as file:
-        file.truncate(200)
-    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).deviation[2] == 2
+            store.whitener(kind, checksum, (16, 16, 3), refuse)
+
+
+@pytest.mark.parametrize('content', [
+    b'', bytes(23), bytes(25), bytes(24), np.full(6, np.nan, '<f4').tobytes(), np.full(6, np.inf, '<f4').tobytes()])
+def test_whitening_of_odd_content_is_fitted_anew(store, content):
+    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
+    name, = entries(store)
+    os.remove(os.path.join(store.folder, name))
+    crc = zlib.crc32(content) if any(content) else 1        # those of the right checksum hold odd numbers
+    with open(os.path.join(store.folder, '%s-%08x' % (name.rsplit('-', 1)[0], crc)), 'wb') as file:
+        file.write(content)
+    for ours, theirs in zip(fitted, store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_entry_that_is_no_file_is_not_waited_for(files, store):
+    paths, images = files
+    store.decode_images(paths, 16)
+    store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
+    for name in entries(store):
+        os.remove(os.path.join(store.folder, name))
+        os.mkfifo(os.path.join(store.folder, name))
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    assert store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer).deviation[2] == 2
+
+
+def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files, store, monkeypatch):
+    paths, _ = files
+    monkeypatch.setattr(cache, 'LIMIT', 0)
+    os.makedirs(store.folder)
+    for name, age in ('fresh.part', 60), ('stale.part', 90000):
+        with open(os.path.join(store.folder, name), 'wb') as file:
+            file.write(bytes(1000))
+        os.utime(os.path.join(store.folder, name), (time.time() - age,) * 2)
+    store.decode_images(paths, 16)
+    assert [name for name in entries(store) if name.endswith('.part')] == ['fresh.part'] and len(entries(store)) == 2
+
+
+@pytest.mark.parametrize('index', [
+    150, -151, [0, 150], [-151], 2 ** 40, 1.0, [], None, True, np.ones(149, bool), np.ones((150, 1), bool), 'a', (0, 1.5), Ellipsis,
+    slice(0.5)])
+def test_an_index_that_stored_images_do_not_know_raises(files, tmp_path, index):
+    stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
+    with pytest.raises((IndexError, TypeError)):
+        stored[index]
+    with pytest.raises(IndexError):
+        stored[40:90][50]
+
+
+@pytest.mark.parametrize('index', [
+    -1, [-150, 149], slice(None, None, -7), slice(20, -20, 3), np.arange(150) % 7 == 3, np.zeros(150, bool), np.zeros((2, 0), int)])
+def test_an_index_that_they_know_gives_what_numpy_gives(files, tmp_path, index):
+    stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
+    np.testing.assert_array_equal(stored[index], files[1][index])
+    np.testing.assert_array_equal(stored[10:][:-10][-1], files[1][-11])
+
+
+@pytest.mark.parametrize('folder', [None, 'unwritable'])
+def test_beyond_the_limit_without_a_cache_images_lie_in_a_temporary_file(files, tmp_path, monkeypatch, folder):
+    paths, images = files
+    (tmp_path / 'unwritable').write_text('')
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+    store = cache.Cache(folder and str(tmp_path / folder), memory_limit=1e-9)
+    stored = store.decode_images(paths, 16)
+    assert isinstance(stored, cache.StoredImages)
+    np.testing.assert_array_equal(stored, images)
+    assert os.listdir(str(tmp_path / 'temporary')) == []        # it goes with the process
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'nowhere'))
+    with pytest.raises(utils.InputError, match='nowhere: .*TMPDIR.*--memory-limit'):
+        store.decode_images(paths, 16)
+
+
+def test_a_cache_that_can_only_be_read_is_used(files, store, no_decoding, monkeypatch):
+    store.decode_images(files[0], 16)
+
+    def refuse(*_, **__):
+        raise PermissionError
+    monkeypatch.setattr(os, 'utime', refuse)
+    no_decoding()
+    np.testing.assert_array_equal(store.decode_images(files[0], 16), files[1])
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    for name in 'SESEMI_CACHE', 'XDG_CACHE_HOME', 'HOME':
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr('pwd.getpwuid', {}.__getitem__)
+    assert cache.default_folder() is None
 
 
 def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(train, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import pickle
@@ -11,7 +12,7 @@ import pytest
 from conftest import write_classes, write_image
 from PIL import Image
 
-from sesemi import datasets
+from sesemi import cifar, datasets
 from sesemi.cache import Cache
 from sesemi.errors import InputError
 from sesemi.settings import PRESETS, Preset
@@ -395,7 +396,7 @@ def test_cut_off_cifar_archive(tmp_path, kept):
 
 
 def test_cifar_archive_with_a_wrong_bit_is_not_unpickled(tmp_path, monkeypatch):
-    monkeypatch.delattr(datasets, '_unpickle')      # it may take all memory there is
+    monkeypatch.delattr(cifar, 'read_pickle')
     path = pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', cifar_batches('cifar10', per_batch=1)[0])
     whole = path.read_bytes()
     for place in np.random.RandomState(0).randint(50, len(whole), 50):
@@ -442,7 +443,8 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
     files = cifar_batches('cifar10')[0]
     files['data_batch_2'] = python_2_pickle(content)
     unpack(tmp_path, files)
-    assert refusal('cifar10', str(tmp_path)).startswith('{}: not a whole set of CIFAR batches ('.format(tmp_path))
+    said = refusal('cifar10', str(tmp_path))
+    assert said.startswith(str(tmp_path)) and 'not a whole ' in said and 'CIFAR batch' in said
 
 
 # Downloads: a stand-in for Keras, whose import would take seconds
@@ -453,21 +455,52 @@ def keras_that_fetches(monkeypatch, get_file):
         keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
 
 
+@pytest.fixture
+def official_archive(tmp_path, monkeypatch):
+    """Makes an archive and takes its checksum for the official one: (path, images, labels)."""
+    def make(data):
+        files, images, labels = cifar_batches(data)
+        path = pack(tmp_path / 'official.tar.gz', data, files)
+        monkeypatch.setitem(cifar.SHA256, data, hashlib.sha256(path.read_bytes()).hexdigest())
+        return path, images, labels
+    return make
+
+
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
-def test_download(tmp_path, monkeypatch, data):
+@pytest.mark.parametrize('broken', [0, 1])
+def test_download(tmp_path, monkeypatch, official_archive, data, broken):
     monkeypatch.chdir(tmp_path)
-    files, images, labels = cifar_batches(data)
+    archive, images, labels = official_archive(data)
+    (tmp_path / 'dataset' / data.replace('cifar', 'cifar-') / 'download-of-a-killed-process').mkdir(parents=True)
     fetched = []
 
-    def get_file(fname, origin, file_hash, cache_dir, cache_subdir, **options):
+    def get_file(fname, origin, cache_dir, cache_subdir):
         fetched.append(origin)
-        assert origin.startswith('https://') and origin.endswith('/' + fname) and len(file_hash) == 64
-        pack(tmp_path / cache_dir / cache_subdir / fname, data, files)
+        path = os.path.join(cache_dir, cache_subdir, fname)
+        assert origin.startswith('https://') and origin.endswith('/' + fname) and not os.path.exists(path)
+        with open(path, 'wb') as file:
+            file.write(archive.read_bytes() if len(fetched) > broken else b'<html>log in first</html>')
+        return path
 
     keras_that_fetches(monkeypatch, get_file)
     for _ in range(2):
         assert_is_cifar(datasets.load_dataset(data), data, images, labels)
-    assert len(fetched) == 1
+    assert len(fetched) == 1 + broken
+
+
+def test_download_that_stays_broken(tmp_path, monkeypatch, official_archive):
+    monkeypatch.chdir(tmp_path)
+    official_archive('cifar10')
+
+    def get_file(fname, origin, cache_dir, cache_subdir):
+        path = os.path.join(cache_dir, fname)
+        with open(path, 'wb') as file:
+            file.write(b'<html>')
+        return path
+
+    keras_that_fetches(monkeypatch, get_file)
+    assert 'not the official archive' in refusal('cifar10')
+    assert not (tmp_path / 'dataset/cifar-10').exists()
 
 
 def test_download_that_fails(tmp_path, monkeypatch):
@@ -553,6 +586,20 @@ def test_damaged_svhn(tmp_path, name, damage):
     write_svhn(tmp_path, 'test_32x32.mat', 11)
     damage(tmp_path / name)
     assert refusal('svhn', str(tmp_path)).startswith('{}/{}: not a whole SVHN file ('.format(tmp_path, name))
+
+
+@pytest.mark.parametrize('labels', [[1, 11], [1, 255], [-1, 1], [.5, 1], [np.nan, 1], ['1', '2'], [1], [[1, 2]] * 2, [[1j], [2]]])
+def test_svhn_labels_that_are_no_digits(tmp_path, labels):
+    from scipy.io import savemat
+    savemat(str(tmp_path / 'train_32x32.mat'), {'X': np.zeros((32, 32, 3, 2), np.uint8), 'y': np.array(labels)})
+    assert refusal('svhn', str(tmp_path)).startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
+
+
+@pytest.mark.parametrize('images', [np.zeros((32, 32, 3, 2)), np.zeros((32, 32, 3, 2), np.int8), np.zeros((32, 32, 2, 2), np.uint8), {'a': 1}])
+def test_svhn_images_that_are_none(tmp_path, images):
+    from scipy.io import savemat
+    savemat(str(tmp_path / 'train_32x32.mat'), {'X': images, 'y': np.array([[1], [2]])})
+    assert refusal('svhn', str(tmp_path)).startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
 
 
 def test_digits():

@@ -1,6 +1,7 @@
 """predict.py as a user meets it: real processes, with a saved model of one convolution that takes 64 x 64 images, padded."""
 import csv
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -170,6 +171,26 @@ def test_all_batches_have_one_size_and_bad_files_their_index(saved, tmp_path):
         np.testing.assert_array_equal(batches[number // 2][0][number % 2], decode_image(paths[number], 64))
     assert isinstance(batches[1][1][3], InputError)
     assert not batches[1][0][1].any() and not batches[2][0][1].any()
+
+
+@pytest.mark.parametrize('layer, weight, value', [
+    ('super_clf', 'kernel:0', np.ones((5, 4), np.float32)), ('super_clf', 'bias:0', np.ones((1, 5), np.float32)), ('whitened', 'bias:0', None),
+    ('whitened', 'more:0', np.ones(3, np.float32)), ('conv_1', 'bias:0', np.array([1, np.nan, 1, 1], np.float32))])
+def test_weights_that_do_not_fit_the_layers(saved, tmp_path, layer, weight, value):
+    from sesemi import classifier
+    path = str(tmp_path / 'sesemi.h5')
+    shutil.copy(saved.model, path)
+    with h5py.File(path, 'r+') as file:
+        group = file['model_weights'][layer]
+        names = [name.decode() if isinstance(name, bytes) else name for name in group.attrs['weight_names']]
+        changed = names[0].rsplit('/', 1)[0] + '/' + weight
+        if changed in names:
+            del group[changed]
+        if value is not None:
+            group[changed] = value
+        group.attrs['weight_names'] = [name.encode() for name in dict.fromkeys(names + [changed]) if name in group]
+    with pytest.raises(InputError, match='its weights'):
+        classifier.load_classifier(path)
 
 
 @pytest.fixture

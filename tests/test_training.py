@@ -1,6 +1,10 @@
 import io
+import json
 import os
+import pickle
 import signal
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from networks.layers import step_variable
 from sesemi import evaluation, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
+from sesemi.errors import InputError
 from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM
 
@@ -87,18 +92,64 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
         memory = io.BytesIO()
         np.savez(memory, **{**arrays, **others})
         return memory.getvalue()
-    claims = changed(variable_3=np.zeros(0, np.float32)).replace(b"'shape': (0,), }            ", b"'shape': (1000000000000,), }", 1)
-    assert len(claims) == len(changed(variable_3=np.zeros(0, np.float32)))
-    for damaged in (b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], changed(variable_0=arrays['variable_0'][:1]), claims,
-                    changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(progress=np.frombuffer(b'[7]', np.uint8))):
-        newest.write_bytes(damaged)
-        with open_session('cpu'):
-            model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
-            sgd = optimizer('cpu', 0.05, 0.9)
-            training.training_function(model, sgd)
-            assert Checkpoints(str(tmp_path), model, sgd, STEPS, 1).restore().step == 5
+
+    def zipped(compression=zipfile.ZIP_STORED, **others):
+        memory = io.BytesIO()
+        with zipfile.ZipFile(memory, 'w', compression) as archive:
+            for name in arrays:
+                content = io.BytesIO()
+                np.save(content, arrays[name])
+                archive.writestr(name + '.npy', others.get(name, content.getvalue()))
+        return memory.getvalue()
+
+    def header(text):
+        return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text
+
+    progress = json.loads(arrays['progress'].tobytes().decode())
+    damaged = [
+        b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], b'\x93NUMPY', pickle.dumps(arrays), zipped()[:-1], zipped()[1:],
+        changed(variable_0=arrays['variable_0'][:1]), changed(variable_0=arrays['variable_0'].astype(np.float64)),
+        changed(variable_0=np.array([None])),
+        changed(variable_0=arrays['variable_0'][..., :1]), changed(steps_per_epoch=np.zeros(2, int)), changed(steps_per_epoch=0),
+        changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(variable_0=np.full_like(arrays['variable_0'], -np.inf)),
+        zipped(variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }")), zipped(variable_3=header(60000 * b'-')),
+        zipped(zipfile.ZIP_DEFLATED, variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (16777216,), }") + bytes(1 << 26)),
+        zipped().replace(b'PK\x03\x04\x14\x00\x00', b'PK\x03\x04\x14\x00\x01').replace(     # said to be encrypted
+            b'PK\x01\x02\x14\x03\x14\x00\x00', b'PK\x01\x02\x14\x03\x14\x00\x01')]
+    damaged += [changed(progress=np.frombuffer(text.encode(), np.uint8)) for text in (
+        '', '[7]', 100000 * '[', '{"steps": 6}', *(json.dumps(dict(progress, **change)) for change in (
+            {'step': -1}, {'step': '6'}, {'step': True}, {'step': None}, {'totals': []}, {'totals': {'loss': 'a'}}, {'rows': {}}, {'rows': [3]},
+            {'rows': [{}]}, {'rows': [{'epoch': 1, 'step': 4, 'seconds': None}]})))]
+    lacking = dict(arrays)
+    del lacking['variable_2']
+    memory = io.BytesIO()
+    np.savez(memory, **lacking)
+    damaged.append(memory.getvalue())
+    with open_session('cpu'):
+        model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
+        sgd = optimizer('cpu', 0.05, 0.9)
+        training.training_function(model, sgd)
+        checkpoints = Checkpoints(str(tmp_path), model, sgd, STEPS, 1)
+        for number, content in enumerate([*damaged, None]):
+            newest.unlink()
+            if content is None:
+                os.mkfifo(str(newest))
+            else:
+                newest.write_bytes(content)
+            training.assign([step_variable()], [0])
+            assert checkpoints.restore().step == 5, number
             assert keras.backend.get_value(step_variable()) == 5
-        assert str(newest) in capsys.readouterr().err
+            said = capsys.readouterr().err
+            assert said.startswith('%s: damaged (' % newest) and said.count('\n') == 1 and len(said) < 600
+        newest.unlink()
+        newest.write_bytes(zipped())        # as another writer would pack it
+        assert checkpoints.restore().step == 6
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / 'checkpoints').write_text('')
+    with pytest.raises(InputError, match='checkpoints: cannot be made'):
+        Run(tmp_path / 'checkpoints', stop_after=1)
 
 
 def test_no_checkpoint_sooner_than_asked(tmp_path):
@@ -123,14 +174,14 @@ def test_prefetch_keeps_the_order_and_passes_errors_on():
         next(results)
 
 
-def test_a_signal_is_noted_and_a_second_one_ends_the_process():
+def test_a_signal_is_noted():
+    before = signal.getsignal(signal.SIGTERM)
     with training.StopSignals() as stop:
+        stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(training.Interrupted) as stopped:
             stop.check()
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert stopped.value.status == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and signal.getsignal(signal.SIGINT) != signal.SIG_DFL
+    assert stopped.value.status == 143 and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize('flip, count', [(True, 8), (False, 4)])

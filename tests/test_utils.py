@@ -1,4 +1,3 @@
-import os
 import struct
 import sys
 import zlib
@@ -11,6 +10,7 @@ from programs import result, start
 from scipy import ndimage
 
 import utils
+from sesemi import machine
 
 
 def test_no_doubles_notices_promotion():
@@ -170,6 +170,7 @@ def test_decode_images_names_the_first_bad_file(tmp_path):
 PROCESSES = """
 import multiprocessing, sys, time
 import utils
+from sesemi import machine
 utils.MANY_FILES = 1
 blocks = utils.decode_blocks(sys.argv[2:] * int(sys.argv[1]), 4)
 first = next(blocks)
@@ -187,7 +188,7 @@ def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
     for path in paths:
         write_image(path, np.full((4, 4, 3), int(path.stem)))
     _, out, err = result(start_processes(100, paths))
-    assert (out, err) == ('{} {}\n236\n'.format(os.cpu_count(), ([3, 1, 2] * 22)[:64]), '')
+    assert (out, err) == ('{} {}\n236\n'.format(machine.cores(), ([3, 1, 2] * 22)[:64]), '')
     paths[1].write_bytes(b'')
     _, _, err = result(start_processes(1, paths))
     assert 'InputError: {}: cannot be read as an image'.format(paths[1]) in err
@@ -196,7 +197,7 @@ def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
 def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
     write_image(tmp_path / 'a.png', np.zeros((4, 4, 3)))
     process = start_processes(10 ** 5, [tmp_path / 'a.png'] * 50)
-    assert process.stdout.readline().startswith(str(os.cpu_count()))
+    assert process.stdout.readline().startswith(str(machine.cores()))
     process.kill()
     assert process.communicate() == ('', '')     # when the last process that holds the pipes has ended
 

@@ -229,15 +229,14 @@ def test_resume_as_another_run(refuses, images, tmp_path, given, words):
     refuses(folder(images, '--resume', *given.split()), '--resume', 'the run in result', *words)
 
 
-@pytest.mark.parametrize('content', ['{"flags": ', '{}', '[1]', '{"flags": [1], "data_checksum": ""}', '{"flags": {}}'])
+@pytest.mark.parametrize('content', ['{"flags": ', '{"flags": {}}'])
 def test_record_of_a_run_that_is_none(refuses, images, tmp_path, content):
     (tmp_path / 'here/result/args.json').write_text(content)
     for resume in [], ['--resume']:
         refuses(folder(images, *resume), 'result/args.json: not the record of a run', '--result')
 
 
-@pytest.mark.parametrize('name, content', [
-    ('labeled.csv', None), ('labeled.csv', ''), ('labeled.csv', 'index\n12\n'), ('labeled.csv', 'index\nx\n'), ('result.json', '{')])
+@pytest.mark.parametrize('name, content', [('labeled.csv', None), ('labeled.csv', 'index\nx\n')])
 def test_resume_of_a_damaged_run(refuses, images, tmp_path, name, content):
     a_run(tmp_path / 'here/result', images)
     if content is None:

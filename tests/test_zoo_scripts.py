@@ -8,6 +8,8 @@ import pytest
 from conftest import PROJECT
 from programs import copy_project, run, write_run_1p
 
+from sesemi.lock import lock, release
+
 FULL, PERFORMANCE = 'train_full_1p.sh', 'train_performance_1p.sh'
 RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192, 'flags': {'network': 'convnet', 'batch_size': 16}}
 LOG = 'epoch,step,learning_rate,seconds,loss\n1,62,0.05,100.0,6.5\n2,124,0.04,3.2,4.25\n3,186,0.03,3.372,3.125\n'
@@ -20,7 +22,10 @@ class Zoo:
     def __init__(self, root):
         self.root, self.tests = root / 'the project', root / 'the project/tests'
         self.tests.mkdir(parents=True)
-        (self.root / 'scripts').mkdir()
+        for folder in 'scripts', 'sesemi':
+            (self.root / folder).mkdir()
+        for name in '__init__', 'errors', 'lock':
+            shutil.copy(str(PROJECT / 'sesemi' / (name + '.py')), str(self.root / 'sesemi'))
         shutil.copy(str(PROJECT / 'scripts/setup_env.sh'), str(self.root / 'scripts'))
         for path in (PROJECT / 'tests').glob('*.sh'):
             shutil.copy(str(path), str(self.tests))
@@ -125,6 +130,17 @@ def test_crash_fails_the_script_and_leaves_no_earlier_numbers(zoo, script, varia
         zoo.leaves(end=end)
         assert_failed(zoo.run(script, '--data_path=/data'), status, 'status %d' % status, "'the reason'", 'output/0/train_0.log')
         assert set(os.listdir(str(zoo.tests / 'output/0'))) == {'train_0.log', 'result_' + variant}
+
+
+def test_a_folder_in_which_a_run_goes_on_is_not_emptied(zoo):
+    assert zoo.run(FULL, '--data_path=/data')[0] == 0
+    result = zoo.tests / 'output/0/result_acc'
+    before = sorted(os.listdir(str(zoo.tests / 'output/0')))
+    held = lock(str(result))
+    assert_failed(zoo.run(FULL, '--data_path=/data'), 1, str(result), 'process %d on ' % os.getpid())
+    assert sorted(os.listdir(str(zoo.tests / 'output/0'))) == before and (result / 'result.json').exists()
+    release(held)
+    assert zoo.run(FULL, '--data_path=/data')[0] == 0
 
 
 def without(key):

@@ -30,4 +30,7 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    from sesemi import output, signals
+    output.be_patient()
+    signals.watch()
     sys.exit(main(sys.argv[1:]))

@@ -56,7 +56,21 @@ done
 
 source "$tests/../scripts/setup_env.sh"     # sets $python
 mkdir -p "$output"
-rm -rf "$result" "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
+in_use=$(PYTHONPATH=$tests/.. "$python" -c '
+import os
+import shutil
+import sys
+from sesemi import errors, lock
+
+try:
+    if os.path.isdir(sys.argv[1]):
+        held = lock.lock(sys.argv[1])
+        shutil.rmtree(sys.argv[1])
+except errors.InputError as error:
+    print(error)
+' "$result")
+[[ ! $in_use ]] || error "$in_use"
+rm -rf "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
 
 status=0
 # The braces keep what bash itself says of a killed training off the screen.

@@ -1,0 +1,209 @@
+"""How a run ends, and how it does not: a second start, signals, output that nobody takes. Real processes up to TensorFlow's import,
+in whose place something waits, except for one training.
+"""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import programs
+import pytest
+from conftest import PROJECT, write_classes
+
+from sesemi import lock, output, signals
+from sesemi.errors import InputError
+
+FULL = output.LOST % 'No space left on device' + '\n'
+WAITS = '''
+import signal
+print('ready', flush=True)
+signal.pause()
+'''
+FORKS = '''
+import os
+if not os.fork():       # as a process that decodes images, it outlives a kill for a moment
+    os.execlp('sleep', 'sleep', '1000')
+''' + WAITS
+SWALLOWS = '''
+import numpy
+print('ready', flush=True)
+matrix = numpy.ones((1000, 1000))
+while True:
+    try:
+        numpy.linalg.eigh(matrix)
+    except BaseException:
+        pass
+'''
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    write_classes(folder, {'cat': 12, 'dog': 12}, size=16)
+    return folder
+
+
+@pytest.fixture
+def start(images, tmp_path):
+    """Starts the program on two classes with a `tensorflow` of its own, after what `prefix` does in the shell."""
+    running = []
+
+    def start(tensorflow, prefix=''):
+        for name in 'tensorflow', 'tf_keras':
+            (tmp_path / 'packages' / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'packages' / name / '__init__.py').write_text(tensorflow)
+        running.append(programs.start(
+            'bash', '-c', prefix + 'exec "$@"', 'bash', sys.executable, '-u', PROJECT / 'train_evaluate_sesemi.py', '--data', 'folder',
+            '--dataset', images, '--labels', '4', '--result', tmp_path / 'result', PYTHONPATH=str(tmp_path / 'packages')))
+        return running[-1]
+
+    yield start
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)      # with what it started
+        process.communicate()
+
+
+def test_a_folder_has_one_run_at_a_time(start, tmp_path):
+    first = start(FORKS)
+    programs.read_until(first, 'ready')
+    second = programs.result(start("raise SystemExit('imported')"))
+    assert second.status == 2 and second.err.count('\n') == 1 and 'process %d on ' % first.pid in second.err
+    assert os.listdir(str(tmp_path / 'result')) == ['.lock']
+    (tmp_path / 'result/log.csv.0123abcd.part').write_text('of a run that was killed')
+    first.kill()
+    first.wait()        # not what it started, which has its files
+    third = start(WAITS)
+    programs.read_until(third, 'ready')
+    assert os.listdir(str(tmp_path / 'result')) == ['.lock']
+    third.terminate()
+    assert programs.result(third)[::2] == (143, 'Stopped by SIGTERM.\n')
+    assert os.listdir(str(tmp_path / 'result')) == []
+
+
+def test_a_signal_ends_a_start_in_words_wherever_it_is(start):
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        process = start(SWALLOWS)
+        programs.read_until(process, 'ready')
+        process.send_signal(number)
+        assert programs.result(process)[::2] == (128 + number, 'Stopped by %s.\n' % number.name)
+    process = start(WAITS, prefix="trap '' HUP; ")      # as nohup does it
+    programs.read_until(process, 'ready')
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert programs.result(process)[::2] == (130, 'Stopped by SIGINT.\n')
+
+
+def test_a_full_standard_output_does_not_end_a_run(images, tmp_path):
+    done = programs.run(
+        'bash', '-c', 'unset HOME; exec "$@" >/dev/full', 'bash', sys.executable, PROJECT / programs.TINY, '--data', 'folder', '--dataset', images,
+        '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--result', tmp_path / 'result')
+    assert done.status == 0 and done.err.count(FULL) == 1 and 'Traceback' not in done.err
+    result = json.loads((tmp_path / 'result/result.json').read_text())
+    assert result['steps'] == 2 and (tmp_path / 'result/log.csv').read_text().count('\n') == 2
+
+
+PRINTS = '''
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from sesemi import output
+output.be_patient()
+with open(sys.argv[2], 'w') as file:
+    print('a line')
+    os.write(1, b'another')
+    print('caf\\udce9', file=sys.stderr)
+sys.exit(7)
+'''
+
+
+ODD_TEXT = 'caf\\udce9\n'
+
+
+@pytest.mark.parametrize('redirection, said', [
+    ('>&-', output.LOST % 'closed' + '\n' + ODD_TEXT), ('<&- >&-', output.LOST % 'closed' + '\n' + ODD_TEXT), ('2>&-', ''), ('>&- 2>&-', ''),
+    ('>/dev/full', ODD_TEXT + FULL), ('>/dev/full 2>/dev/full', '')])
+def test_output_that_is_closed_or_full(tmp_path, redirection, said):
+    done = subprocess.run(
+        ['bash', '-c', '"$@" ' + redirection, 'bash', sys.executable, '-c', PRINTS, str(PROJECT), str(tmp_path / 'file')],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.returncode, sorted(done.stderr.splitlines())) == (7, sorted(said.splitlines())) and (tmp_path / 'file').read_text() == ''
+
+
+def test_a_reader_that_has_seen_enough_is_said_once(capsys):
+    reader, writer = os.pipe()
+    with open(writer, 'w') as stream:
+        patient = output.Patient(stream, output.LOST)
+        os.close(reader)
+        for _ in range(3):
+            print('a line', file=patient, flush=True)
+        assert not patient.isatty()
+    assert capsys.readouterr().err == output.LOST % 'Broken pipe' + '\n'
+
+
+# The lock, in this process, for whose own second lock the system has always room
+
+
+@pytest.fixture
+def held_elsewhere(tmp_path):
+    """Another process that has the lock of tmp_path."""
+    program = ('import sys; sys.path.insert(0, sys.argv[1]); from sesemi import lock\n'
+               'held = lock.lock(sys.argv[2]); print(0, flush=True); sys.stdin.read()')
+    process = subprocess.Popen([sys.executable, '-c', program, str(PROJECT), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.communicate()
+
+
+def test_a_lock_that_another_process_has(held_elsewhere, tmp_path):
+    for create in False, True:
+        with pytest.raises(InputError, match='process %d on ' % held_elsewhere.pid):
+            lock.lock(str(tmp_path), create)
+    held_elsewhere.communicate()
+    lock.release(lock.lock(str(tmp_path), create=False))
+    assert os.listdir(str(tmp_path)) == [] and lock.lock(str(tmp_path), create=False) is None
+
+
+def test_a_lock_file_that_was_removed_in_between_is_no_lock(tmp_path, monkeypatch):
+    """As when the acceptance scripts empty the folder: of two starts the later one would have a file of its own."""
+    lockf = lock.fcntl.lockf
+
+    def emptied(file, kind):
+        monkeypatch.setattr(lock.fcntl, 'lockf', lockf)
+        os.remove(file.name)
+        lockf(file, kind)
+
+    monkeypatch.setattr(lock.fcntl, 'lockf', emptied)
+    held = lock.lock(str(tmp_path))
+    assert os.path.samestat(os.stat(str(tmp_path / '.lock')), os.fstat(held.fileno()))
+    lock.release(held)
+
+
+def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(lock.errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(lock.fcntl, 'lockf', refuse)
+    assert lock.lock(str(tmp_path))
+    assert capsys.readouterr().err == '%s: its file system has no locks (No locks available); start no second run there.\n' % tmp_path
+
+
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_a_lock_that_is_no_file(tmp_path, make):
+    make(str(tmp_path / '.lock'))
+    with pytest.raises(InputError, match='--result .*: cannot be written'):
+        lock.lock(str(tmp_path))
+
+
+# Signals in training
+
+
+def test_a_second_signal_of_a_kind_ends_the_process(monkeypatch):
+    ended, taken, before = [], [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signals, 'end', ended.append)
+    with signals.taken_by(taken.append):
+        for number in signal.SIGTERM, signal.SIGHUP, signal.SIGTERM:
+            os.kill(os.getpid(), number)
+    assert taken[:2] == [signal.SIGTERM, signal.SIGHUP] and ended == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == before

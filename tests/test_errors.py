@@ -1,0 +1,23 @@
+"""Text from elsewhere in messages and tables: it stays in its line, and is no instruction to the terminal."""
+import pytest
+
+from sesemi import run_folder
+from sesemi.errors import InputError, printable, reason
+
+NAMES = [('a\nb.png', r'a\nb.png'), ('\x1b[2Jgone', r'\x1b[2Jgone'), ('\r\t\x00\x7f\x9b', r'\r\t\x00\x7f\x9b'), ('gnp\u202eexe', r'gnp\u202eexe'),
+         ('\u2028', r'\u2028'), ('caf\u00e9 \u732b.png', 'caf\u00e9 \u732b.png')]
+
+
+@pytest.mark.parametrize('name, shown', NAMES)
+def test_control_characters_are_escaped(name, shown):
+    assert printable(name) == shown and str(InputError(name + ': no such file.')) == shown + ': no such file.'
+
+
+@pytest.mark.parametrize('name, shown', NAMES)
+def test_a_line_of_csv_stays_a_line(tmp_path, name, shown):
+    run_folder.write_table(str(tmp_path / 'a.csv'), [{'file': name, 'class': name, 'n': 1}])
+    assert (tmp_path / 'a.csv').read_bytes().decode() == 'file,class,n\n{0},{0},1\n'.format(shown)
+
+
+def test_a_reason_is_one_line_of_limited_length():
+    assert reason(ValueError('a\n  b')) == 'a b' and reason(MemoryError()) == 'MemoryError' and len(reason(ValueError(10 ** 6 * 'x'))) < 400
