@@ -1,0 +1,42 @@
+"""What this process may have of the machine: its cores and memory, within the container or job that it runs in. Standard library only."""
+import math
+import os
+
+PROC, CGROUPS = '/proc/self/cgroup', '/sys/fs/cgroup'
+
+
+def cores():
+    """How many cores it may use: as many as it may run on (taskset, cpusets), at most the quota of its control groups."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    quotas = [float(quota) / float(period) for quota, period in zip(_limits('cpu', 'cpu.cfs_quota_us'), _limits('cpu', 'cpu.cfs_period_us'))]
+    quotas += [float(quota) / float(period) for quota, period in map(str.split, _limits('', 'cpu.max')) if quota != 'max']
+    return max(1, min([count] + [math.ceil(quota) for quota in quotas if quota > 0]))
+
+
+def memory():
+    """How many bytes of memory it may take."""
+    limits = _limits('memory', 'memory.limit_in_bytes') + [limit for limit in _limits('', 'memory.max') if limit != 'max']
+    return min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')] + list(map(int, limits)))
+
+
+def _limits(controller, name):
+    """What the files `name` say of the control groups that this process is in and of those above; controller: '' in version 2.
+
+    A container often sees the path that its group has outside, and its own group as the root.
+    """
+    found = []
+    try:
+        with open(PROC) as file:
+            groups = [line.rstrip('\n').split(':', 2)[1:] for line in file]
+    except OSError:         # not on Linux
+        return found
+    for controllers, path in groups:
+        if controller in controllers.split(','):
+            parts = path.strip('/').split('/')
+            for depth in range(len(parts) + 1):
+                try:
+                    with open(os.path.join(CGROUPS, controller, *parts[:depth], name)) as file:
+                        found.append(file.read().strip())
+                except OSError:
+                    continue
+    return found
