@@ -21,7 +21,7 @@ from sesemi.errors import InputError, RunError, reason
 from sesemi.run_folder import write_whole
 from utils import decode_blocks, decode_images
 
-FORMAT = 1              # part of every digest: to be raised when the same files give another entry
+FORMAT = 2              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together
 PIECE = 16 << 20        # bytes read at a time to check an entry
 
@@ -95,27 +95,27 @@ class Cache:
         Depends on each file's path, size and times of change, and on Pillow. Raises InputError naming an unreadable image.
         """
         if self.folder is None:
-            return decode_images(paths, image_size, fit)
+            return decode_images(paths, image_size, fit, self.memory_limit)
         try:
             key = digest(itertools.chain(('images', image_size, fit, PIL.__version__), map(_identity, paths)))
         except OSError:         # a file is missing, which reading it says better
-            return decode_images(paths, image_size, fit)
+            return decode_images(paths, image_size, fit, self.memory_limit)
         images = self._stored(key, len(paths), image_size)
         if images is None:
             try:
-                self._store(key, decode_blocks(paths, image_size, fit))
+                self._store(key, decode_blocks(paths, image_size, fit, self.memory_limit))
             except OSError as error:
                 print('%s: the images cannot be kept there (%s); the run goes on without.' % (self.folder, reason(error)), file=sys.stderr)
             images = self._stored(key, len(paths), image_size)
         if images is None:
-            return decode_images(paths, image_size, fit)
+            return decode_images(paths, image_size, fit, self.memory_limit)
         return np.asarray(images) if self.has_room(len(paths), image_size) else images
 
-    def whitener(self, kind, checksum, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for images of this checksum before."""
+    def whitener(self, kind, facts, fit):
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for these facts before."""
         if self.folder is None:
             return fit()
-        path = os.path.join(self.folder, 'whitening-%s.npz' % digest([kind.__name__, checksum]))
+        path = os.path.join(self.folder, 'whitening-%s.npz' % digest([kind.__name__, facts]))
         try:
             with np.load(path) as file:         # reading checks each array's CRC
                 whitener = kind(**{name: file[name] for name in kind._fields})
