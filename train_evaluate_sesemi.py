@@ -15,10 +15,11 @@ import numpy as np
 
 import report
 from sesemi import cache, run_folder as record
-from sesemi.batches import TwoBranchBatches, prepare_images
+from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
 from sesemi.flags import idle, parse_args
+from sesemi.leaks import find_leaks
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
@@ -36,7 +37,11 @@ def train_and_evaluate(args, group=ProcessGroup()):
     store = cache.Cache(None if args.no_cache else cache.default_folder(), args.memory_limit, group.local_size)
     with group.main_process_first():
         dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', store.decode_images)
-    checksum = record.data_checksum(dataset)
+    digests = []
+    checksum = record.data_checksum(dataset, digests)
+    leaks = find_leaks(dataset, *digests)
+    if leaks:
+        print(leaks)
     chosen = labeled = run.read_split(dataset, checksum) if run and run.resuming else choose_labeled(dataset, args.labels, args.split_seed)
     loaded = dataset
     if args.validation:
@@ -49,6 +54,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
         args.eval_every = int(validated or args.method == 'ssl')
     if args.keep == 'best' and not (validated and args.eval_every):
         raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
+    args.whitening, why_not_another = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
     steps_per_epoch, args.epochs = count_steps(args, dataset, len(labeled))
     if group.world_size > 1:
         group.check_equal(record.run_identity(args, checksum, labeled))
@@ -72,8 +78,9 @@ def train_and_evaluate(args, group=ProcessGroup()):
         len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '',
         device, why))
 
+    print('Whitening: %s%s.' % (args.whitening, ' (%s)' % why_not_another if why_not_another else ''))
     with group.main_process_first():
-        images = prepare_images(dataset, checksum_of_trained, labeled, args.method, PRESETS[args.data].whiten, store)
+        images = prepare_images(dataset, checksum_of_trained, labeled, args.method, args.whitening, store)
     labels_one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels[labeled]]
     batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
                                group.rank, group.world_size, oversample=not args.no_oversample)
@@ -102,7 +109,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
         test, valid, seen = (training.DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
                              for part in (images.test, images.valid, images.labeled))
         statistics = training.NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
-        saved = classifier.Classifier(inference_model, images.whitener, dataset.class_names, args.fit)
+        saved = classifier.Classifier(inference_model, images.whitener, dataset.class_names, args.fit, args.whitening)
         page = report.Report(args.result, dataset, labeled, args.epochs)
         events = Events(args.result, progress.rows, batches[0][0])
 

@@ -24,7 +24,7 @@ from utils import chunks
 IDENTITY_FLAGS = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
-    'scale_lr': False, 'recompute_norm': None, 'validation': None, 'keep': 'last', 'class_weights': None,
+    'scale_lr': False, 'recompute_norm': None, 'whitening': None, 'validation': None, 'keep': 'last', 'class_weights': None,
 }
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -207,7 +207,7 @@ def read_json(path):
 
 
 def read_metadata(path):
-    """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of utils.FITS}.
+    """What is saved with a classifier, read without TensorFlow: {'class_names': [...], 'fit': a key of decoding.FITS}.
 
     Raises InputError when the file is not one that this program saved.
     """
@@ -222,13 +222,24 @@ def read_metadata(path):
                          % (path, error)) from None
 
 
-def data_checksum(dataset):
-    """SHA-256 over all images and labels and the class names."""
+def data_checksum(dataset, image_digests=None):
+    """SHA-256 over all images and labels and the class names.
+
+    image_digests: a list that gets S16 (n,) of the training, test, other unlabeled and validation images: half of each one's SHA-256.
+    """
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels,
-                  dataset.unlabeled_images[len(dataset.train_images):], dataset.valid_images, dataset.valid_labels):
-        for part in chunks(array):
-            digest.update(np.ascontiguousarray(part))
+    extra = dataset.unlabeled_images[len(dataset.train_images):]
+    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels), (extra, ()),
+                           (dataset.valid_images, dataset.valid_labels)):
+        own = bytearray()
+        for part in map(np.ascontiguousarray, chunks(images)):
+            digest.update(part)
+            if image_digests is not None:
+                for image in part:
+                    own += hashlib.sha256(image).digest()[:16]
+        digest.update(np.ascontiguousarray(labels))
+        if image_digests is not None:
+            image_digests.append(np.frombuffer(own, 'S16'))
     return digest.hexdigest()
 
 
