@@ -23,6 +23,7 @@ from sesemi.leaks import find_leaks
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
+from sesemi.step_memory import check_memory
 from utils import stratified_sample
 
 
@@ -69,6 +70,8 @@ def train_and_evaluate(args, group=ProcessGroup()):
     from sesemi.reporting.events import Events
     device, why = runtime.choose_device(args.device)
     runtime.check_ranks(device, group)
+    if device == 'cpu':
+        check_memory(args.network, args.method, args.batch_size, args.image_size, group.local_size)
     options = runtime.device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump,
                                      args.data_dump_step, args.profiling, args.autotune)
     if run:
