@@ -1,12 +1,21 @@
 """The errors that end a program in one plain sentence, and what such sentences are made of."""
+import re
+
+CONTROL = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')     # also what turns the direction of text
+LONGEST = 300           # characters of a reason
+
+
+def printable(text):
+    """Text from elsewhere for a line of a message or table: control characters, as file names may hold, as \\n, \\x1b, \\u202e."""
+    return CONTROL.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
 
 
 class RunError(Exception):
     """Ends a program: the message is one plain sentence for the user, `status` the exit status."""
     status = 1
 
-    def __init__(self, sentence):
-        super().__init__(printable(sentence))
+    def __str__(self):
+        return printable(super().__str__())
 
 
 class InputError(RunError, ValueError):
@@ -16,12 +25,8 @@ class InputError(RunError, ValueError):
 
 def reason(error):
     """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has none."""
-    return ' '.join(str(error).split()) or type(error).__name__
-
-
-def printable(text):
-    """The text with what would steer a terminal or break its line, as any byte may in a file's name, written as an escape."""
-    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    words = ' '.join(str(error).split()) or type(error).__name__
+    return words if len(words) <= LONGEST else words[:LONGEST] + '...'
 
 
 def listed(names, most=3):
