@@ -96,7 +96,7 @@ def test_classes_may_be_called_as_parts_are(tmp_path):
 def test_a_validation_folder_beside_train_is_no_class(own, name):
     write_classes(own / name, {'cat': 1, 'dog': 1}, size=8)
     dataset = load(own)
-    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_labels) == 5
+    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_labels) == 5 and len(dataset.valid_labels) == 2
 
 
 def test_a_fifo_in_a_list_is_refused(tmp_path):

@@ -12,14 +12,15 @@ def leaks_of(folder, decode=datasets.decode_images):
     dataset, digests = datasets.load_dataset('folder', str(folder), 8, decode=decode), []
     assert run_folder.data_checksum(dataset, digests) == run_folder.data_checksum(dataset)
     assert [len(part) for part in digests] == [len(dataset.train_labels), len(dataset.test_labels),
-                                               len(dataset.unlabeled_images) - len(dataset.train_labels)]
+                                               len(dataset.unlabeled_images) - len(dataset.train_labels), len(dataset.valid_labels)]
     return leaks.find_leaks(dataset, *digests)
 
 
 @pytest.fixture
 def own(tmp_path):
-    """Folders train, test and unlabeled of 15, 6 and 4 images, no two alike."""
-    write_classes(tmp_path, {'train/Red  fox': 5, 'train/cat': 5, 'train/dog': 5, 'test/cat': 3, 'test/dog': 3, 'unlabeled': 4}, size=8)
+    """Folders of images, no two alike."""
+    write_classes(tmp_path, {'train/Red  fox': 5, 'train/cat': 5, 'train/dog': 5, 'test/cat': 3, 'test/dog': 3, 'unlabeled': 4,
+                             'valid/cat': 3, 'valid/dog': 3}, size=8)
     return tmp_path
 
 
@@ -40,12 +41,23 @@ def test_leaks_and_contradictions_are_counted_and_the_first_named(own):
     copy(own, 'unlabeled/002.png', 'test/dog/secret.png')
     (own / 'train/redFox').mkdir()
     copy(own, 'unlabeled/003.png', 'train/redFox/a.png')
+    copy(own, 'train/dog/004.png', 'valid/cat/b.png')
+    copy(own, 'valid/dog/001.png', 'test/dog/c.png')
+    copy(own, 'unlabeled/000.png', 'valid/cat/d.png')
     found = ('6 test images are in train too (test/cat/copy-0.png is train/cat/000.png, test/cat/copy-1.png is train/cat/001.png, '
              'test/cat/copy-2.png is train/cat/002.png and 3 more)',
-             '2 labeled images are under two labels (train/cat/of-a-dog.bmp is train/dog/001.png, train/dog/002.png is test/cat/z.png)',
+             '1 validation image is in train too (valid/cat/b.png is train/dog/004.png)',
+             '1 test image is in validation too (test/dog/c.png is valid/dog/001.png)',
+             '1 validation image is in unlabeled too (valid/cat/d.png)',
              '1 test image is in unlabeled too (test/dog/secret.png)',
              "labels that differ in spaces or capitals only: 'Red  fox' and 'redFox'")
-    assert sorted(leaks_of(own)[len('Mind: '):-1].split('; ')) == sorted(found)
+    said = leaks_of(own)
+    assert said.startswith('Mind: ') and said.endswith('.')
+    labels, = [part for part in said[len('Mind: '):-1].split('; ') if 'two labels' in part]
+    assert sorted(said[len('Mind: '):-1].split('; ')) == sorted([*found, labels])
+    assert labels.startswith('3 labeled images are under two labels (')
+    for pair in ('train/dog/004.png is valid/cat/b.png', 'train/cat/of-a-dog.bmp is train/dog/001.png', 'train/dog/002.png is test/cat/z.png'):
+        assert pair in labels
 
 
 def test_those_of_a_list_and_of_images_that_stay_in_the_cache(own):
