@@ -108,7 +108,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
             train(after_step=lambda *_: None, after_epoch=lambda *_: None, verbose=False)
             group.finish()
             return None
-        size = training.evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
+        size = training.evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)), image_size=args.image_size)
         test, valid, seen = (training.DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
                              for part in (images.test, images.valid, images.labeled))
         statistics = training.NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext

@@ -14,7 +14,7 @@ from sesemi.pools import prefetch
 from sesemi.runtime import keras, tf
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER, NORM_BATCHES
 
-EVALUATION_BATCH = 250      # images at most
+EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger ones as many fewer
 
 
 class Diverged(RunError):
@@ -238,9 +238,10 @@ class StopSignals:
             raise Interrupted(self.number)
 
 
-def evaluation_batch(*counts):
+def evaluation_batch(*counts, image_size=32):
     """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
-    fits = [math.ceil(count / math.ceil(count / EVALUATION_BATCH)) for count in sorted(counts)]
+    most = max(1, EVALUATION_BATCH * 32 ** 2 // max(32, image_size) ** 2)
+    fits = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
     return max(fits[0], min(32, fits[-1]))
 
 
@@ -252,7 +253,7 @@ class DenseEvaluator:
 
     def __init__(self, model, images, seed, flip, stop, size=None):
         self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
-        self.size = size or evaluation_batch(len(images))
+        self.size = size or evaluation_batch(len(images), image_size=images.shape[1])
 
     def __call__(self):
         """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
