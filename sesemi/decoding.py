@@ -11,7 +11,7 @@ from sesemi.errors import InputError, reason
 from sesemi.files import open_regular
 
 FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'TIFF', 'PPM', 'AVIF', 'HEIF')     # others start programs (EPS) or are hardly ever met
-PIXEL_BYTES = 20            # at most, of one pixel while its image is decoded, turned and converted
+PIXEL_BYTES = 22            # at most, of one pixel while its image is decoded, turned and converted (WebP, floats); RGB takes 12
 LEAST_PIXELS = 1 << 24      # that are read whatever the memory: a photograph
 FITS = {
     'stretch': lambda image, size: image.resize(size, Image.BILINEAR),

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 import utils
 from sesemi import machine
+from sesemi.decoding import PIXEL_BYTES
 from sesemi.errors import InputError
 
 
@@ -58,10 +59,10 @@ def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, c
 def test_decoders_at_once_stay_within_the_memory(tmp_path):
     path = tmp_path / 'a.png'
     Image.new('L', (6000, 3000)).save(str(path))
-    for memory in None, machine.cores() * 20 * 6000 * 3000:
+    for memory in None, machine.cores() * PIXEL_BYTES * 6000 * 3000:
         assert not utils.decode_images([str(path)], 16, memory=memory).any()
     with pytest.raises(InputError, match=r'6000 x 3000 pixels, and there is memory for 17 million'):
-        utils.decode_images([str(path)], 16, memory=machine.cores() * 20 * (6000 * 3000 - 1))
+        utils.decode_images([str(path)], 16, memory=machine.cores() * PIXEL_BYTES * (6000 * 3000 - 1))
 
 
 PROCESSES = """
