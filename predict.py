@@ -18,10 +18,12 @@ import numpy as np
 
 from sesemi import model_file, run_folder
 from sesemi.command_line import Parser, program, share, whole
+from sesemi.decoding import decode_image, most_pixels
 from sesemi.errors import InputError, RunError, printable
-from sesemi.machine import cores
+from sesemi.folders import PassedOver, find_images
+from sesemi.machine import cores, memory
 from sesemi.pools import prefetch, progress
-from utils import decode_image, image_files, list_image_folder
+from utils import list_image_folder
 
 UNKNOWN = 'unknown'         # the class below --threshold
 BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
@@ -31,7 +33,11 @@ def predict(args):
     """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
     metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
-    paths, labels, labeled_classes = list_image_folder(args.evaluate) if args.evaluate else (find_images(args.paths), None, ())
+    passed_over = PassedOver()
+    paths, labels, labeled_classes = (list_image_folder(args.evaluate, passed_over) if args.evaluate else
+                                      (list_images(args.paths, passed_over), None, ()))
+    if str(passed_over):
+        print(passed_over, file=sys.stderr)
     for name in labeled_classes:
         if name not in class_names:
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
@@ -56,31 +62,25 @@ def predict(args):
     return 1 if unreadable else 0
 
 
-def find_images(paths):
+def list_images(paths, passed_over):
     """The files among `paths`, whatever their names, and of each folder all images below it, sorted.
 
-    Below it links to folders are not followed. Raises InputError naming a path that is missing or a folder without images.
+    passed_over: a folders.PassedOver that gets all else. Raises InputError naming a path that is missing or a folder without images.
     """
-    def refuse(error):
-        raise InputError('%s: cannot be listed (%s); make it readable or leave it out.' % (error.filename, error.strerror))
-
     found = []
     for path in paths:
-        images = [path] if os.path.isfile(path) else []
-        for folder, subfolders, _ in os.walk(path, onerror=refuse) if os.path.isdir(path) else ():
-            subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-            images += image_files(folder)
+        images = [path] if os.path.isfile(path) else find_images(path, passed_over) if os.path.isdir(path) else []
         if not images:
             raise InputError('%s: %s; give image files or folders of them.' % (
                 path, 'holds no images' if os.path.isdir(path) else 'no such file or folder'))
-        found += sorted(images)
+        found += images
     return found
 
 
 def classify(paths, model_path, fit, device):
     """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
 
-    fit: a key of utils.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    fit: a key of decoding.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
     from sesemi import classifier, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = runtime.choose_device(device)
@@ -101,9 +101,11 @@ def decode_batches(paths, image_size, fit, size):
 
     Unreadable images, and what the last batch lacks, are black: a batch of another size would be another graph on an NPU.
     """
+    most = most_pixels(memory() / 2, cores())
+
     def decode(path):
         try:
-            return decode_image(path, image_size, fit)
+            return decode_image(path, image_size, fit, most)
         except InputError as error:
             return error
 

@@ -19,11 +19,12 @@ import numpy as np
 
 import report
 from sesemi import run_folder, signals
-from sesemi.batches import TwoBranchBatches, prepare_images
+from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
 from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
 from sesemi.flags import idle, parse_args
+from sesemi.leaks import find_leaks
 from sesemi.observer import Observer, Silent
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
@@ -44,14 +45,18 @@ def train_and_evaluate(args, group=ProcessGroup()):
     cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
     with group.main_process_first():
         dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
-    checksum = data_checksum(dataset)
+    digests = []
+    checksum = data_checksum(dataset, digests)
+    leaks = find_leaks(dataset, *digests)
+    if leaks:
+        print(leaks)
 
     # 2. Choose the labels
     chosen = observer.read_split(dataset, checksum)
     if chosen is None:
         chosen = choose_labeled(dataset, args.labels, args.split_seed)
     trained, labeled = take_validation(dataset, chosen, args.validation)
-    args, steps_per_epoch = settle(args, trained, len(labeled), group)
+    args, steps_per_epoch, why_whitening = settle(args, trained, len(labeled), group)
     group.check_equal(run_identity(args, checksum, chosen))
     if group.broadcast(b'' if observer.error_rate is None else b'finished'):
         print('%s holds the finished run.' % args.result)
@@ -70,9 +75,10 @@ def train_and_evaluate(args, group=ProcessGroup()):
         len(trained.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '', device, why))
 
     # 3. Normalise and whiten
+    print('Whitening: %s%s.' % (args.whitening, ' (%s)' % why_whitening if why_whitening else ''))
     with group.main_process_first():
         images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method,
-                                PRESETS[args.data].whiten, cache)
+                                args.whitening, cache)
 
     # 4. Batches: augmented labeled images beside augmented images in six proxy views
     labels_one_hot = np.eye(len(trained.class_names), dtype=np.float32)[trained.train_labels[labeled]]
@@ -97,7 +103,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
         progress = checkpoints.restore(group)
         observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints,
                        Evaluation(model, inference_model, images, batches, steps, args, stop),
-                       Classifier(inference_model, images.whitener, trained.class_names, args.fit))
+                       Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening))
         progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, observer.after_step, observer.after_epoch,
                                   stop, runtime.profiler(device, options, model, steps), verbose=not args.quiet)
         group.finish()
@@ -124,7 +130,7 @@ def choose_labeled(dataset, labels, split_seed):
 
 
 def settle(args, dataset, labeled, group):
-    """(a copy of the flags in which what hangs on the data and the ranks is settled, steps an epoch).
+    """(a copy of the flags in which what hangs on the data and the ranks is settled, steps an epoch, why that whitening).
 
     dataset: what is trained on; labeled: how many images. An epoch is a pass of the self branches of all ranks: over the labeled
     images, in ssl over all. Raises InputError when --keep best has nothing to choose by.
@@ -138,8 +144,9 @@ def settle(args, dataset, labeled, group):
     epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
     if preset.steps:
         epochs = max(1, round(preset.steps / max(1, images // args.batch_size)))
-    settled = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, rank=group.rank, ranks=group.world_size)
-    return argparse.Namespace(**settled), max(1, images // (args.batch_size * group.world_size))
+    whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
+    settled = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening, rank=group.rank, ranks=group.world_size)
+    return argparse.Namespace(**settled), max(1, images // (args.batch_size * group.world_size)), why
 
 
 def train_runs(args, group):

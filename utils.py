@@ -4,20 +4,21 @@ An image travels through this file from top to bottom: it is read and brought to
 whitened (float32), chosen into the labeled subset. numpy and Pillow only; scipy's BLAS if it is there.
 """
 import functools
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Callable, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from sesemi import machine
-from sesemi.errors import InputError, RunError, reason
+from sesemi.decoding import decode_image, most_pixels
+from sesemi.errors import InputError, RunError, listed
+from sesemi.folders import PassedOver, entries, find_images, is_junk, why_not
 from sesemi.pools import prefetch, processes, progress
 from sesemi.settings import CONTRAST_EPSILON, CONTRAST_SCALE, SPLIT_SEED, WHITENING_EPSILON, WHITENING_IDENTITY
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 SMALL_FILE = 16 << 10               # bytes, below which decoding is the lesser part of reading an image
 MANY_FILES = 4000                   # from which on reading small files is worth starting processes
 CHUNK = 5000                        # images that are normalised at once
@@ -25,51 +26,28 @@ CHUNK = 5000                        # images that are normalised at once
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
-FITS = {
-    'stretch': lambda image, size: image.resize(size, Image.BILINEAR),
-    'crop': lambda image, size: ImageOps.fit(image, size, Image.BILINEAR),      # the middle, of the short side's length
-    'pad': lambda image, size: ImageOps.pad(image, size, Image.BILINEAR),       # black beside the short side
-}
-
-
-def decode_image(path, image_size=32, fit='stretch'):
-    """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, brought to size bilinearly.
-
-    fit: a key of FITS, what happens to an image that is not square. Raises InputError naming the file when it cannot be read as an image to its last byte.
-    """
-    try:
-        with Image.open(path) as source:
-            image = ImageOps.exif_transpose(source)
-            if image.mode.startswith('I'):           # 16-bit grey; convert('RGB') would clip it to white
-                values = np.asarray(image, np.float32)
-                image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
-            if image.mode == 'P':                    # its transparency, in bytes, has no direct way to RGB
-                image = image.convert('RGBA')
-            image = image.convert('RGB')
-            if image.size != (image_size, image_size):
-                image = FITS[fit](image, (image_size, image_size))
-            return np.asarray(image)
-    except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
-        raise InputError('%s: cannot be read as an image (%s); replace or remove the file.'
-                         % (path, reason(error))) from None
-
-
-def decode_blocks(paths, image_size=32, fit='stretch'):
+def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
     """Decode the files on all cores, with a progress bar on a terminal: yield uint8 (up to 64, s, s, 3) in the order of `paths`.
 
-    Raises InputError naming the first file that cannot be read.
+    memory: bytes that decoding may take, by default half of all. Raises InputError naming the first file that cannot be read.
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
-    decode = functools.partial(_decode_block, image_size=image_size, fit=fit)
     cores = min(machine.cores(), 16)        # more processes take longer to start than they save
+    decode = functools.partial(_decode_block, image_size=image_size, fit=fit, most=most_pixels(memory or machine.memory() / 2, cores))
+    decoded, several = prefetch(decode, blocks, _readers(paths, cores), 4 * cores), []
     try:
-        yield from progress(prefetch(decode, blocks, _readers(paths, cores), 4 * cores), len(blocks), 'Reading %d images' % len(paths))
+        for images, animated in progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
+            several += animated
+            yield images
     except BrokenProcessPool:
         raise RunError('A process that read images was killed, perhaps for want of memory; start again.') from None
+    if several:
+        print('Of %d files with several frames the first is read: %s.' % (len(several), listed(several)))
 
 
-def _decode_block(paths, image_size, fit):
-    return np.stack([decode_image(path, image_size, fit) for path in paths])
+def _decode_block(paths, image_size, fit, most):
+    animated = []
+    return np.stack([decode_image(path, image_size, fit, most, animated) for path in paths]), animated
 
 
 def _readers(paths, cores):
@@ -81,40 +59,40 @@ def _readers(paths, cores):
     return ThreadPoolExecutor(1) if len(paths) < MANY_FILES else processes(cores)
 
 
-def decode_images(paths, image_size=32, fit='stretch'):
+def decode_images(paths, image_size=32, fit='stretch', memory=None):
     """The images that decode_blocks yields, in one array: uint8 (n, s, s, 3)."""
     images, done = np.empty((len(paths), image_size, image_size, 3), np.uint8), 0
-    for block in decode_blocks(paths, image_size, fit):
+    for block in decode_blocks(paths, image_size, fit, memory):
         images[done:done + len(block)] = block
         done += len(block)
     return images
 
 
-def image_files(directory):
-    """The image files of a folder, sorted; stray files (.DS_Store, Thumbs.db, notes) and folders are passed over."""
-    return [os.path.join(directory, name) for name in sorted(os.listdir(directory))
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-            and os.path.isfile(os.path.join(directory, name))]
-
-
-def list_image_folder(directory):
+def list_image_folder(directory, passed_over=None):
     """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in sorted order.
 
-    A folder named `unlabeled` is not a class. Raises InputError when the folder, a class or its images are missing.
+    A class's images lie in its folder or below it. A folder named `unlabeled` is not a class. passed_over: a folders.PassedOver that
+    gets all that is not read. Raises InputError when the folder, a class or its images are missing.
     """
     if not os.path.isdir(directory):
         raise InputError('%s: no such folder; give one that holds a folder of images for each class.' % directory)
-    class_names = [name for name in sorted(os.listdir(directory)) if not name.startswith(('.', '__'))
-                   and name != 'unlabeled' and os.path.isdir(os.path.join(directory, name))]
+    passed_over = PassedOver() if passed_over is None else passed_over
+    folders, files = entries(directory)
+    class_names = [folder.name for folder in folders if not is_junk(folder) and folder.name != 'unlabeled']
+    passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in class_names)
+    passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
     if len(class_names) < 2:
         raise InputError('%s: holds %s; a classifier needs at least two folders of images, one for each class.' % (
             directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders'))
-    files = [image_files(os.path.join(directory, name)) for name in class_names]
-    for name, found in zip(class_names, files):
-        if not found:
-            raise InputError('%s: holds no images; add some or remove the folder.' % os.path.join(directory, name))
-    labels = np.repeat(np.arange(len(class_names)), [len(found) for found in files])
-    return sum(files, []), labels, class_names
+    found = [find_images(os.path.join(directory, name), passed_over) for name in class_names]
+    for name, images in zip(class_names, found):
+        if not images:
+            here = PassedOver()
+            find_images(os.path.join(directory, name), here)
+            raise InputError('%s: holds no images%s; add some or remove the folder.' % (
+                os.path.join(directory, name), ' that are read (%s)' % str(here)[:-1] if str(here) else ''))
+    labels = np.repeat(np.arange(len(class_names)), [len(images) for images in found])
+    return list(itertools.chain(*found)), labels, class_names
 
 
 def load_image_folder(directory, image_size=32):
@@ -194,23 +172,49 @@ def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILO
     return fit_whitener(chunks(images), identity_scale, eps)
 
 
-def fit_whitener(parts, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON):
+def fit_whitener(parts, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON, shrink=False):
     """zca_whitener over an iterable of (n_i, h, w, 3) parts, so that a whole float32 copy never has to exist.
 
+    shrink: take the covariance of Ledoit and Wolf (2004), scikit-learn's `ledoit_wolf`, in place of the images' own.
     Products are float32, their sums float64: to the 1e-3 of a float64 computation at half its time.
     """
-    count, total, products = 0, 0, 0
+    count, total, products, fourth, weighted = 0, 0, 0, 0, 0
     for part in parts:
         flat = part.reshape(len(part), -1)
         count += len(flat)
         total = total + flat.sum(axis=0, dtype=np.float64)
         products += _linear_algebra().gram(flat)
+        if shrink:
+            squares = np.einsum('ij,ij->i', flat, flat)
+            fourth += np.square(squares, dtype=np.float64).sum()
+            weighted = weighted + (squares @ flat).astype(np.float64)
     mean = total / count
-    covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
-    covariance.flat[::len(mean) + 1] += identity_scale
+    covariance = (products - count * np.outer(mean, mean)) / (count if shrink else max(count - 1, 1))
+    diagonal = covariance.reshape(-1)[::len(mean) + 1]     # a view
+    if shrink:
+        share = _shrinkage(count, mean, covariance, fourth, weighted)
+        average = diagonal.mean()
+        covariance *= 1 - share
+        diagonal += share * average
+    diagonal += identity_scale
     values, vectors = _linear_algebra().eigh(covariance)
     matrix = (vectors / np.sqrt(values + eps)).astype(np.float32) @ vectors.T.astype(np.float32)
     return Whitener(mean.astype(np.float32), matrix)
+
+
+def _shrinkage(count, mean, covariance, fourth, weighted):
+    """How much of Ledoit and Wolf's covariance is the identity, from sums over the images x: of |x|^4, and of |x|^2 x.
+
+    covariance: divided by `count`, its lower triangle. Everything is float64.
+    """
+    size, diagonal, square = len(mean), covariance.diagonal(), mean @ mean
+    lower = np.tril(covariance, -1)
+    projected = 2 * mean @ (lower @ mean) + diagonal @ mean ** 2 + square ** 2                # mean' E[x x'] mean
+    spread = fourth / count + 4 * projected - square ** 2 - 4 * mean @ weighted / count + 2 * square * diagonal.sum()      # E|x - mean|^4
+    squares = 2 * np.einsum('ij,ij', lower, lower) + diagonal @ diagonal
+    noise = (spread - squares) / count
+    distance = squares - diagonal.sum() ** 2 / size
+    return min(noise / distance, 1) if distance > 0 else 0
 
 
 class LinearAlgebra(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sesemi.settings import NOISE, SHIFTS, TEST_SHIFTS, WHITENED_SIZE
+from sesemi.settings import NOISE, SHIFTS, TEST_SHIFTS, WHITENED_IMAGES, WHITENED_SIZE
 from utils import (CHUNK, ChannelStandardizer, Whitener, chunks, fit_channel_standardizer, fit_whitener,
                    global_contrast_normalize)
 
@@ -50,16 +50,36 @@ class Images(NamedTuple):
     whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
 
 
-def prepare_images(dataset, checksum, labeled, method, whiten, store):
-    """Contrast normalise, and whiten by the statistics of all training images. store: a cache.Cache."""
+# What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the training images.
+WHITENINGS = {
+    'zca': (Whitener, fit_whitener),
+    'shrunk': (Whitener, functools.partial(fit_whitener, shrink=True)),
+    'channel': (ChannelStandardizer, fit_channel_standardizer),
+    'none': (None, None),
+}
+
+
+def choose_whitening(whitening, images, image_size):
+    """(a key of WHITENINGS, why not another) for so many training images of image_size pixels; whitening: a key, which may be too much, or auto.
+
+    A covariance that few images are fitted to is theirs and not that of the next image: benchmarks/whitening.py.
+    """
+    if whitening in ('auto', 'zca', 'shrunk') and image_size > WHITENED_SIZE:
+        return 'channel', 'a matrix for images of more than %d pixels would be too large' % WHITENED_SIZE
+    if whitening != 'auto':
+        return whitening, ''
+    enough = WHITENED_IMAGES * 3 * image_size ** 2
+    return ('channel', '%d training images are fewer than %d' % (images, enough)) if images < enough else (
+        'zca', '%d training images are at least %d' % (images, enough))
+
+
+def prepare_images(dataset, checksum, labeled, method, whitening, store):
+    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of WHITENINGS; store: a cache.Cache."""
+    kind, fit = WHITENINGS[whitening]
     whitener = None
-    if whiten:
-        kind, fit = Whitener, fit_whitener
-        if dataset.train_images.shape[1] > WHITENED_SIZE:
-            print('Images of more than %d pixels are standardised channel by channel instead of whitened.' % WHITENED_SIZE)
-            kind, fit = ChannelStandardizer, fit_channel_standardizer
-        parts = (global_contrast_normalize(part) for part in chunks(dataset.unlabeled_images))
-        whitener = store.whitener(kind, checksum, dataset.train_images.shape[1:], lambda: fit(parts))
+    if kind:
+        parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
+        whitener = store.whitener(kind, (whitening, checksum), dataset.train_images.shape[1:], lambda: fit(parts))
 
     def prepare(images):
         images = NormalizedImages(images, whitener)

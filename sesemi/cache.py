@@ -22,7 +22,7 @@ from sesemi.files import open_regular
 from sesemi.machine import memory
 from utils import decode_blocks, decode_images
 
-FORMAT = 1              # part of every digest: to be raised when the same files give another entry
+FORMAT = 2              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together
 PIECE = 16 << 20        # bytes read at a time to check an entry
 STALE_SECONDS = 86400   # since the last block of an entry that nobody can still be writing
@@ -104,7 +104,7 @@ class Cache:
         images = self._cached_images(paths, image_size, fit) if self.folder is not None else None
         if images is not None:
             return np.asarray(images) if has_room else images
-        return decode_images(paths, image_size, fit) if has_room else self._spill(paths, image_size, fit)
+        return decode_images(paths, image_size, fit, self.memory_limit) if has_room else self._spill(paths, image_size, fit)
 
     def _cached_images(self, paths, image_size, fit):
         """The StoredImages of an entry, which is made if there is none; None if it cannot be."""
@@ -115,7 +115,7 @@ class Cache:
         name, size = 'images-%s' % key, len(paths) * image_size ** 2 * 3
         file = self._stored(name, size)
         if file is None:
-            self._keep(name, decode_blocks(paths, image_size, fit), 'images')
+            self._keep(name, decode_blocks(paths, image_size, fit, self.memory_limit), 'images')
             file = self._stored(name, size)
         return file and StoredImages(file, np.arange(len(paths)), image_size)
 
@@ -123,7 +123,7 @@ class Cache:
         """The StoredImages of a temporary file, which goes with the process."""
         try:
             file = tempfile.TemporaryFile()
-            for block in decode_blocks(paths, image_size, fit):
+            for block in decode_blocks(paths, image_size, fit, self.memory_limit):
                 file.write(block)
             file.flush()
         except OSError as error:
@@ -131,11 +131,11 @@ class Cache:
                              '--memory-limit, or use the cache.' % (tempfile.gettempdir(), reason(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
-    def whitener(self, kind, checksum, image_shape, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for this checksum before."""
+    def whitener(self, kind, facts, image_shape, fit):
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for these facts before."""
         if self.folder is None:
             return fit()
-        name, shapes = 'whitening-%s' % digest([kind.__name__, checksum]), kind.shapes(image_shape)
+        name, shapes = 'whitening-%s' % digest([kind.__name__, facts]), kind.shapes(image_shape)
         sizes = [int(np.prod(shape)) for shape in shapes]
         file = self._stored(name, 4 * sum(sizes))
         if file:

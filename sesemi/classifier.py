@@ -23,14 +23,15 @@ from utils import ChannelStandardizer, Whitener
 class Classifier:
     """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
 
-    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: the utils.FITS
-    key of its images. The layer `whitened` gives what the trunk is fed; every layer behind it is called as in the inference model.
+    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: the decoding.FITS
+    key of its images, whitening: the batches.WHITENINGS key of the whitener, both only kept beside it. The layer `whitened` gives what
+    the trunk is fed; every layer behind it is called as in the inference model.
     All but the weights' values is settled here, so that what cannot be saved fails before a run and not after it.
     """
 
-    def __init__(self, inference_model, whitener, class_names, fit='stretch'):
+    def __init__(self, inference_model, whitener, class_names, fit='stretch', whitening=None):
         shape = [int(side) for side in inference_model.input_shape[1:]]
-        self.facts = {'class_names': class_names, 'fit': fit}
+        self.facts = {'class_names': class_names, 'fit': fit, 'whitening': whitening}
         layers, self.preprocessing = _preprocessing(shape, whitener)
         before = {'super_data': 'whitened'}     # layers that are left out -> what stands in their place
         for layer in inference_model.get_config()['layers']:

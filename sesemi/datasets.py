@@ -12,7 +12,8 @@ from PIL import Image
 
 from sesemi import cifar
 from sesemi.errors import InputError, reason
-from utils import decode_images, hold_out, image_files, list_image_folder
+from sesemi.folders import PassedOver, entries, find_images, why_not
+from utils import decode_images, hold_out, list_image_folder
 
 
 VALID = 'valid', 'validation', 'val'    # what a folder or a split of images for validation may be called
@@ -36,7 +37,7 @@ class Dataset(NamedTuple):
 def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
     """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for by default.
 
-    fit: a key of utils.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
+    fit: a key of decoding.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
     decode: reads image files; cache.Cache has one that keeps what it read.
     Raises InputError naming the file or folder that is missing, damaged or not of a known form.
     """
@@ -118,34 +119,65 @@ def take_validation(dataset, labeled, share):
 
 # Image files --------------------------------------------------------------------------------------------------------
 
+PARTS = 'training', 'testing', 'tests', *VALID      # how others name what here is train and test, and parts beside them
+
+
 def _load_folders(directory, with_unlabeled, decode):
     """train/CLASS/* with test/CLASS/* and valid/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
     if not os.path.isdir(directory):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
                          % directory)
-    train, test = os.path.join(directory, 'train'), os.path.join(directory, 'test')
-    unlabeled = os.path.join(directory, 'unlabeled')
+    train, test, unlabeled = (_part(directory, name) for name in ('train', 'test', 'unlabeled'))
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
-    paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory)
-    found = [name for name in VALID if os.path.isdir(os.path.join(directory, name))] if os.path.isdir(train) else []
+    passed_over = PassedOver()
+    paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory, passed_over)
+    found = [part for part in (_part(directory, name) for name in VALID) if os.path.isdir(part)] if os.path.isdir(train) else []
     if len(found) > 1:
-        raise InputError('%s: has %s for validation; keep one of them.' % (directory, ' and '.join(found)))
-    valid = os.path.join(directory, found[0]) if found else ''
-    parts = [_list_part(part, class_names, train) for part in (test, valid)]
-    extra = [path for folder, _, _ in sorted(os.walk(unlabeled)) for path in image_files(folder)] if with_unlabeled else []
+        raise InputError('%s: has %s for validation; keep one of them.' % (directory, ' and '.join(map(os.path.basename, found))))
+    if os.path.isdir(train):
+        folders, files = entries(directory)
+        passed_over.folders.update((folder.path, '') for folder in folders if folder.path not in (train, test, *found))
+        passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
+    else:
+        _check_classes(directory, paths, class_names)
+    parts = [_list_part(part, class_names, train, passed_over) for part in (test, *(found or ['']))]
+    extra = []
+    if unlabeled in passed_over.folders:
+        passed_over.folders[unlabeled] = 'for --method ssl'
+        if with_unlabeled:
+            del passed_over.folders[unlabeled]
+            extra = find_images(unlabeled, passed_over)
+    if str(passed_over):
+        print(passed_over)
     return _read_files(directory, class_names, (paths, labels), *parts, extra, decode)
 
 
-def _list_part(folder, class_names, train):
+def _list_part(folder, class_names, train, passed_over):
     """list_image_folder's paths and labels, the labels those of the training classes; none without the folder. Raises InputError."""
     if not os.path.isdir(folder):
         return [], np.zeros(0, np.int64)
-    paths, labels, found = list_image_folder(folder)
+    paths, labels, found = list_image_folder(folder, passed_over)
     for name in found:
         if name not in class_names:
             raise InputError('%s: no such class in %s; add its training images or remove the folder.' % (os.path.join(folder, name), train))
     return paths, np.array([class_names.index(name) for name in found])[labels]
+
+
+def _part(directory, name):
+    """The folder of this name in `directory`, in whatever case it is written; where it would be if there is none."""
+    found = [other for other in sorted(os.listdir(directory)) if other.lower() == name and os.path.isdir(os.path.join(directory, other))]
+    return os.path.join(directory, name if name in found or not found else found[0])
+
+
+def _check_classes(directory, paths, class_names):
+    """Raises InputError when a folder has the name of a part of a data set, and folders in it, but no images: taken for a class it would
+    teach nonsense in silence.
+    """
+    holding = {os.path.dirname(path) for path in paths}
+    for name in class_names:
+        if name.lower() in PARTS and os.path.join(directory, name) not in holding:
+            raise InputError('%s: seems to be a part of a data set and no class; name the parts train and test.' % os.path.join(directory, name))
 
 
 def _load_list(path, with_unlabeled, decode):

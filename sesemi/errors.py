@@ -1,4 +1,4 @@
-"""The errors that end a program in one plain sentence, and what another exception says in one line."""
+"""The errors that end a program in one plain sentence, and what such sentences are made of."""
 import re
 
 CONTROL = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')     # also what turns the direction of text
@@ -27,3 +27,9 @@ def reason(error):
     """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has none."""
     words = ' '.join(str(error).split()) or type(error).__name__
     return words if len(words) <= LONGEST else words[:LONGEST] + '...'
+
+
+def listed(names, most=3):
+    """The first names, and how many more there are."""
+    names = list(names)
+    return printable(', '.join(names[:most])) + (' and %d more' % (len(names) - most) if len(names) > most else '')

@@ -10,7 +10,7 @@ from sesemi.runtime import keras
 from sesemi.settings import NORM_BATCHES
 from sesemi.training import assign, batch_statistics, read
 
-EVALUATION_BATCH = 250      # images at most
+EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger ones as many fewer
 
 
 class Evaluation:
@@ -21,7 +21,7 @@ class Evaluation:
     """
 
     def __init__(self, model, inference_model, images, batches, steps, args, stop):
-        size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)))
+        size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)), image_size=args.image_size)
         self.test, self.valid, self.labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
                                                for part in (images.test, images.valid, images.labeled))
         self.statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
@@ -51,9 +51,10 @@ class NormStatistics:
             assign(self.averages, own)
 
 
-def evaluation_batch(*counts):
+def evaluation_batch(*counts, image_size=32):
     """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
-    fits = [math.ceil(count / math.ceil(count / EVALUATION_BATCH)) for count in sorted(counts)]
+    most = max(1, EVALUATION_BATCH * 32 ** 2 // max(32, image_size) ** 2)
+    fits = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
     return max(fits[0], min(32, fits[-1]))
 
 
@@ -65,7 +66,7 @@ class DenseEvaluator:
 
     def __init__(self, model, images, seed, flip, stop, size=None):
         self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
-        self.size = size or evaluation_batch(len(images))
+        self.size = size or evaluation_batch(len(images), image_size=images.shape[1])
 
     def __call__(self):
         """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""

@@ -4,10 +4,10 @@ import glob
 import os
 
 from sesemi.command_line import SWITCH, Parser, positive, share, whole
+from sesemi.decoding import FITS
 from sesemi.errors import InputError
 from sesemi.run_folder import IDENTITY_FLAGS, stored_record
-from sesemi.settings import PRESETS
-from utils import FITS
+from sesemi.settings import PRESETS, WHITENED_SIZE
 
 NETWORKS = ('convnet', 'nin', 'wrn')
 METHODS = ('asl', 'ssl', 'supervised')
@@ -28,6 +28,8 @@ def parse_args(argv):
     argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--') else word
             for word in argv]
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
+    if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
+        del given['whitening']
     args = {**DEFAULTS, **(started(given.get('result', DEFAULTS['result'])) if given.get('resume') else {}), **given}
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
@@ -37,6 +39,10 @@ def parse_args(argv):
         args['recompute_norm'] = preset.recompute_norm
     if given.get('no_flip') is False and not preset.flip:
         raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the flag out.' % args['data'])
+    args['whitening'] = args['whitening'] or preset.whitening
+    if given.get('whitening') in ('zca', 'shrunk') and args['image_size'] > WHITENED_SIZE:
+        raise InputError('--whitening %s: is for images of at most %d pixels; say channel or none, or lower --image-size.'
+                         % (args['whitening'], WHITENED_SIZE))
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
@@ -93,9 +99,12 @@ def _parser():
     data.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
                       'training to measure the error during it, as 0.1; for data without validation images of its own')
     data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
-    data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 64 '
+    data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
+    data.add_argument('--whitening', choices=['auto', 'zca', 'shrunk', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
+                      'whitening, that of a shrunk covariance, a mean and deviation a color, or nothing (default: auto: by the number '
+                      'of images for folder, none for svhn, digits, else zca)')
     data.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
                       'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
     data.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')
@@ -158,8 +167,8 @@ def _parser():
 
 
 def _image_size(text):
-    if text not in map(str, range(16, 65, 4)):
-        raise argparse.ArgumentTypeError('%s is not a multiple of 4 from 16 to 64' % text)
+    if text not in map(str, range(16, 129, 4)):
+        raise argparse.ArgumentTypeError('%s is not a multiple of 4 from 16 to 128' % text)
     return int(text)
 
 

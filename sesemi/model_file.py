@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from sesemi.errors import InputError, reason
-from utils import FITS
+from sesemi.decoding import FITS
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
@@ -59,7 +59,7 @@ def open_model(path):
 
 
 def read_metadata(path):
-    """What is saved with a classifier: {'class_names': [...], 'fit': a key of utils.FITS}. Raises InputError as open_model."""
+    """What is saved with a classifier: {'class_names': [...], 'fit': a key of decoding.FITS}. Raises InputError as open_model."""
     with open_model(path) as file:
         metadata = json.loads(file.attrs['sesemi'])
         names = metadata['class_names']

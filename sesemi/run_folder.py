@@ -28,7 +28,7 @@ from utils import chunks
 IDENTITY_FLAGS = {
     'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
     'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
-    'scale_lr': False, 'recompute_norm': None, 'validation': None, 'keep': 'last', 'class_weights': None,
+    'scale_lr': False, 'recompute_norm': None, 'whitening': None, 'validation': None, 'keep': 'last', 'class_weights': None,
 }
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
                   'images_per_second')
@@ -251,13 +251,24 @@ def read_json(path):
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
 
 
-def data_checksum(dataset):
-    """SHA-256 over all images and labels and the class names."""
+def data_checksum(dataset, image_digests=None):
+    """SHA-256 over all images and labels and the class names.
+
+    image_digests: a list that gets S16 (n,) of the training, test, other unlabeled and validation images: half of each one's SHA-256.
+    """
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels,
-                  dataset.unlabeled_images[len(dataset.train_images):], dataset.valid_images, dataset.valid_labels):
-        for part in chunks(array):
-            digest.update(np.ascontiguousarray(part))
+    extra = dataset.unlabeled_images[len(dataset.train_images):]
+    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels), (extra, ()),
+                           (dataset.valid_images, dataset.valid_labels)):
+        own = bytearray()
+        for part in map(np.ascontiguousarray, chunks(images)):
+            digest.update(part)
+            if image_digests is not None:
+                for image in part:
+                    own += hashlib.sha256(image).digest()[:16]
+        digest.update(np.ascontiguousarray(labels))
+        if image_digests is not None:
+            image_digests.append(np.frombuffer(own, 'S16'))
     return digest.hexdigest()
 
 

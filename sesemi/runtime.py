@@ -18,6 +18,7 @@ from typing import NamedTuple, Optional
 
 from sesemi.errors import InputError
 from sesemi.process_group import ProcessGroup
+from sesemi.step_memory import check_memory
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
 NPU_NODES = '/dev/davinci[0-9]*'
@@ -110,6 +111,8 @@ def choose(args, group):
     """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
     device, why = choose_device(args.device)
     check_ranks(device, group)
+    if device == 'cpu':
+        check_memory(args.network, args.method, args.batch_size, args.image_size, group.local_size)
     return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
                                   args.profiling and (device == 'npu' or not group.rank), args.autotune), why
 

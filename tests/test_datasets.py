@@ -628,13 +628,13 @@ def test_digits_in_their_usual_size():
 # Presets
 
 
-@pytest.mark.parametrize('data, whiten, flip, batch_size, epochs, ssl_epochs', [
-    ('cifar10', True, True, 16, 300, 50), ('cifar100', True, True, 16, 300, 50), ('svhn', False, False, 16, 300, 30),
-    ('folder', True, True, 16, 300, 50)])
-def test_presets(data, whiten, flip, batch_size, epochs, ssl_epochs):
-    assert PRESETS[data] == Preset(whiten, flip, batch_size, epochs, ssl_epochs, steps=None)
+@pytest.mark.parametrize('data, whitening, flip, batch_size, epochs, ssl_epochs', [
+    ('cifar10', 'zca', True, 16, 300, 50), ('cifar100', 'zca', True, 16, 300, 50), ('svhn', 'none', False, 16, 300, 30),
+    ('folder', 'auto', True, 16, 300, 50)])
+def test_presets(data, whitening, flip, batch_size, epochs, ssl_epochs):
+    assert PRESETS[data]._replace(recompute_norm=False) == Preset(whitening, flip, batch_size, epochs, ssl_epochs, steps=None)
 
 
 def test_preset_of_digits():
     preset = PRESETS['digits']
-    assert (preset.whiten, preset.flip, preset.batch_size, preset.steps) == (False, False, 4, 75)
+    assert (preset.whitening, preset.flip, preset.batch_size, preset.steps) == ('none', False, 4, 75)

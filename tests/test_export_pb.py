@@ -26,7 +26,7 @@ def exported(tmp_path_factory):
                 blocks = np.kron(rng.randint(0, 200, (4, 4, 3)), np.ones((4, 4, 1)))
                 write_image(folder / 'data' / part / 'abc'[label] / '{:02d}.png'.format(i), blocks + 25 * np.eye(3)[label])
     status, _, error = run(TINY, '--data', 'folder', '--dataset', 'data', '--network', 'nin', '--image-size', 16,
-                           '--batch-size', 4, '--epochs', 3, '--labels', 24, '--seed', SEED, cwd=folder)
+                           '--batch-size', 4, '--epochs', 3, '--labels', 24, '--seed', SEED, '--whitening', 'zca', cwd=folder)
     assert status == 0, error
     shutil.copytree(str(folder / 'result'), str(folder / 'moved'))
     (folder / 'data').rename(folder / 'elsewhere')
@@ -112,7 +112,7 @@ def test_the_commands_it_prints_fit_the_graph(exported):
 
 
 def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_set):
-    images = prepare_images(test_set, 'checksum', [0], 'supervised', True, cache.Cache(None)).test
+    images = prepare_images(test_set, 'checksum', [0], 'supervised', 'zca', cache.Cache(None)).test
     names = sorted(os.listdir(str(exported.bins / 'views')))
     assert len(names) == 7 * 8
     for number, expected in enumerate(views_of(np.asarray(images), 0, SEED)):

@@ -47,7 +47,7 @@ def test_the_root_holds_the_programs_and_utils_and_no_room_uses_a_program():
         assert module in PROGRAMS or not uses & PROGRAMS, module
         if module.startswith('networks'):
             assert {used for used in uses if not used.startswith('networks')} <= {'sesemi.runtime', 'sesemi.settings'}, module
-    assert USES['utils'] <= {'sesemi.errors', 'sesemi.machine', 'sesemi.pools', 'sesemi.settings'}
+    assert USES['utils'] <= {'sesemi.' + name for name in ('decoding', 'errors', 'folders', 'machine', 'pools', 'settings')}
 
 
 def test_one_file_imports_tensorflow_and_only_what_is_public():

@@ -140,6 +140,11 @@ def test_the_size_of_evaluation_batches(counts, size):
     assert evaluation.evaluation_batch(*counts) == evaluation.evaluation_batch(*counts[::-1]) == size
 
 
+@pytest.mark.parametrize('image_size, size', [(16, 250), (48, 100), (128, 15)])
+def test_the_size_of_evaluation_batches_of_larger_images(image_size, size):
+    assert evaluation.evaluation_batch(1000, image_size=image_size) == size
+
+
 # Whole runs
 
 

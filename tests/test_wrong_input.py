@@ -91,7 +91,7 @@ def test_flags(refuses, images, given, words):
     '--net nin', '--dat digits', 'word', '--lr', '--lr inf', '--lr 0', '--lr -.1', '--lr fast', '--device tpu', '--resume maybe',
     '--labels some', '--labels 1e3', '--labels ²', '--epochs 1e3', '--batch-size 0', '--seed=-1', '--seed x', '--split-seed -1',
     '--split-seed 4294967296',
-    '--eval-every -1', '--checkpoint-minutes 0'])
+    '--eval-every -1', '--checkpoint-minutes 0', '--whitening pca', '--whitening zca --image-size 52', '--image-size 30', '--image-size 132'])
 def test_more_flags(given):
     """In this process, for speed."""
     with pytest.raises(InputError) as error:

@@ -1,0 +1,145 @@
+"""Which whitening suits how many images: the error after a short training of nin at 16 pixels, of every kind on several small data sets:
+
+    python benchmarks/whitening.py --dataset DIR [--rows TEXT] [--seeds N] [--steps N] [--json FILE]
+
+DIR is CIFAR-10 as image folders. All training images of a row are labeled, as own images are. On the rows CHOOSING the rule of
+`--whitening auto` (settings.WHITENED_IMAGES) was chosen; JUDGING ones it was only tried on. Prints a Markdown table of mean errors in
+percent, lower is better. FILE gets every run as it ends, and a run that it holds is not repeated.
+"""
+import argparse
+import json
+import os
+import sys
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, PROJECT)
+
+from networks import build_sesemi  # noqa: E402
+from sesemi import cache, evaluation, runtime, training  # noqa: E402
+from sesemi.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
+from sesemi.datasets import Dataset, load_dataset  # noqa: E402
+from sesemi.run_folder import error_rate, write_json  # noqa: E402
+from sesemi.settings import LEARNING_RATE, MOMENTUM  # noqa: E402
+from utils import stratified_sample  # noqa: E402
+
+SIZE, BATCH, TESTED = 16, 4, 500
+
+
+def own_images(images, labels, training_images, seed=0):
+    """The Dataset of `training_images` of the images, as many of each class, and at most TESTED others for test."""
+    order = np.random.RandomState(seed).permutation(len(images))
+    classes = int(labels.max()) + 1
+    chosen = order[stratified_sample(labels[order], training_images // classes)]
+    others = np.setdiff1d(order, chosen)[np.random.RandomState(seed).permutation(len(images) - len(chosen))[:TESTED]]
+    return Dataset(images[chosen], labels[chosen], [], images[others], labels[others], [], list(map(str, range(classes))), images[chosen])
+
+
+def textures(count):
+    """Noise filtered in five ways, of which each is a class: (images, labels)."""
+    from scipy import ndimage
+    rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
+    for label in labels:
+        smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE, 3)), [(2, .5, 0), (.5, 2, 0), (1, 1, 0), (.4, .4, 1), (2, 2, .5)][label])
+        images.append(np.clip(rng.uniform(80, 170) + rng.uniform(20, 60) * smooth / smooth.std(), 0, 255))
+    return np.array(images, np.uint8), labels
+
+
+def shapes(count):
+    """One of five shapes, of any color, place, size and turn, on a ground of another color: (images, labels)."""
+    rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
+    corners = [36, 3, 4, 10, 12]        # a disc, a triangle, a square, a star of five points, one of six
+    for label in labels:
+        scale = 8
+        ground, color = rng.randint(0, 256, (2, 3))
+        image = Image.fromarray(np.clip(rng.normal(ground, 15, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)).resize((scale * SIZE,) * 2)
+        radius, turn, (x, y) = scale * rng.uniform(4, 7), rng.uniform(0, 2 * np.pi), scale * rng.uniform(6, SIZE - 6, 2)
+        angles = turn + 2 * np.pi * np.arange(corners[label]) / corners[label]
+        radii = radius * np.where(np.arange(corners[label]) % 2 * (corners[label] in (10, 12)), .45, 1)
+        ImageDraw.Draw(image).polygon([(x + r * np.cos(a), y + r * np.sin(a)) for r, a in zip(radii, angles)], tuple(color.tolist()))
+        images.append(np.asarray(image.resize((SIZE, SIZE), Image.BILINEAR)))
+    return np.array(images), labels
+
+
+def cifar10(count):
+    """A row of so many CIFAR-10 images, as if they were all there is."""
+    def row(args):
+        whole = load_dataset('cifar10', args.dataset, SIZE, 'stretch', False, cache.Cache(cache.default_folder()).decode_images)
+        dataset = own_images(np.asarray(whole.train_images), whole.train_labels, count)
+        return dataset._replace(test_images=np.asarray(whole.test_images[:TESTED * 20])[::20], test_labels=whole.test_labels[:TESTED * 20:20])
+    return row
+
+
+def digits(args):
+    """scikit-learn's digits, with their own test images."""
+    whole = load_dataset('digits', image_size=SIZE)
+    return whole._replace(test_images=whole.test_images[:TESTED], test_labels=whole.test_labels[:TESTED])
+
+
+# name -> (a function that makes the Dataset, whether a mirrored image is of the same class)
+CHOOSING = {'textures, 300': (lambda args: own_images(*textures(800), 300), False), 'CIFAR-10, 300': (cifar10(300), True),
+            'CIFAR-10, 3,000': (cifar10(3000), True), 'digits, 1,442': (digits, False)}
+JUDGING = {'CIFAR-10, 1,000': (cifar10(1000), True), 'shapes, 300': (lambda args: own_images(*shapes(800), 300), True)}
+
+
+def error_of(dataset, whitening, flip, seed, steps):
+    """The error on the test images, all their views averaged, after a training of so many steps."""
+    labeled = np.arange(len(dataset.train_labels))
+    images = prepare_images(dataset, '', labeled, 'asl', whitening, cache.Cache(None))
+    one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels]
+    batches = TwoBranchBatches(images.labeled, one_hot, images.unlabeled, BATCH, flip, seed)
+    with runtime.open_session('cpu'):
+        model, inference_model = build_sesemi('nin', (SIZE, SIZE, 3), len(dataset.class_names), seed=seed)
+        optimizer = runtime.optimizer('cpu', training.scheduled_rate(LEARNING_RATE, steps), MOMENTUM)
+        train_step = training.training_function(model, optimizer)
+        runtime.keras.backend.get_session().run(runtime.tf.global_variables_initializer())
+        for t in range(steps):
+            train_step(*batches[t])
+        with evaluation.NormStatistics(model, batches, steps).measured():
+            evaluate = evaluation.DenseEvaluator(inference_model, images.test, seed, flip, training.StopSignals())
+            return error_rate(evaluate()[0], dataset.test_labels)
+
+
+def table(found, seeds):
+    """The errors of those seeds as a Markdown table; the least of a row is bold, what `auto` takes is marked."""
+    lines = ['| data set | %s |' % ' | '.join(WHITENINGS), '|---|%s' % ('---|' * len(WHITENINGS))]
+    for name, row in found.items():
+        means = {kind: 100 * np.mean([row['errors'][kind][str(seed)] for seed in range(seeds)]) for kind in WHITENINGS}
+        chosen, _ = choose_whitening('auto', row['images'], SIZE)
+        cells = [('**%.1f**' if mean == min(means.values()) else '%.1f') % mean + (' ←' if kind == chosen else '') for kind, mean in means.items()]
+        lines.append('| %s%s | %s |' % (name, ' (judging)' if name in JUDGING else '', ' | '.join(cells)))
+    return '\n'.join(lines)
+
+
+def main():
+    """Measure the rows that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
+    parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
+    parser.add_argument('--rows', default='', metavar='TEXT', help='only those whose name holds this')
+    parser.add_argument('--seeds', type=int, default=3, metavar='N')
+    parser.add_argument('--steps', type=int, default=200, metavar='N')
+    parser.add_argument('--json', metavar='FILE', help='write every run there')
+    args = parser.parse_args()
+    found = {}
+    if args.json and os.path.exists(args.json):
+        with open(args.json) as file:
+            found = json.load(file)
+    for name, (make, flip) in {**CHOOSING, **JUDGING}.items():
+        if args.rows not in name:
+            continue
+        dataset = make(args)
+        row = found.setdefault(name, {'images': len(dataset.train_images), 'steps': args.steps, 'errors': {kind: {} for kind in WHITENINGS}})
+        for seed in map(str, range(args.seeds)):
+            for kind, errors in row['errors'].items():
+                if seed not in errors:
+                    errors[seed] = error_of(dataset, kind, flip, int(seed), args.steps)
+                    print('%s, %s, seed %s: %.1f %%' % (name, kind, seed, 100 * errors[seed]), file=sys.stderr)
+                    if args.json:
+                        write_json(args.json, found)
+    print(table({name: row for name, row in found.items() if args.rows in name}, args.seeds))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,53 @@
+"""What follows contrast normalisation: the choice by the number of images, each kind in training and in the saved model."""
+import numpy as np
+import pytest
+from conftest import write_classes
+
+import utils
+from sesemi import cache, datasets, model_file
+from sesemi.batches import WHITENINGS, choose_whitening, prepare_images
+from sesemi.settings import WHITENED_IMAGES
+
+
+@pytest.mark.parametrize('whitening, images, image_size, chosen', [
+    ('auto', WHITENED_IMAGES * 3 * 32 ** 2, 32, 'zca'), ('auto', WHITENED_IMAGES * 3 * 32 ** 2 - 1, 32, 'channel'),
+    ('auto', 300, 16, 'channel'), ('auto', 10 ** 6, 48, 'zca'), ('auto', 10 ** 6, 52, 'channel'),
+    ('zca', 10, 48, 'zca'), ('shrunk', 10, 48, 'shrunk'), ('none', 10 ** 6, 32, 'none'), ('channel', 10 ** 6, 32, 'channel'),
+    ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
+def test_choice(whitening, images, image_size, chosen):
+    found, why_not_another = choose_whitening(whitening, images, image_size)
+    assert found == chosen and bool(why_not_another) == (whitening == 'auto' or found != whitening)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    write_classes(folder, {'cat': 30, 'dog': 30}, size=8)
+    return datasets.load_dataset('folder', str(folder), 8)
+
+
+@pytest.mark.parametrize('kind', WHITENINGS)
+def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_path, kind):
+    import networks
+    import tiny_trunk  # noqa: F401
+    from sesemi import runtime
+    from sesemi.classifier import Classifier
+    store, labeled = cache.Cache(str(tmp_path / 'cache')), np.arange(20)
+    for other in WHITENINGS:        # which must not be taken for it
+        prepare_images(dataset, 'checksum', labeled, 'asl', other, store)
+    for _ in range(2):
+        images = prepare_images(dataset, 'checksum', labeled, 'asl', kind, store)
+    contrast = utils.global_contrast_normalize(dataset.train_images)
+    expected = {
+        'zca': lambda: utils.zca_whitener(contrast)(contrast), 'shrunk': lambda: utils.fit_whitener([contrast], shrink=True)(contrast),
+        'channel': lambda: (contrast - contrast.mean((0, 1, 2))) / contrast.std((0, 1, 2)), 'none': lambda: contrast}[kind]()[labeled]
+    np.testing.assert_allclose(images.labeled, expected, rtol=0, atol=1e-3)
+    with runtime.open_session('cpu'):
+        _, inference_model = networks.build_supervised('tiny', (8, 8, 3), 2)
+        Classifier(inference_model, images.whitener, dataset.class_names, whitening=kind).save(str(tmp_path / 'sesemi.h5'))
+    assert model_file.read_metadata(str(tmp_path / 'sesemi.h5'))['whitening'] == kind
+    with runtime.open_session('cpu'):
+        model = runtime.keras.models.load_model(str(tmp_path / 'sesemi.h5'), compile=False)
+        whitened = runtime.keras.Model(model.input, model.get_layer('whitened').output)
+        found = whitened.predict_on_batch(dataset.train_images[labeled].astype(np.float32))
+    np.testing.assert_allclose(found, images.labeled, rtol=0, atol=1e-3)
