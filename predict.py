@@ -145,7 +145,8 @@ def table_row(path, best):
 def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     """Print each class's error and its row of the confusion matrix, then the error rate of all images, one view of each.
 
-    With a threshold also how many images are below it, and the error rate of the others. probabilities: float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
+    With a threshold also how many images are below it, and the error rate of the others. probabilities: float32 (n, classes);
+    labels: int64 (n,). Raises RunError when there are no images.
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')

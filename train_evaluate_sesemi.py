@@ -70,8 +70,8 @@ def train_and_evaluate(args, group=ProcessGroup()):
     from sesemi.evaluation import Evaluation
     device, options, why = runtime.choose(args, group)
     observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
-    print('%s, %s, %s: %d of %d training images labeled, %d test images, %d classes; %d epochs of %d steps; %s%s (%s).' % (
-        args.data, args.network, args.method, len(labeled), len(trained.train_images), len(trained.test_images),
+    print('%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).' % (
+        args.data, args.network, args.method, len(labeled), len(trained.train_images), len(trained.valid_labels), len(trained.test_labels),
         len(trained.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '', device, why))
 
     # 3. Normalise and whiten
