@@ -164,7 +164,8 @@ def zca(flat):
 
 @pytest.fixture(params=['scipy', 'numpy'])
 def linear_algebra(request, monkeypatch):
-    """Whitening with scipy's operations, and with those taken where scipy is not installed."""
+    """Whitening with scipy's operations, as where numpy's BLAS is old, and with those taken where scipy is not installed either."""
+    monkeypatch.setattr(utils, 'OLD_BLAS', True)
     if request.param == 'numpy':
         monkeypatch.setitem(sys.modules, 'scipy.linalg', None)
     utils._linear_algebra.cache_clear()
