@@ -221,7 +221,7 @@ def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):
     refuses('--score bins outputs', 'outputs: holds outputs/2026')
 
 
-def test_a_record_or_a_manifest_that_is_not_whole(here):
+def test_a_record_or_a_manifest_that_is_not_whole(here, refuses):
     (here / 'bins/labels.bin').write_bytes(bytes(4))
     refuses('--score bins outputs', '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
     (here / 'bins/manifest.json').write_text('{"batch": 7}')

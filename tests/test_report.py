@@ -328,6 +328,7 @@ sys.modules['matplotlib'] = None
 sys.path.insert(0, {!r})
 import json, numpy as np, report
 from sesemi import datasets
+from sesemi.reporting import live
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):

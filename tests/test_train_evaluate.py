@@ -213,7 +213,7 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     errors = [json.loads((tmp_path / 'runs' / seed / 'result.json').read_text())['classification_error_rate'] for seed in ('seed-3', 'seed-4')]
     assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.out, re.MULTILINE)
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
-    assert done.out.endswith(last) and re.search(r'^asl +folder +nin +24 +3,4 ', done.out, re.MULTILINE)
+    assert done.out.endswith(last) and re.search(r'^asl +%s +nin +24 +3,4 ' % data.name, done.out, re.MULTILINE)
     assert drawn == [['seed-3', 'seed-4', str(tmp_path / 'runs/runs.png')]]
     os.remove(str(tmp_path / 'runs' / 'seed-4' / 'result.json'))
     again = train('--result', tmp_path / 'runs', '--resume')
