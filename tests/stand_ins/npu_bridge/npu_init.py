@@ -15,7 +15,6 @@ written, when a session is closed and at the end of the process, to the JSON fil
 Several ranks are averaged between their processes at the address NPU_BRIDGE_ALL_REDUCE, host:port.
 """
 import atexit
-import functools
 import json
 import os
 from multiprocessing.connection import Client, Listener
