@@ -43,7 +43,7 @@ def export(args):
         model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
-        run_folder.write_whole(args.pb, freeze(model, start, name, args.batch).SerializeToString())
+        run_folder.write_atomic(args.pb, freeze(model, start, name, args.batch).SerializeToString())
         shape = [args.batch] + [int(side) for side in start.shape[1:]]
         print('%s: %s float32 %s -> %s float32 %s' % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
         if args.from_images:
@@ -113,9 +113,9 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
         images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
         padding = [(0, batch - len(images))] + [(0, 0)] * 3
         for number, view in enumerate(test_views(images, first, seed, flip)):
-            run_folder.write_whole(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
+            run_folder.write_atomic(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
                                    np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
-    run_folder.write_whole(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
+    run_folder.write_atomic(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
     run_folder.write_json(os.path.join(folder, MANIFEST), {
         'batch': batch, 'images': len(dataset.test_images), 'views': number + 1, 'classes': len(dataset.class_names),
         'view_dtype': 'float32', 'label_dtype': 'int32'})

@@ -13,7 +13,7 @@ from sesemi.command_line import Parser, program
 from sesemi.errors import InputError
 from sesemi.reporting import page, plots
 from sesemi.reporting.live import say_once
-from sesemi.run_folder import IDENTITY_FLAGS, data_name, stored_result, write_whole
+from sesemi.run_folder import IDENTITY_FLAGS, data_name, stored_result, write_atomic
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
@@ -107,7 +107,7 @@ def plot(folders, path):
         name = ', '.join([values[name] for name in naming] + ['%s %s' % (name, values[name]) for name in besides])
         series.setdefault(name, {})[values['labels']] = [run['classification_error_rate'] for run in runs]
     names = {setting(runs[0])['data'] for runs in groups}
-    write_whole(path, plots.comparison_png(series, names.pop() if len(names) == 1 else ''))
+    write_atomic(path, plots.comparison_png(series, names.pop() if len(names) == 1 else ''))
 
 
 @program

@@ -18,7 +18,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 import startup  # noqa: E402
-from sesemi.run_folder import write_json, write_whole  # noqa: E402
+from sesemi.run_folder import write_json, write_atomic  # noqa: E402
 
 
 def make_images(folder, count):
@@ -65,7 +65,7 @@ def plot(rows, path):
     figure.tight_layout()
     memory = io.BytesIO()
     figure.savefig(memory, format='png', dpi=120, facecolor='white')
-    write_whole(path, memory.getvalue())
+    write_atomic(path, memory.getvalue())
 
 
 def main():

@@ -26,8 +26,9 @@ import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
-from sesemi import evaluation, machine, pools, runtime, training  # noqa: E402
+from sesemi import machine, pools, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
+from sesemi.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
 from sesemi.run_folder import write_json  # noqa: E402
 from sesemi.settings import MOMENTUM  # noqa: E402
 
@@ -100,8 +101,8 @@ def test_views(args):
     images = random.standard_normal((args.images // 5, 32, 32, 3)).astype(np.float32)
 
     def ours():
-        chunks = range(0, len(images), evaluation.EVALUATION_BATCH)
-        for _ in pools.prefetch(lambda i: list(views_of(images[i:i + evaluation.EVALUATION_BATCH], i, 0)), chunks):
+        chunks = range(0, len(images), EVALUATION_BATCH)
+        for _ in pools.prefetch(lambda i: list(views_of(images[i:i + EVALUATION_BATCH], i, 0)), chunks):
             pass
     return median(lambda: baseline.test_views(images), 1), median(ours, args.repeats)
 
@@ -165,8 +166,8 @@ def evaluation(args):
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     with runtime.open_session('cpu'):
         _, model = build_sesemi('nin', (32, 32, 3), 10)
-        evaluate = evaluation.DenseEvaluator(model, images, 0, True, training.StopSignals())
-        part = images[:evaluation.EVALUATION_BATCH]
+        evaluate = DenseEvaluator(model, images, 0, True, training.StopSignals())
+        part = images[:EVALUATION_BATCH]
         model.predict_on_batch(part)
         return median(lambda: [model.predict_on_batch(part) for _ in range(8 * 4)], 1), median(evaluate, 1)
 

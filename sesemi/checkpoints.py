@@ -14,7 +14,7 @@ from networks.layers import step_variable
 from sesemi.errors import InputError, reason
 from sesemi.files import open_regular, read_array
 from sesemi.process_group import ProcessGroup
-from sesemi.run_folder import write_whole
+from sesemi.run_folder import write_atomic
 from sesemi.training import Diverged, Progress, assign, read
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged
@@ -58,7 +58,7 @@ class Checkpoints:
         except OSError as error:
             raise InputError('%s: cannot be made (%s); what was saved before is whole.' % (self.folder, error.strerror)) from None
         path = os.path.join(self.folder, 'step-%09d.npz' % progress.step)
-        write_whole(path, data)
+        write_atomic(path, data)
         paths = self._paths()
         newest = paths.index(path)      # those of later steps were damaged, or counted the steps of fewer ranks
         for other in paths[:max(0, newest + 1 - KEPT)] + paths[newest + 1:]:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from sesemi import model_file
-from sesemi.run_folder import write_whole
+from sesemi.run_folder import write_atomic
 from sesemi.runtime import keras
 from sesemi.settings import CONTRAST_SCALE
 from sesemi.training import assign, read
@@ -51,7 +51,7 @@ class Classifier:
     def save(self, path):
         """Write the classifier with the weights as they are to the h5 file `path`, whole or not at all.
 
-        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises InputError as write_whole.
+        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises InputError as write_atomic.
         """
         weights = dict(self.preprocessing)
         for (layer, variable), array in zip(self.variables, read(variable for _, variable in self.variables)):
@@ -71,7 +71,7 @@ class Classifier:
                 layer.attrs['weight_names'] = [weight.encode() for weight in arrays]
                 for weight, array in arrays.items():
                     layer[weight] = array
-        write_whole(path, memory.getvalue())
+        write_atomic(path, memory.getvalue())
 
 
 def _preprocessing(shape, whitener):

@@ -70,12 +70,12 @@ class DenseEvaluator:
 
     def __call__(self):
         """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
-        dense, plain = [], []
+        dense, one_view = [], []
         for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
             outputs = [self._predict(view) for view in views]
             dense.append(np.mean(outputs, axis=0))
-            plain.append(outputs[0])
-        return self._joined(dense), self._joined(plain)
+            one_view.append(outputs[0])
+        return self._joined(dense), self._joined(one_view)
 
     def one_view(self):
         """The softmax of the images themselves: float32 (n, classes)."""

@@ -59,7 +59,7 @@ class Run:
         for place in folder, self.path('checkpoints'):
             for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
                 os.remove(path)         # of a run that was killed while it wrote
-        write_whole(self.path('.writable'), b'')
+        write_atomic(self.path('.writable'), b'')
         os.remove(self.path('.writable'))
         result = stored_result(folder)
         if result:
@@ -127,7 +127,7 @@ class Run:
         """What result.json is to hold.
 
         dense, one_view: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
-        errors: figures beside theirs.
+        errors: metrics beside theirs.
         """
         labels, names = dataset.test_labels, dataset.class_names
         confusion = confusion_matrix(dense.argmax(axis=1), labels, len(names))
@@ -325,7 +325,7 @@ def check_writable(path, name):
         raise InputError('%s: cannot be written there; give a file in a folder that is there.' % name)
 
 
-def write_whole(path, data):
+def write_atomic(path, data):
     """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
 
     Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
@@ -348,7 +348,7 @@ def write_whole(path, data):
 
 def write_json(path, content):
     """Write a JSON file, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
+    write_atomic(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 def write_table(path, rows):
@@ -357,4 +357,4 @@ def write_table(path, rows):
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
     table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text
+    write_atomic(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text

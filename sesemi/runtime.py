@@ -29,8 +29,8 @@ warnings.filterwarnings('ignore', category=FutureWarning)               # Tensor
 warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
 
 # What TensorFlow 2 writes when imported, to no one's use and at any log level, which it heeds only later.
-EARLY_LINES = ('^I[0-9]{4} |^WARNING: All log messages before absl::InitializeLog|Unable to register cu[A-Za-z]+ factory|'
-               'computation placer already registered')
+EARLY_LINES = ('^I[0-9]{4} |^To enable the following instructions: |^WARNING: All log messages before absl::InitializeLog|'
+               'Unable to register cu[A-Za-z]+ factory|computation placer already registered')
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     """How far a run has come: all that a checkpoint holds beside the weights."""
     step: int = 0               # steps done
     totals: dict = {}           # sums over the steps of the unfinished epoch, figure by figure
-    rows: List[dict] = []       # a row of figures for each finished epoch
+    rows: List[dict] = []       # a row of metrics for each finished epoch
 
 
 def learning_rate(base, t, steps):

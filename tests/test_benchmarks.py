@@ -16,10 +16,11 @@ def start(monkeypatch, *flags):
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the baseline's
-def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys):
-    start(monkeypatch, '--rows', 'batch, one core', '--repeats', '1', '--json', tmp_path / 'figures.json')
-    (name, (theirs, ours)), = json.loads((tmp_path / 'figures.json').read_text()).items()
-    assert name == 'batch, one core' and theirs > 0 and ours > 0
+@pytest.mark.parametrize('row', ['batch, one core', 'batch, two threads', '8 views of the test images'])
+def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys, row):
+    start(monkeypatch, '--rows', row, '--images', '100', '--repeats', '1', '--json', tmp_path / 'seconds.json')
+    (name, (theirs, ours)), = json.loads((tmp_path / 'seconds.json').read_text()).items()
+    assert name == row and theirs > 0 and ours > 0
     assert name in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sesemi.errors import RunError
 from sesemi.reporting import page, plots
-from sesemi.run_folder import stored_record, write_whole
+from sesemi.run_folder import stored_record, write_atomic
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
@@ -48,7 +48,7 @@ class Report:
     def _draw(self, rows, result=None, probabilities=None):
         try:
             for name, content in self._files(rows, result, probabilities):
-                write_whole(os.path.join(self.folder, name), content)
+                write_atomic(os.path.join(self.folder, name), content)
         except RunError:
             raise
         except Exception as error:      # a run of days must not end for a picture, whatever a plotting library does
