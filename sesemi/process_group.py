@@ -19,9 +19,9 @@ import threading
 import time
 
 from sesemi import rendezvous
-from sesemi.errors import InputError, RunError
+from sesemi.errors import InputError, RunError, printable
 from sesemi.ranks import RankInfo
-from sesemi.rendezvous import printable, read
+from sesemi.rendezvous import read
 
 HEADER = struct.Struct('!cBI')      # of a message: its kind, an exit status or a signal's number, the bytes that follow
 ALIVE, DATA, STOP, LEAVE = b'a', b'd', b's', b'l'
@@ -65,7 +65,7 @@ class ProcessGroup:
         for rank in () if self.rank else sorted(self._connections):
             try:
                 theirs = dict(json.loads(self._receive(rank).decode()))
-                differ = [name if len(str(value)) > 20 else '%s (%s, not %s)' % (name, printable(str(theirs.get(name))[:20]), value)
+                differ = [name if len(str(value)) > 20 else '%s (%s, not %s)' % (name, str(theirs.get(name))[:20], value)
                           for name, value in values.items() if theirs.get(name) != value]
             except (ValueError, TypeError, RecursionError):
                 raise RunError(self._loss(rank, 'sent what no rank sends')) from None
@@ -116,7 +116,7 @@ class ProcessGroup:
             self._over.wait(NOTICE_SECONDS)
 
     def _receive(self, rank):
-        """The next data of a rank, however long that takes it. Raises RunError when it was lost after its last step."""
+        """The next data of a rank, however long that takes it. Raises RunError if it left or was lost after its last step."""
         data = self._connections[rank].inbox.get()
         if data is None:
             raise RunError(self._connections[rank].loss)
@@ -135,11 +135,7 @@ class ProcessGroup:
             loss = 'is gone'
         except (ValueError, queue.Full):
             loss = 'sent what no rank sends'
-        connection.loss = self._loss(rank, loss)
-        if connection.finished:
-            connection.inbox.put(None)
-        else:
-            self._end(1, connection.loss)
+        self._lose(rank, 1, self._loss(rank, loss))
 
     def _take(self, rank, kind, status, payload):
         """Act on a message; whether more may follow."""
@@ -152,12 +148,22 @@ class ProcessGroup:
         elif kind == STOP:
             self._end(128 + status, '%s was stopped by %s.' % (who, signal.Signals(status).name))
         elif kind == LEAVE and status:
-            self._end(status, '%s ends the run: %s' % (who, printable(payload)))
+            self._lose(rank, status, '%s ends the run: %s' % (who, payload.decode(errors='replace')))
+            return False
         elif kind == LEAVE and self.rank:
             self._over.set()
         elif kind == LEAVE:
             connection.finished = True
         return not self._over.is_set()
+
+    def _lose(self, rank, status, sentence):
+        """A rank has left or is lost: the end of this process, or of the run in which it is needed next."""
+        connection = self._connections[rank]
+        if connection.finished:
+            connection.loss = sentence
+            connection.inbox.put(None)
+        else:
+            self._end(status, sentence)
 
     def _loss(self, rank, how):
         return '%s %s; the run ends here and goes on with --resume.' % (self.info.name(rank), how)
@@ -168,7 +174,7 @@ class ProcessGroup:
             if not self._over.is_set():
                 self._send_last(status, sentence)
                 try:
-                    print(sentence, file=sys.stderr, flush=True)
+                    print(printable(sentence), file=sys.stderr, flush=True)
                 finally:
                     os._exit(status)
 

@@ -45,12 +45,6 @@ def read(sock, size, deadline=None, attempts=1):
     return bytes(data)
 
 
-def printable(text):
-    """Bytes or text of others, without what a terminal would obey."""
-    text = text.decode(errors='replace') if isinstance(text, bytes) else text
-    return ''.join(character if character.isprintable() else '?' for character in text)
-
-
 def _reach_rank_0(info, timeout):
     deadline = time.monotonic() + timeout
     while True:
@@ -73,7 +67,7 @@ def _ask_rank_0(info, deadline):
         sock.sendall(HELLO.pack(GREETING, info.rank, info.world_size))
         status, size = ANSWER.unpack(read(sock, ANSWER.size, deadline))
         if status:
-            error = RunError('%s: %s' % (info.name(0), printable(read(sock, size, deadline))))
+            error = RunError('%s: %s' % (info.name(0), read(sock, size, deadline).decode(errors='replace')))
             error.status = status
             raise error
         stack.pop_all()
@@ -172,5 +166,6 @@ class _Lobby:
 
 
 def _answer(sock, status, sentence=''):
+    sentence = sentence.encode()[:1 << 12]
     with contextlib.suppress(OSError):      # gone
-        sock.send(ANSWER.pack(status, len(sentence.encode())) + sentence.encode())
+        sock.send(ANSWER.pack(status, len(sentence)) + sentence)

@@ -236,7 +236,7 @@ def test_what_another_says_cannot_command_the_terminal(impostor):
     listener, info = impostor
     joining = start(rendezvous.join, info, LIMIT)
     listener.accept()[0].sendall(ANSWER.pack(7, 8) + b'\x1b[2Jno\n\xff')
-    with pytest.raises(RunError, match=r': \?\[2Jno\?\ufffd$') as raised:
+    with pytest.raises(RunError, match=r': \\x1b\[2Jno\\n\ufffd$') as raised:
         joining.result(LIMIT)
     assert raised.value.status == 7
 
@@ -364,6 +364,14 @@ def test_a_rank_lost_after_its_last_step_is_missed_only_when_it_is_needed(ended,
     other.close()
     assert ended.get(timeout=LIMIT) == 1
     assert capsys.readouterr().err.startswith('Rank 2 (')
+
+
+def test_a_rank_that_fails_after_its_last_step_ends_the_run_in_which_it_is_needed(ended):
+    group, sock = with_played()
+    sock.sendall(message(LEAVE) + message(LEAVE, 2, b'It cannot be read.'))
+    with pytest.raises(RunError, match=r'^Rank 1 \(127.* ends the run: It cannot be read.$'):
+        start(group.check_equal, {}).result(LIMIT)
+    assert ended.empty()
 
 
 def test_a_rank_that_does_not_read_cannot_hold_the_end_up(ended):
