@@ -18,7 +18,10 @@ from programs import TINY, read_until, run, start
 
 import predict
 import report
+import train_evaluate_sesemi
+from networks import sesemi
 from sesemi import runtime
+from sesemi.flags import parse_args
 
 CLASSES = ('cat', 'dog', 'mouse')
 ERROR = re.compile(r'^classification error rate: (0|1)\.(\d{4})$', re.MULTILINE)
@@ -87,6 +90,18 @@ def test_a_run_prints_its_error_and_leaves_its_record(finished, data):
     with open(str(result / 'labeled.csv')) as file:
         labeled = list(csv.DictReader(file))
     assert len(labeled) == 24 and all((data / row['file']).exists() and row['class'] in row['file'] for row in labeled)
+
+
+def test_a_run_called_from_python_leaves_the_flags_as_they_are(data, tmp_path, monkeypatch):
+    import tiny_trunk
+    args = parse_args(list(map(str, flags_for(data, tmp_path / 'run', '--epochs', '1'))))
+    monkeypatch.setitem(sesemi.TRUNKS, 'nin', tiny_trunk.trunk)
+    before = dict(vars(args))
+    error = train_evaluate_sesemi.train_and_evaluate(args)
+    assert vars(args) == before and args.eval_every is None
+    record = json.loads((tmp_path / 'run/args.json').read_text())
+    assert record['flags']['epochs'] == 1 and record['flags']['eval_every'] == 0 and record['flags']['ranks'] == 1
+    assert error == json.loads((tmp_path / 'run/result.json').read_text())['classification_error_rate']
 
 
 def test_the_saved_model_needs_nothing_of_the_project(finished, data, tmp_path):
