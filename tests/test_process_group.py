@@ -305,6 +305,13 @@ def test_a_signal_goes_to_rank_0(ended, capsys):
 # Lost
 
 
+def test_a_rank_that_fails_ends_the_others_with_its_status_and_sentence(ended, capsys):
+    group, sock = with_played()
+    sock.sendall(message(LEAVE, 3, b'It \x1b[2Jdiverged.'))
+    assert ended.get(timeout=LIMIT) == 3
+    assert capsys.readouterr().err == 'Rank 1 (%s) ends the run: It \\x1b[2Jdiverged.\n' % group.workers[1]
+
+
 def test_a_silent_rank_is_named_to_all(ended, capsys):
     group, silent, other = with_played(3, peer_timeout=1.5)
     keep_alive(other)
@@ -369,6 +376,7 @@ def test_a_rank_lost_after_its_last_step_is_missed_only_when_it_is_needed(ended,
 def test_a_rank_that_fails_after_its_last_step_ends_the_run_in_which_it_is_needed(ended):
     group, sock = with_played()
     sock.sendall(message(LEAVE) + message(LEAVE, 2, b'It cannot be read.'))
+    sock.close()
     with pytest.raises(RunError, match=r'^Rank 1 \(127.* ends the run: It cannot be read.$'):
         start(group.check_equal, {}).result(LIMIT)
     assert ended.empty()
