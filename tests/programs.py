@@ -36,7 +36,8 @@ class Result(NamedTuple):
 
 
 def start(*command, cwd=None, limit=LIMIT, **environment):
-    """Start a command, or a program of the project if it is a .py file, outside of any job; it and what it starts are killed after `limit` s.
+    """Start a command, or a program of the project if it is a .py file, outside of any job, nohup included; it and what it starts are
+    killed after `limit` s.
 
     run_1p.sh uses the tests' interpreter.
     """
@@ -46,7 +47,8 @@ def start(*command, cwd=None, limit=LIMIT, **environment):
     inherited = {name: value for name, value in os.environ.items() if name not in OF_A_JOB}
     process = subprocess.Popen(
         words, cwd=cwd and str(cwd), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        encoding='utf-8', errors='surrogateescape', env={**inherited, 'PYTHON': sys.executable, **environment})
+        encoding='utf-8', errors='surrogateescape', preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), env={
+            **inherited, 'PYTHON': sys.executable, **environment})
 
     def kill():
         if process.poll() is None:

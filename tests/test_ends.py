@@ -202,8 +202,10 @@ def test_a_lock_that_is_no_file(tmp_path, make):
 def test_a_second_signal_of_a_kind_ends_the_process(monkeypatch):
     ended, taken, before = [], [], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(signals, 'end', ended.append)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)       # else that of nohup, if the tests run under it
     with signals.taken_by(taken.append):
         for number in signal.SIGTERM, signal.SIGHUP, signal.SIGTERM:
             os.kill(os.getpid(), number)
     assert taken[:2] == [signal.SIGTERM, signal.SIGHUP] and ended == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == before
+    signal.signal(signal.SIGHUP, hangup)

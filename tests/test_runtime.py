@@ -88,7 +88,8 @@ def test_the_log_shows_the_npu_at_work(nodes, level):
     code = '''
 import glob, os
 os.environ.pop('TF_CPP_MIN_LOG_LEVEL', None)        # the tests' own process has set it
-glob.glob = lambda pattern: %r
+real = glob.glob
+glob.glob = lambda pattern, **options: %r if 'davinci' in pattern else real(pattern, **options)
 import sesemi.runtime
 print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'))
 ''' % nodes

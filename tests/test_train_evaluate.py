@@ -245,7 +245,7 @@ def test_large_images_that_are_not_square(train, tmp_path, capsys):
                 Image.fromarray((rng.randint(0, 120, (30, 70, 3)) + tint).astype(np.uint8)).save(str(tmp_path / part / name / ('%d.png' % i)))
     result = tmp_path / 'result'
     done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet', '--epochs=1'))
-    assert done.status == 0 and 'standardised' in done.out, done.err
+    assert done.status == 0 and 'Whitening: channel (' in done.out, done.err
     record = json.loads((result / 'result.json').read_text())
     assert predict.main([str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test')]) == 0
     assert ERROR.search(capsys.readouterr().out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
