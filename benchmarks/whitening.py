@@ -126,19 +126,19 @@ def main():
     if args.json and os.path.exists(args.json):
         with open(args.json) as file:
             found = json.load(file)
-    for name, (make, flip) in {**CHOOSING, **JUDGING}.items():
-        if args.rows not in name:
-            continue
-        dataset = make(args)
-        row = found.setdefault(name, {'images': len(dataset.train_images), 'steps': args.steps, 'errors': {kind: {} for kind in WHITENINGS}})
-        for seed in map(str, range(args.seeds)):
-            for kind, errors in row['errors'].items():
+    rows = {name: row for name, row in {**CHOOSING, **JUDGING}.items() if args.rows in name}
+    datasets = {name: make(args) for name, (make, _) in rows.items()}
+    for name, dataset in datasets.items():
+        found.setdefault(name, {'images': len(dataset.train_images), 'steps': args.steps, 'errors': {kind: {} for kind in WHITENINGS}})
+    for seed in map(str, range(args.seeds)):
+        for name, (_, flip) in rows.items():
+            for kind, errors in found[name]['errors'].items():
                 if seed not in errors:
-                    errors[seed] = error_of(dataset, kind, flip, int(seed), args.steps)
+                    errors[seed] = error_of(datasets[name], kind, flip, int(seed), args.steps)
                     print('%s, %s, seed %s: %.1f %%' % (name, kind, seed, 100 * errors[seed]), file=sys.stderr)
                     if args.json:
                         write_json(args.json, found)
-    print(table({name: row for name, row in found.items() if args.rows in name}, args.seeds))
+    print(table({name: found[name] for name in rows}, args.seeds))
 
 
 if __name__ == '__main__':
