@@ -1,7 +1,8 @@
 """Train and evaluate SESEMI: image classification from few labels, regularised by predicting rotations and flips.
 
 Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv 1906.10343.
-Ends with `classification error rate: 0.xxxx` on standard output. Exit status 2: wrong input; 3: training diverged;
+Ends with `classification error rate: 0.xxxx` on standard output, of several --runs with their mean and deviation. Exit status 1: a rank
+or a process was lost; 2: wrong input; 3: training diverged;
 130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after saving a checkpoint, from which --resume goes on.
 """
 import argparse

@@ -165,20 +165,14 @@ def fit_channel_standardizer(parts):
     return ChannelStandardizer(mean.astype(np.float32), deviation.astype(np.float32))
 
 
-def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON):
+def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON, shrink=False):
     """Fit ZCA whitening: U diag((S + eps)^-1/2) U^T of the images' covariance (by n - 1) + identity_scale * I.
 
-    images: contrast-normalised float32 (n, h, w, 3), left as they were. Returns a Whitener.
+    images: contrast-normalised float32 (n, h, w, 3), left as they were, or an iterable of such parts, so that a whole float32 copy
+    never has to exist. shrink: take the covariance of Ledoit and Wolf (2004), scikit-learn's `ledoit_wolf`, in place of the images'
+    own. Products are float32, their sums float64: to the 1e-3 of a float64 computation at half its time. Returns a Whitener.
     """
-    return fit_whitener(chunks(images), identity_scale, eps)
-
-
-def fit_whitener(parts, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON, shrink=False):
-    """zca_whitener over an iterable of (n_i, h, w, 3) parts, so that a whole float32 copy never has to exist.
-
-    shrink: take the covariance of Ledoit and Wolf (2004), scikit-learn's `ledoit_wolf`, in place of the images' own.
-    Products are float32, their sums float64: to the 1e-3 of a float64 computation at half its time.
-    """
+    parts = chunks(images) if isinstance(images, np.ndarray) else images
     count, total, products, fourth, weighted = 0, 0, 0, 0, 0
     for part in parts:
         flat = part.reshape(len(part), -1)

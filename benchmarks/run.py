@@ -83,7 +83,7 @@ def batch_in_two_threads(args):
 def normalise_and_fit(args):
     images = random.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
     return (median(lambda: baseline.zca(baseline.global_contrast_normalize(images.reshape(len(images), -1))), 1),
-            median(lambda: utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(images))), args.repeats))
+            median(lambda: utils.zca_whitener(map(utils.global_contrast_normalize, utils.chunks(images))), args.repeats))
 
 
 def whiten(args):

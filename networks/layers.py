@@ -69,7 +69,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' batch normalisation, which leaves its moving averages to whoever trains: `statistics` has what they are made of.
 
     Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published results come from
-    Keras 2.2.4, whose averages are zero-debiased and of one call (METHOD): here of the first, the super branch's.
+    Keras 2.2.4, whose averages are zero-debiased and of one call: here of the first, the super branch's.
     """
 
     def __init__(self, **kwargs):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sesemi.settings import NOISE, SHIFTS, TEST_SHIFTS, WHITENED_IMAGES, WHITENED_SIZE
-from utils import (CHUNK, ChannelStandardizer, Whitener, chunks, fit_channel_standardizer, fit_whitener,
-                   global_contrast_normalize)
+from utils import (CHUNK, ChannelStandardizer, Whitener, chunks, fit_channel_standardizer, global_contrast_normalize,
+                   zca_whitener)
 
 SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
 
@@ -52,8 +52,8 @@ class Images(NamedTuple):
 
 # What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the training images.
 WHITENINGS = {
-    'zca': (Whitener, fit_whitener),
-    'shrunk': (Whitener, functools.partial(fit_whitener, shrink=True)),
+    'zca': (Whitener, zca_whitener),
+    'shrunk': (Whitener, functools.partial(zca_whitener, shrink=True)),
     'channel': (ChannelStandardizer, fit_channel_standardizer),
     'none': (None, None),
 }

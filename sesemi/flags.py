@@ -7,9 +7,9 @@ from sesemi.command_line import SWITCH, Parser, positive, share, whole
 from sesemi.decoding import FITS
 from sesemi.errors import InputError
 from sesemi.run_folder import IDENTITY_FLAGS, stored_record
-from sesemi.settings import PRESETS, WHITENED_SIZE
+from sesemi.settings import PRESETS, STEP_BYTES, WHITENED_SIZE
 
-NETWORKS = ('convnet', 'nin', 'wrn')
+NETWORKS = tuple(STEP_BYTES)
 METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(

@@ -13,7 +13,8 @@ WHITENED_SIZE = 48              # pixels a side at most: the matrix is (3 N²)²
 WHITENED_IMAGES = 3             # a value of an image, 3 N² of them, from which on own images are whitened; ours: benchmarks/whitening.py
 SPLIT_SEED = 1                  # of the labeled subset; the published split
 
-# Memory of a training step on a CPU: bytes a pixel of each view, and of the program without; measured on both runtimes; ours
+# The networks, and the memory of a training step on a CPU: bytes a pixel of each view, and of the program without; measured on both
+# runtimes; ours
 STEP_BYTES = {'convnet': 10500, 'nin': 8200, 'wrn': 8000}
 PROGRAM_BYTES = 900e6
 

@@ -38,7 +38,7 @@ class Progress(NamedTuple):
 
 
 def learning_rate(base, t, steps):
-    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5 (METHOD)."""
+    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published."""
     return base * ((steps - t) / steps) ** DECAY_POWER
 
 
@@ -84,7 +84,7 @@ def balanced_weights(labels_one_hot):
 def average_updates(model):
     """The operations that bring the batch-norm averages up to date with a step.
 
-    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is its x (METHOD).
+    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is its x, as in the published runs.
     """
     decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))       # 1 - 0.99 ** t, exact where t is small
     share = (1 - BATCH_NORM_MOMENTUM) / decay

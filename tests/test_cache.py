@@ -133,7 +133,7 @@ def test_images_beyond_the_limit_are_read_as_they_are_drawn(files, tmp_path):
     np.testing.assert_array_equal(stored[odd][chosen % 75], images[odd][chosen % 75])
     assert len(stored[150:]) == 0 and np.asarray(stored[150:]).shape == (0, 16, 16, 3)
     labels = np.eye(2, dtype=np.float32)[np.arange(150) % 2]
-    whitener = utils.fit_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))
+    whitener = utils.zca_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))
     drawn, whole = (TwoBranchBatches(pool, labels, pool, batch_size=4) for pool in (
         NormalizedImages(stored, whitener), np.asarray(NormalizedImages(images, whitener))))
     for name, array in drawn[40][0].items():

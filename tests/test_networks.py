@@ -9,7 +9,7 @@ from conftest import PROJECT
 from networks.layers import Dropout, step_variable
 from sesemi import classifier, evaluation, training
 from sesemi.runtime import keras, open_session, optimizer
-from sesemi.settings import MOMENTUM, NORM_BATCHES
+from sesemi.settings import MOMENTUM, NORM_BATCHES, STEP_BYTES
 
 SHAPE = (32, 32, 3)
 
@@ -53,6 +53,10 @@ def test_the_published_losses(network):
     for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
         metrics = train_step(*exact_batch())
         assert [metrics[name] for name in ('loss', 'self_clf_loss', 'super_clf_loss')] == pytest.approx(expected, rel=tolerance)
+
+
+def test_every_network_of_the_command_line_has_a_trunk():
+    assert set(STEP_BYTES) == set(networks.TRUNKS) - {'tiny'}
 
 
 @pytest.mark.parametrize('network, both_heads, trunk', [

@@ -39,7 +39,7 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
         images = prepare_images(dataset, 'checksum', labeled, 'asl', kind, store)
     contrast = utils.global_contrast_normalize(dataset.train_images)
     expected = {
-        'zca': lambda: utils.zca_whitener(contrast)(contrast), 'shrunk': lambda: utils.fit_whitener([contrast], shrink=True)(contrast),
+        'zca': lambda: utils.zca_whitener(contrast)(contrast), 'shrunk': lambda: utils.zca_whitener([contrast], shrink=True)(contrast),
         'channel': lambda: (contrast - contrast.mean((0, 1, 2))) / contrast.std((0, 1, 2)), 'none': lambda: contrast}[kind]()[labeled]
     np.testing.assert_allclose(images.labeled, expected, rtol=0, atol=1e-3)
     with runtime.open_session('cpu'):
