@@ -22,10 +22,10 @@ SETTINGS = sorted({*STARTED_WITH, 'flip', 'precision_mode'} - {'seed', 'no_flip'
 
 def summary(errors):
     """The line that a program reads: the error rate, or of several runs its mean and sample standard deviation."""
-    return 'classification error rate: ' + spread(errors)
+    return 'classification error rate: ' + mean_and_deviation(errors)
 
 
-def spread(values):
+def mean_and_deviation(values):
     """'0.2944', or of several '0.2944 +/- 0.0024 (5 runs)'."""
     if len(values) == 1:
         return '%.4f' % values[0]
@@ -45,9 +45,9 @@ def compare(folders):
             return [run[key] for run in runs]
         lines.append([str(setting(runs[0])[name]) for name in columns] + [
             ','.join(str(run['flags']['seed']) for run in runs),
-            spread(of('classification_error_rate')),
-            spread(of('classification_error_rate_1_view')),
-            spread(of('balanced_error_rate')),
+            mean_and_deviation(of('classification_error_rate')),
+            mean_and_deviation(of('classification_error_rate_1_view')),
+            mean_and_deviation(of('balanced_error_rate')),
             str(runs[0]['flags']['epochs']),
             page.duration(np.mean(of('steps')) * np.mean(of('seconds_per_step'))),
             '%.0f' % np.mean(of('images_per_second'))])

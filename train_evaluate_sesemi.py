@@ -178,7 +178,7 @@ def train_runs(args, group):
     print(report.summary(errors))
 
 
-def take_gpu(args, info, argv):
+def select_gpu(args, info, argv):
     """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several becomes run_local.sh."""
     if args.gpus:
         gpus = find_gpus(args.gpus, os.environ)
@@ -198,7 +198,7 @@ def main(argv):
         signals.raise_stopped()
         args = parse_args(argv)
         info = find_rank(args.workers, args.rank, os.environ)
-        take_gpu(args, info, argv)
+        select_gpu(args, info, argv)
         if args.verbose:
             os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
         for words in idle(args, info.world_size):

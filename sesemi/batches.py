@@ -73,17 +73,17 @@ def choose_whitening(whitening, images, image_size):
         'zca', '%d training images are at least %d' % (images, enough))
 
 
-def prepare_images(dataset, checksum, labeled, method, whitening, store):
-    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of WHITENINGS; store: a cache.Cache."""
+def prepare_images(dataset, checksum, labeled, method, whitening, cache):
+    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of WHITENINGS; cache: a cache.Cache."""
     kind, fit = WHITENINGS[whitening]
     whitener = None
     if kind:
         parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
-        whitener = store.whitener(kind, (whitening, checksum), dataset.train_images.shape[1:], lambda: fit(parts))
+        whitener = cache.whitener(kind, (whitening, checksum), dataset.train_images.shape[1:], lambda: fit(parts))
 
     def prepare(images):
         images = NormalizedImages(images, whitener)
-        return np.asarray(images) if store.has_room(*images.shape[:2]) else images
+        return np.asarray(images) if cache.has_room(*images.shape[:2]) else images
 
     labeled_images = unlabeled_images = prepare(dataset.train_images[labeled])
     if method == 'ssl':

@@ -131,11 +131,11 @@ class Cache:
                              '--memory-limit, or use the cache.' % (tempfile.gettempdir(), reason(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
-    def whitener(self, kind, facts, image_shape, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for these facts before."""
+    def whitener(self, kind, key, image_shape, fit):
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for this key before."""
         if self.folder is None:
             return fit()
-        name, shapes = 'whitening-%s' % digest([kind.__name__, facts]), kind.shapes(image_shape)
+        name, shapes = 'whitening-%s' % digest([kind.__name__, key]), kind.shapes(image_shape)
         sizes = [int(np.prod(shape)) for shape in shapes]
         file = self._stored(name, 4 * sum(sizes))
         if file:
@@ -209,11 +209,11 @@ class Cache:
                     os.remove(path)
 
 
-def digest(facts):
-    """Hexadecimal digits that stand for an iterable of facts."""
+def digest(key):
+    """Hexadecimal digits that stand for a key, an iterable of values."""
     whole = hashlib.sha256()
-    for fact in itertools.chain([FORMAT], facts):
-        whole.update(repr(fact).encode('utf-8', 'surrogateescape') + b'\n')
+    for value in itertools.chain([FORMAT], key):
+        whole.update(repr(value).encode('utf-8', 'surrogateescape') + b'\n')
     return whole.hexdigest()[:32]
 
 

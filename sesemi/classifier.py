@@ -31,7 +31,7 @@ class Classifier:
 
     def __init__(self, inference_model, whitener, class_names, fit='stretch', whitening=None):
         shape = [int(side) for side in inference_model.input_shape[1:]]
-        self.facts = {'class_names': class_names, 'fit': fit, 'whitening': whitening}
+        self.metadata = {'class_names': class_names, 'fit': fit, 'whitening': whitening}
         layers, self.preprocessing = _preprocessing(shape, whitener)
         before = {'super_data': 'whitened'}     # layers that are left out -> what stands in their place
         for layer in inference_model.get_config()['layers']:
@@ -59,7 +59,7 @@ class Classifier:
         memory = io.BytesIO()
         with h5py.File(memory, 'w') as file:
             file.attrs['model_config'] = json.dumps(self.config).encode()
-            file.attrs['sesemi'] = json.dumps(self.facts).encode()
+            file.attrs['sesemi'] = json.dumps(self.metadata).encode()
             group = file.create_group('model_weights')
             for attributes in (file.attrs, group.attrs):
                 attributes['keras_version'], attributes['backend'] = b'2.2.4-tf', b'tensorflow'

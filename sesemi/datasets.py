@@ -1,4 +1,4 @@
-"""A data set's name -> its images and facts. The form of the files (image folders, a list of files, the official CIFAR batches,
+"""A data set's name -> its images, labels and names. The form of the files (image folders, a list of files, the official CIFAR batches,
 SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
 """
 import csv

@@ -25,7 +25,7 @@ LAYERS = [
     layer('GlobalAveragePooling2D', 'gap', ['pool_1']), layer('Dense', 'clf', ['gap'], units=2, activation='softmax', use_bias=True)]
 WEIGHTS = {'contrast/gamma:0': (48,), 'conv_1/kernel:0': (1, 1, 3, 2), 'norm_1/gamma:0': (2,), 'norm_1/beta:0': (2,),
            'norm_1/moving_mean:0': (2,), 'norm_1/moving_variance:0': (2,), 'clf/kernel:0': (2, 2), 'clf/bias:0': (2,)}
-FACTS = {'class_names': ['cat', 'dog'], 'fit': 'pad'}
+METADATA = {'class_names': ['cat', 'dog'], 'fit': 'pad'}
 
 
 def description(layers=LAYERS, **changes):
@@ -33,11 +33,11 @@ def description(layers=LAYERS, **changes):
                  'output_layers': [[layers[-1]['name'], 0, 0]]}, **changes)
 
 
-def write(path, config=None, facts=FACTS, spoil=lambda file: None):
+def write(path, config=None, metadata=METADATA, spoil=lambda file: None):
     """A model file of those layers; spoil(file) changes it in the end."""
     with h5py.File(str(path), 'w') as file:
         file.attrs['model_config'] = json.dumps({'class_name': 'Model', 'config': config or description()}).encode()
-        file.attrs['sesemi'] = (facts if isinstance(facts, str) else json.dumps(facts)).encode()
+        file.attrs['sesemi'] = (metadata if isinstance(metadata, str) else json.dumps(metadata)).encode()
         file.create_group('model_weights').attrs['layer_names'] = [one['name'].encode() for one in LAYERS]
         for one in LAYERS:
             names = [name for name in WEIGHTS if name.split('/')[0] == one['name']]
@@ -58,7 +58,7 @@ def refused(path):
 
 
 def test_a_file_of_the_right_form(tmp_path):
-    assert model_file.read_metadata(write(tmp_path / 'a.h5')) == FACTS
+    assert model_file.read_metadata(write(tmp_path / 'a.h5')) == METADATA
 
 
 CODE = {'function': ['4wEAAAAA', None, None], 'function_type': 'lambda', 'output_shape': None, 'arguments': {}}
@@ -124,11 +124,11 @@ def test_descriptions_that_are_none(tmp_path, config):
     refused(write(tmp_path / 'a.h5', config))
 
 
-@pytest.mark.parametrize('facts', [
-    [], {}, '{', 10 ** 4 * '[', dict(FACTS, fit='zoom'), dict(FACTS, fit=[]), dict(FACTS, class_names=['cat']), dict(FACTS, class_names='ab'),
-    dict(FACTS, class_names=['cat', 'cat']), dict(FACTS, class_names=['cat', 1]), dict(FACTS, class_names=None)])
-def test_facts_that_are_none(tmp_path, facts):
-    refused(write(tmp_path / 'a.h5', facts=facts))
+@pytest.mark.parametrize('metadata', [
+    [], {}, '{', 10 ** 4 * '[', dict(METADATA, fit='zoom'), dict(METADATA, fit=[]), dict(METADATA, class_names=['cat']), dict(METADATA, class_names='ab'),
+    dict(METADATA, class_names=['cat', 'cat']), dict(METADATA, class_names=['cat', 1]), dict(METADATA, class_names=None)])
+def test_metadata_that_are_none(tmp_path, metadata):
+    refused(write(tmp_path / 'a.h5', metadata=metadata))
 
 
 def replace(name, make):
