@@ -18,7 +18,7 @@ if __name__ == '__main__':
 
 import numpy as np
 
-from sesemi import model_file, run_folder
+from sesemi import files, identity, metrics, model_file, run_folder
 from sesemi.batches import test_views
 from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
@@ -43,7 +43,7 @@ def export(args):
         model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
-        run_folder.write_atomic(args.pb, freeze(model, start, name, args.batch).SerializeToString())
+        files.write_atomic(args.pb, freeze(model, start, name, args.batch).SerializeToString())
         shape = [args.batch] + [int(side) for side in start.shape[1:]]
         print('%s: %s float32 %s -> %s float32 %s' % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
         if args.from_images:
@@ -93,7 +93,7 @@ def read_run(model_path, directory):
     flags = stored['flags']
     dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
                            with_unlabeled=flags['method'] == 'ssl')
-    if run_folder.data_checksum(dataset) != stored['data_checksum']:
+    if identity.data_checksum(dataset) != stored['data_checksum']:
         raise InputError('--bins: the images found are not those of the run that left %s; give these by --dataset.' % model_path)
     return flags, dataset
 
@@ -113,10 +113,10 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
         images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
         padding = [(0, batch - len(images))] + [(0, 0)] * 3
         for number, view in enumerate(test_views(images, first, seed, flip)):
-            run_folder.write_atomic(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
+            files.write_atomic(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
                                    np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
-    run_folder.write_atomic(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
-    run_folder.write_json(os.path.join(folder, MANIFEST), {
+    files.write_atomic(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
+    files.write_json(os.path.join(folder, MANIFEST), {
         'batch': batch, 'images': len(dataset.test_images), 'views': number + 1, 'classes': len(dataset.class_names),
         'view_dtype': 'float32', 'label_dtype': 'int32'})
 
@@ -138,7 +138,7 @@ def score(bins, outputs):
     for batch in range(math.ceil(len(labels) / manifest['batch'])):
         views = [read_output(outputs, found, view_name(batch, view), shape) for view in range(manifest['views'])]
         dense.append(np.mean(views, axis=0))
-    return run_folder.error_rate(np.concatenate(dense)[:len(labels)], labels)
+    return metrics.error_rate(np.concatenate(dense)[:len(labels)], labels)
 
 
 def read_manifest(folder):
@@ -197,7 +197,7 @@ def parse_args(argv):
         parser.error('--dataset is read for --bins DIR only; add that or leave it out')
     if args.from_images and args.bins:
         parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave one out')
-    run_folder.check_writable(args.pb, args.pb)
+    files.check_writable(args.pb, args.pb)
     if args.bins and os.path.exists(args.bins) and not (os.path.isdir(args.bins) and not os.listdir(args.bins)):
         raise InputError('--bins %s: is there already; give a folder that is new or empty.' % args.bins)
     return args

@@ -16,7 +16,7 @@ if __name__ == '__main__':
 
 import numpy as np
 
-from sesemi import model_file, run_folder
+from sesemi import files, metrics, model_file
 from sesemi.command_line import Parser, program, share, whole
 from sesemi.decoding import decode_image, most_pixels
 from sesemi.errors import InputError, RunError, printable
@@ -48,7 +48,7 @@ def predict(args):
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold) for i, row in enumerate(probabilities)]
     if args.csv:
-        run_folder.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
+        files.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
             print('%8d  %s' % (count, printable(name)))
@@ -150,7 +150,7 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
-    confusion = run_folder.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
+    confusion = metrics.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
     table = [['class', 'images', 'error', *map(printable, class_names)]]
     for label in np.unique(labels):
         counts = confusion[label]
@@ -163,8 +163,8 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
         known = probabilities.max(axis=1) >= threshold
         print('%d of %d images are %s below --threshold %g%s.' % (
             (~known).sum(), len(known), UNKNOWN, threshold,
-            '; the error rate of the others is %.4f' % run_folder.error_rate(probabilities[known], labels[known]) if known.any() else ''))
-    print('classification error rate: %.4f' % run_folder.error_rate(probabilities, labels))
+            '; the error rate of the others is %.4f' % metrics.error_rate(probabilities[known], labels[known]) if known.any() else ''))
+    print('classification error rate: %.4f' % metrics.error_rate(probabilities, labels))
 
 
 # Flags --------------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def parse_args(argv):
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')
     if args.csv:
-        run_folder.check_writable(args.csv, '--csv ' + args.csv)
+        files.check_writable(args.csv, '--csv ' + args.csv)
     return args
 
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from sesemi.command_line import Parser, program
 from sesemi.errors import InputError
+from sesemi.files import write_atomic
+from sesemi.identity import IDENTITY_FLAGS
 from sesemi.reporting import page, plots
 from sesemi.reporting.live import say_once
-from sesemi.run_folder import IDENTITY_FLAGS, data_name, stored_result, write_atomic
+from sesemi.run_folder import data_name, stored_result
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag

@@ -19,17 +19,17 @@ if __name__ == '__main__':
 import numpy as np
 
 import report
-from sesemi import run_folder, signals
+from sesemi import signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
 from sesemi.datasets import load_dataset, take_validation
 from sesemi.errors import InputError, RunError
 from sesemi.flags import idle, parse_args
+from sesemi.identity import PROJECT, data_checksum, run_identity
 from sesemi.leaks import find_leaks
 from sesemi.observer import Observer, Silent
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
-from sesemi.run_folder import data_checksum, run_identity
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
 from utils import stratified_sample
 
@@ -184,7 +184,7 @@ def select_gpu(args, info, argv):
         gpus = find_gpus(args.gpus, os.environ)
         if len(gpus) > info.world_size == 1:
             os.environ.setdefault('PYTHON', sys.executable)
-            os.execvp('bash', ['bash', os.path.join(run_folder.PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
+            os.execvp('bash', ['bash', os.path.join(PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
         args.gpu_id = gpus[info.rank % len(gpus)]
     if args.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id

@@ -29,7 +29,7 @@ from networks import build_sesemi, sesemi  # noqa: E402
 from sesemi import machine, pools, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
 from sesemi.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
-from sesemi.run_folder import write_json  # noqa: E402
+from sesemi.files import write_json  # noqa: E402
 from sesemi.settings import MOMENTUM  # noqa: E402
 
 RATIOS = os.path.join(HERE, 'ratios.json')

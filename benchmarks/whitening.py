@@ -21,7 +21,8 @@ from networks import build_sesemi  # noqa: E402
 from sesemi import cache, evaluation, runtime, training  # noqa: E402
 from sesemi.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
 from sesemi.datasets import Dataset, load_dataset  # noqa: E402
-from sesemi.run_folder import error_rate, write_json  # noqa: E402
+from sesemi.files import write_json  # noqa: E402
+from sesemi.metrics import error_rate  # noqa: E402
 from sesemi.settings import LEARNING_RATE, MOMENTUM  # noqa: E402
 from utils import stratified_sample  # noqa: E402
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from sesemi import model_file
-from sesemi.run_folder import write_atomic
+from sesemi.files import write_atomic
 from sesemi.runtime import keras
 from sesemi.settings import CONTRAST_SCALE
 from sesemi.training import assign, read

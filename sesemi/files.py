@@ -1,11 +1,19 @@
-"""Files of others, opened for reading."""
+"""Files: those of others opened for reading, those of a run written whole or not at all."""
+import contextlib
+import csv
+import io
+import json
 import os
+import secrets
 import stat
 
 import numpy as np
 
+from sesemi.errors import InputError, printable
+
 LONGEST = 1 << 26       # bytes of an array whose length is not known
 MAGIC = b'\x93NUMPY\x01\x00'      # of the format that numpy writes plain arrays in
+PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
 
 
 def open_regular(path):
@@ -34,3 +42,45 @@ def read_array(archive, name, dtype, shape):
         if magic != MAGIC or header != right or len(data) != size:
             raise ValueError('its %s is not the array it should be' % name)
         return np.frombuffer(data, dtype).reshape(shape)
+
+
+def check_writable(path, name):
+    """Raises InputError, calling it `name`, when a file could not be written to `path`."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path) or not os.access(folder, os.W_OK):
+        raise InputError('%s: cannot be written there; give a file in a folder that is there.' % name)
+
+
+def write_atomic(path, data):
+    """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
+
+    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
+    """
+    beside = PART % (path, secrets.token_hex(4))
+    try:
+        with open(beside, 'xb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+        if not isinstance(error, OSError):
+            raise
+        raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
+                         % (path, error.strerror)) from None
+
+
+def write_json(path, content):
+    """Write a JSON file, whole or not at all."""
+    write_atomic(path, (json.dumps(content, indent=1) + '\n').encode())
+
+
+def write_table(path, rows):
+    """Write dicts as a CSV file, a line for each, whole or not at all; its columns are all their keys."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
+    table.writeheader()
+    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
+    write_atomic(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text

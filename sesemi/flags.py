@@ -6,7 +6,8 @@ import os
 from sesemi.command_line import SWITCH, Parser, positive, share, whole
 from sesemi.decoding import FITS
 from sesemi.errors import InputError
-from sesemi.run_folder import IDENTITY_FLAGS, stored_record
+from sesemi.identity import IDENTITY_FLAGS
+from sesemi.run_folder import stored_record
 from sesemi.settings import PRESETS, STEP_BYTES, WHITENED_SIZE
 
 NETWORKS = tuple(STEP_BYTES)

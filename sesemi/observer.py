@@ -1,7 +1,8 @@
 """What a run writes and prints. Rank 0's observer does both; the other ranks have one that does nothing."""
 import contextlib
 
-from sesemi.run_folder import Clock, Run, error_rate
+from sesemi.metrics import error_rate
+from sesemi.run_folder import Clock, Run
 
 
 class Observer:

@@ -1,40 +1,25 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
-import contextlib
 import csv
 import glob
-import hashlib
 import io
 import json
-import math
 import os
-import platform
-import secrets
 import shlex
-import subprocess
 import sys
 import time
 import weakref
 
 import numpy as np
-import PIL
 
-from sesemi.errors import InputError, printable, reason
-from sesemi.files import open_regular
+from sesemi.errors import InputError, reason
+from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
+from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
 from sesemi.lock import lock, release
-from sesemi.settings import LEARNING_RATE, SPLIT_SEED
-from utils import chunks
+from sesemi.metrics import confusion_matrix, error_rate, wilson_interval
 
-# The flags that make a run the one it is, and their defaults: with another value it is another run.
-IDENTITY_FLAGS = {
-    'data': 'cifar10', 'labels': 1000, 'split_seed': SPLIT_SEED, 'image_size': 32, 'fit': 'stretch', 'no_flip': False,
-    'network': 'convnet', 'method': 'asl', 'epochs': None, 'batch_size': None, 'lr': LEARNING_RATE, 'no_oversample': False, 'seed': 0,
-    'scale_lr': False, 'recompute_norm': None, 'whitening': None, 'validation': None, 'keep': 'last', 'class_weights': None,
-}
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
                   'images_per_second')
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
-PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Run:
@@ -171,25 +156,6 @@ class Clock:
         self.laps[name], self._since = now - self._since, now
 
 
-def error_rate(probabilities, labels):
-    """The share of images whose most probable class is not their label."""
-    return float(np.mean(probabilities.argmax(axis=1) != labels))
-
-
-def wilson_interval(errors, images, z=1.96):
-    """[low, high]: the 95 % interval of an error rate that was counted on so many images (Wilson 1927)."""
-    rate = errors / images
-    middle, half = rate + z * z / (2 * images), z * math.sqrt(rate * (1 - rate) / images + (z / (2 * images)) ** 2)
-    return [max(0.0, (middle - half) / (1 + z * z / images)), min(1.0, (middle + half) / (1 + z * z / images))]
-
-
-def confusion_matrix(predicted, labels, classes):
-    """int64 (classes, classes): how many images of each class (row) were taken for each class (column)."""
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (labels, predicted), 1)
-    return matrix
-
-
 def stored_record(folder):
     """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
     path = os.path.join(folder, 'args.json')
@@ -249,112 +215,3 @@ def read_json(path):
         return content
     except (OSError, ValueError, RecursionError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
-
-
-def data_checksum(dataset, image_digests=None):
-    """SHA-256 over all images and labels and the class names.
-
-    image_digests: a list that gets S16 (n,) of the training, test, other unlabeled and validation images: half of each one's SHA-256.
-    """
-    digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
-    extra = dataset.unlabeled_images[len(dataset.train_images):]
-    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels), (extra, ()),
-                           (dataset.valid_images, dataset.valid_labels)):
-        own = bytearray()
-        for part in map(np.ascontiguousarray, chunks(images)):
-            digest.update(part)
-            if image_digests is not None:
-                for image in part:
-                    own += hashlib.sha256(image).digest()[:16]
-        digest.update(np.ascontiguousarray(labels))
-        if image_digests is not None:
-            image_digests.append(np.frombuffer(own, 'S16'))
-    return digest.hexdigest()
-
-
-def run_identity(args, checksum, labeled):
-    """What must be the same for every rank of a run: JSON values by what a user calls them."""
-    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in IDENTITY_FLAGS}, 'the images': checksum,
-            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum(),
-            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': _tensorflow_version()}
-
-
-def code_checksum():
-    """SHA-256 over all Python files that take part in a run."""
-    digest = hashlib.sha256()
-    for pattern in '*.py', 'networks/**/*.py', 'sesemi/**/*.py':
-        for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), pattern), recursive=True)):
-            with open(path, 'rb') as file:
-                digest.update(file.read())
-    return digest.hexdigest()
-
-
-def _tensorflow_version():
-    """By the metadata of its package, which has several names, without the seconds of an import; None where there are none."""
-    with contextlib.suppress(ImportError):
-        if sys.version_info >= (3, 8):
-            from importlib.metadata import version
-        else:
-            from importlib_metadata import version      # TensorFlow 1.15 brings it
-        for name in 'tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm', 'tf-nightly':
-            with contextlib.suppress(ImportError):      # PackageNotFoundError is one
-                return version(name)
-    return None
-
-
-def versions():
-    """The versions that could change a result."""
-    from sesemi.runtime import tf
-    return {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__, 'pillow': PIL.__version__,
-            'platform': platform.platform()}
-
-
-def git_revision():
-    """The checkout's revision, with -dirty if files differ from it; None outside a checkout."""
-    try:
-        return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*'],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout.decode().strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def check_writable(path, name):
-    """Raises InputError, calling it `name`, when a file could not be written to `path`."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.exists(path) and not os.path.isfile(path) or not os.access(folder, os.W_OK):
-        raise InputError('%s: cannot be written there; give a file in a folder that is there.' % name)
-
-
-def write_atomic(path, data):
-    """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
-
-    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
-    """
-    beside = PART % (path, secrets.token_hex(4))
-    try:
-        with open(beside, 'xb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
-        if not isinstance(error, OSError):
-            raise
-        raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
-                         % (path, error.strerror)) from None
-
-
-def write_json(path, content):
-    """Write a JSON file, whole or not at all."""
-    write_atomic(path, (json.dumps(content, indent=1) + '\n').encode())
-
-
-def write_table(path, rows):
-    """Write dicts as a CSV file, a line for each, whole or not at all; its columns are all their keys."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
-    table.writeheader()
-    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
-    write_atomic(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text

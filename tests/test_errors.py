@@ -1,7 +1,7 @@
 """Text from elsewhere in messages and tables: it stays in its line, and is no instruction to the terminal."""
 import pytest
 
-from sesemi import run_folder
+from sesemi import files
 from sesemi.errors import InputError, printable, reason
 
 NAMES = [('a\nb.png', r'a\nb.png'), ('\x1b[2Jgone', r'\x1b[2Jgone'), ('\r\t\x00\x7f\x9b', r'\r\t\x00\x7f\x9b'), ('gnp\u202eexe', r'gnp\u202eexe'),
@@ -15,7 +15,7 @@ def test_control_characters_are_escaped(name, shown):
 
 @pytest.mark.parametrize('name, shown', NAMES)
 def test_a_line_of_csv_stays_a_line(tmp_path, name, shown):
-    run_folder.write_table(str(tmp_path / 'a.csv'), [{'file': name, 'class': name, 'n': 1}])
+    files.write_table(str(tmp_path / 'a.csv'), [{'file': name, 'class': name, 'n': 1}])
     assert (tmp_path / 'a.csv').read_bytes().decode() == 'file,class,n\n{0},{0},1\n'.format(shown)
 
 

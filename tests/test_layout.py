@@ -4,7 +4,7 @@ import shutil
 
 from conftest import PROJECT
 
-from sesemi import run_folder
+from sesemi import identity
 
 PROGRAMS = {'train_evaluate_sesemi', 'predict', 'report', 'export_pb', 'boot_modelarts', 'help_modelarts'}
 FILES = [path for pattern in ('*.py', 'networks/**/*.py', 'sesemi/**/*.py') for path in sorted(PROJECT.glob(pattern))]
@@ -57,15 +57,15 @@ def test_one_file_imports_tensorflow_and_only_what_is_public():
 
 
 def test_a_change_to_any_file_of_a_run_changes_the_checksum_of_the_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, 'PROJECT', str(tmp_path))
+    monkeypatch.setattr(identity, 'PROJECT', str(tmp_path))
     for path in FILES:
         copy = tmp_path / path.relative_to(PROJECT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(path), str(copy))
-    before = run_folder.code_checksum()
+    before = identity.code_checksum()
     for path in FILES:
         copy = tmp_path / path.relative_to(PROJECT)
         copy.write_bytes(copy.read_bytes() + b'#')
-        assert run_folder.code_checksum() != before, path
+        assert identity.code_checksum() != before, path
         copy.write_bytes(copy.read_bytes()[:-1])
-    assert run_folder.code_checksum() == before
+    assert identity.code_checksum() == before

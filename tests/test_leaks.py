@@ -5,12 +5,12 @@ import pytest
 from conftest import write_classes
 from PIL import Image
 
-from sesemi import cache, datasets, leaks, run_folder
+from sesemi import cache, datasets, identity, leaks
 
 
 def leaks_of(folder, decode=datasets.decode_images):
     dataset, digests = datasets.load_dataset('folder', str(folder), 8, decode=decode), []
-    assert run_folder.data_checksum(dataset, digests) == run_folder.data_checksum(dataset)
+    assert identity.data_checksum(dataset, digests) == identity.data_checksum(dataset)
     assert [len(part) for part in digests] == [len(dataset.train_labels), len(dataset.test_labels),
                                                len(dataset.unlabeled_images) - len(dataset.train_labels), len(dataset.valid_labels)]
     return leaks.find_leaks(dataset, *digests)

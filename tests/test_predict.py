@@ -12,7 +12,7 @@ import programs
 from conftest import PROJECT
 from PIL import Image
 
-from sesemi import run_folder
+from sesemi import files
 from sesemi.errors import InputError
 from utils import decode_image, fit_channel_standardizer, global_contrast_normalize
 
@@ -241,5 +241,5 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 
 def test_a_file_name_that_is_no_text_can_be_written_to_a_csv_file(tmp_path):
-    run_folder.write_table(str(tmp_path / 'out.csv'), [{'file': 'caf\udce9.png', 'class': 'b\u00e4r'}])
+    files.write_table(str(tmp_path / 'out.csv'), [{'file': 'caf\udce9.png', 'class': 'b\u00e4r'}])
     assert (tmp_path / 'out.csv').read_bytes().decode() == 'file,class\ncaf\\udce9.png,b\u00e4r\n'

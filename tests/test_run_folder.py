@@ -6,7 +6,7 @@ import pytest
 from conftest import write_classes
 
 import report
-from sesemi import datasets, flags, run_folder
+from sesemi import datasets, flags, identity, run_folder
 from sesemi.errors import InputError
 
 
@@ -27,7 +27,7 @@ def started(images, folder, *given):
 def a_run(images, folder):
     """Record the start of a run as the program does."""
     run, dataset = started(images, folder)
-    run.start(dataset, [0, 1, 6, 7], run_folder.data_checksum(dataset))
+    run.start(dataset, [0, 1, 6, 7], identity.data_checksum(dataset))
 
 
 ODD_JSON = ['', '\0', '[1]', '"a"', '3', 'null', 100000 * '[', '{"a": ' * 100000, '{"flags": "\x00"}', '\ufeff{}', '{}']
@@ -93,7 +93,7 @@ def test_results_of_odd_content(tmp_path, content):
 def test_labeled_images_of_odd_content(images, tmp_path, content):
     a_run(images, tmp_path)
     run, dataset = started(images, tmp_path, '--resume')
-    assert run.read_split(dataset, run_folder.data_checksum(dataset)).tolist() == [0, 1, 6, 7]
+    assert run.read_split(dataset, identity.data_checksum(dataset)).tolist() == [0, 1, 6, 7]
     (tmp_path / 'labeled.csv').write_bytes(content)
     with pytest.raises(InputError, match='labeled.csv: not the labeled images of a run'):
-        run.read_split(dataset, run_folder.data_checksum(dataset))
+        run.read_split(dataset, identity.data_checksum(dataset))

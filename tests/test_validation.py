@@ -12,7 +12,7 @@ from conftest import write_image
 
 import tiny_trunk  # noqa: F401
 import networks
-from sesemi import datasets, evaluation, flags, run_folder, training
+from sesemi import datasets, evaluation, flags, metrics, run_folder, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
 from sesemi.errors import InputError
@@ -177,7 +177,7 @@ def validation_error(data, path):
         classify = keras.backend.function([whitened], [model.output])
         behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
         dense, _ = evaluation.DenseEvaluator(behind, images, 5, True, training.StopSignals())()
-    return run_folder.error_rate(dense, dataset.valid_labels)
+    return metrics.error_rate(dense, dataset.valid_labels)
 
 
 def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_left_alone(train, data, tmp_path, monkeypatch):
@@ -296,6 +296,6 @@ def test_profiling_says_when_its_step_never_comes(capsys):
 
 
 def test_wilson_interval():
-    assert run_folder.wilson_interval(10, 100) == pytest.approx([0.0552, 0.1744], abs=1e-4)       # Newcombe 1998's form
-    assert run_folder.wilson_interval(0, 20) == pytest.approx([0, 0.1611], abs=1e-4)
-    assert run_folder.wilson_interval(20, 20) == pytest.approx([0.8389, 1], abs=1e-4)
+    assert metrics.wilson_interval(10, 100) == pytest.approx([0.0552, 0.1744], abs=1e-4)       # Newcombe 1998's form
+    assert metrics.wilson_interval(0, 20) == pytest.approx([0, 0.1611], abs=1e-4)
+    assert metrics.wilson_interval(20, 20) == pytest.approx([0.8389, 1], abs=1e-4)

@@ -11,7 +11,7 @@ import pytest
 from conftest import PROJECT, write_classes, write_image
 from programs import run
 
-from sesemi import datasets, flags, run_folder
+from sesemi import datasets, flags, identity, run_folder
 from sesemi.errors import InputError
 
 
@@ -199,7 +199,7 @@ def a_run(result, images):
     """Record the start of a run as the script does."""
     args = flags.parse_args(folder(str(images), '--result', str(result)))
     dataset = datasets.load_dataset('folder', str(images))
-    run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], run_folder.data_checksum(dataset))
+    run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], identity.data_checksum(dataset))
 
 
 def test_result_that_holds_a_run(refuses, images, tmp_path):

@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from sesemi.errors import RunError
+from sesemi.files import write_atomic
 from sesemi.reporting import page, plots
-from sesemi.run_folder import stored_record, write_atomic
+from sesemi.run_folder import stored_record
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
 
