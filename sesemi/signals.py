@@ -9,8 +9,10 @@ import os
 import select
 import signal
 import threading
+import time
 
 GRACE = 2       # seconds that the main thread has to end, which removes temporary files and tells other ranks
+ECHO = 0.5      # seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the child's group
 
 
 class Stopped(KeyboardInterrupt):
@@ -94,17 +96,18 @@ def raise_stopped(raising=True):
 
 @contextlib.contextmanager
 def taken_by(take):
-    """Within the block a signal is handed to take(number), in another thread; a second one of the same ends the process at once.
+    """Within the block a signal is handed to take(number), in another thread; a second one of the same, ECHO later, ends the process.
 
     Without watch() that happens in the main thread.
     """
-    seen = set()
+    seen = {}
 
     def received(number, _=None):
-        if number in seen:
+        now = time.monotonic()
+        if now - seen.setdefault(number, now) > ECHO:
             end(number)
-        seen.add(number)
-        take(number)
+        if seen[number] == now:
+            take(number)
 
     before = {} if _watch else {number: signal.signal(number, received) for number in numbers()}
     if _watch:

@@ -182,7 +182,7 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
 
 
 class StopSignals:
-    """Within the block SIGTERM, SIGHUP and Ctrl-C are noted instead of ending the process; a second one of the same ends it at once.
+    """Within the block SIGTERM, SIGHUP and Ctrl-C are noted instead of ending the process; a second one of the same, later, ends it at once.
 
     pass_on: called with the signal's number in place of noting it, by a rank that does not decide on its own.
     """
