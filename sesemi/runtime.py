@@ -4,18 +4,17 @@
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
 """
 import contextlib
-import ctypes
 import functools
 import glob
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
 from typing import NamedTuple, Optional
 
+from sesemi import nvidia
 from sesemi.errors import InputError
 from sesemi.process_group import ProcessGroup
 from sesemi.step_memory import check_memory
@@ -62,8 +61,6 @@ tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
 
-# Under WSL every maker's card is /dev/dxg, but the driver's library is there with NVIDIA's alone.
-GPU_NODES = ('/dev/nvidia[0-9]*', '/usr/lib/wsl/lib/libcuda.so.1')
 NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
 RANK = 'sesemi/rank'     # the collection of a graph that holds (rank, ranks)
 PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
@@ -240,8 +237,8 @@ def profiler(device, options, model, steps):
 
 def _gpus():
     """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
-    if _has_card():
-        _load_cuda()
+    if nvidia.has_card():
+        nvidia.load_cuda()
     if not tf.config.experimental.list_physical_devices('GPU'):
         return []
     try:
@@ -251,64 +248,12 @@ def _gpus():
         return []
 
 
-def _has_card():
-    return any(map(glob.glob, GPU_NODES))
-
-
-def _load_cuda():
-    """Load the libraries that TensorFlow does not find in its CUDA packages, though it asks for these packages itself: cuSOLVER in
-    2.21, without which it uses no GPU, and NCCL in 2.20. What is loaded is found.
-    """
-    packages = importlib.util.find_spec('nvidia')
-    for folder in getattr(packages, 'submodule_search_locations', None) or ():
-        for name in 'cusolver', 'nccl':
-            for path in glob.glob('{}/{}/lib/lib{}.so.*'.format(glob.escape(folder), name, name)):
-                with contextlib.suppress(OSError):      # TensorFlow will say it
-                    ctypes.CDLL(path)
+def _unused_card():
+    return nvidia.unused_card(tf.__version__, tf.test.is_built_with_cuda())
 
 
 def _gpu_config():
     return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
-
-
-@functools.lru_cache(maxsize=None)      # the runs of --runs are on the same card
-def _unused_card():
-    """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a card.
-
-    The cause is in TensorFlow's log, which is off here: a second process tells it.
-    """
-    if not _has_card():
-        return None
-    code = 'import sys; sys.path.insert(0, sys.argv[1]); from sesemi import runtime; runtime._load_cuda(); runtime.tf.Session()'
-    asked = subprocess.run([sys.executable, '-c', code, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))],
-                           env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1'),
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return 'TensorFlow %s cannot use the NVIDIA card: %s, or say --device cpu.' % (
-        tf.__version__, _reason_in(asked.stderr.decode(errors='replace'), os.environ.get('CUDA_VISIBLE_DEVICES')))
-
-
-def _reason_in(log, visible):
-    """The cause and the remedy, by the log of a TensorFlow that tells what it loads, and CUDA_VISIBLE_DEVICES or None."""
-    missing = list(dict.fromkeys(re.findall(r"Could not load dynamic library '([^']+)'", log)))
-    of_driver = [name for name in missing if name.startswith(('libcuda.', 'libnvidia-ml.'))]
-    of_cuda = ', '.join(name for name in missing if name not in of_driver and not name.startswith('libnvinfer'))    # TensorRT
-    least = re.search(r'minimum required Cuda capability is (\d+\.\d+)', log)
-    refused = re.search(r'(?<=cuInit: )CUDA_ERROR_\w+|(?<=\(\) failed. Status: ).+', log)
-    if not tf.test.is_built_with_cuda():
-        return 'it is built for CPUs alone; set PYTHON to an interpreter with a build for CUDA'
-    if visible is not None and (visible.split(',')[0].strip() in ('', '-1') or 'CUDA_ERROR_NO_DEVICE' in log):
-        return "CUDA_VISIBLE_DEVICES is '%s', which names none; unset it" % visible
-    if of_driver:
-        return "%s of the driver is missing; install NVIDIA's driver, in a container its runtime" % ' and '.join(of_driver)
-    if refused:
-        return 'the driver says %s; update it, until nvidia-smi lists the card' % refused.group(0)
-    if of_cuda and tf.__version__ < '2':
-        return 'CUDA is missing (%s); start with PYTHON= TENSORFLOW=2 bash run_1p.sh' % of_cuda
-    if of_cuda:
-        return 'CUDA is missing (%s); run %s -m pip install -r requirements-gpu.txt' % (of_cuda, sys.executable)
-    if least:
-        return 'it needs one of compute capability %s; put in another' % least.group(1)
-    return 'its log names no cause; read it with --verbose'
 
 
 def _adapter():

@@ -13,7 +13,7 @@ from conftest import PROJECT
 from programs import STAND_INS, copy_project, run
 
 import train_evaluate_sesemi
-from sesemi import runtime
+from sesemi import nvidia, runtime
 
 ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
           'precision_mode': 'allow_fp32_to_fp16'}
@@ -231,12 +231,12 @@ def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
 def add_card(tmp_path, monkeypatch):
     """A machine of its own device nodes; a call adds an NVIDIA card's."""
     monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'davinci[0-9]*'))
-    monkeypatch.setattr(runtime, 'GPU_NODES', (str(tmp_path / 'nvidia[0-9]*'),))
+    monkeypatch.setattr(nvidia, 'GPU_NODES', (str(tmp_path / 'nvidia[0-9]*'),))
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     (tmp_path / 'nvidiactl').write_text('')     # a container without a card may have it
-    runtime._unused_card.cache_clear()
+    nvidia.unused_card.cache_clear()
     yield lambda: (tmp_path / 'nvidia0').write_text('')
-    runtime._unused_card.cache_clear()
+    nvidia.unused_card.cache_clear()
 
 
 def test_without_a_card_nothing_is_said_of_one(add_card, monkeypatch, capsys):
@@ -293,21 +293,18 @@ INSUFFICIENT = 'CUDA driver version is insufficient for CUDA runtime version'
     (OLD_NOT_LOADED % 'libcudart.so.10.0' + OLD_NOT_LOADED % 'libcudnn.so.7', '0', 'CUDA is missing (libcudart.so.10.0, libcudnn.so.7); '),
     ('The minimum required Cuda capability is 6.0.', None, 'it needs one of compute capability 6.0; '),
     ('', None, 'its log names no cause')])
-def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(log, visible, reason, monkeypatch):
-    monkeypatch.setattr(runtime.tf.test, 'is_built_with_cuda', lambda: True)
+def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(log, visible, reason):
     for version, remedy in (('1.15.0', 'TENSORFLOW=2 bash run_1p.sh'), ('2.21.0', ' -m pip install -r requirements-gpu.txt')):
-        monkeypatch.setattr(runtime.tf, '__version__', version)
-        found = runtime._reason_in(log, visible)
+        found = nvidia.reason_in(log, visible, version, True)
         assert found.startswith(reason) and found.endswith(remedy) == reason.startswith('CUDA is missing')
-    monkeypatch.setattr(runtime.tf.test, 'is_built_with_cuda', lambda: False)
-    assert runtime._reason_in(log, visible).startswith('it is built for CPUs alone; ')
+        assert nvidia.reason_in(log, visible, version, False).startswith('it is built for CPUs alone; ')
 
 
 @pytest.mark.skipif(not shutil.which('cc'), reason='needs a compiler')
 def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, monkeypatch):
     """A library that is loaded is found by its name, wherever it lies; before, it is not."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(runtime, 'GPU_NODES', (str(tmp_path),))
+    monkeypatch.setattr(nvidia, 'GPU_NODES', (str(tmp_path),))
     for name in 'libcusolver.so.11', 'libnccl.so.2':
         path = tmp_path / 'nvidia' / name[3:].split('.')[0] / 'lib' / name
         path.parent.mkdir(parents=True)
