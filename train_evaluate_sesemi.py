@@ -2,8 +2,8 @@
 
 Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv 1906.10343.
 Ends with `classification error rate: 0.xxxx` on standard output, of several --runs with their mean and deviation. Exit status 1: a rank
-or a process was lost; 2: wrong input; 3: training diverged;
-130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after saving a checkpoint, from which --resume goes on.
+or a process was lost; 2: wrong input; 3: training diverged; 130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after
+saving a checkpoint, from which --resume goes on.
 """
 import argparse
 import contextlib
@@ -44,13 +44,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
 
     # 1. Read
     cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
-    with group.main_process_first():
-        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
-    digests = []
-    checksum = data_checksum(dataset, digests)
-    leaks = find_leaks(dataset, *digests)
-    if leaks:
-        print(leaks)
+    dataset, checksum = read(args, cache, group)
 
     # 2. Choose the labels
     chosen = observer.read_split(dataset, checksum)
@@ -71,12 +65,9 @@ def train_and_evaluate(args, group=ProcessGroup()):
     from sesemi.evaluation import Evaluation
     device, options, why = runtime.choose(args, group)
     observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
-    print('%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).' % (
-        args.data, args.network, args.method, len(labeled), len(trained.train_images), len(trained.valid_labels), len(trained.test_labels),
-        len(trained.class_names), args.epochs, steps_per_epoch, '%d x ' % group.world_size if group.world_size > 1 else '', device, why))
+    print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
     # 3. Normalise and whiten
-    print('Whitening: %s%s.' % (args.whitening, ' (%s)' % why_whitening if why_whitening else ''))
     with group.main_process_first():
         images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method,
                                 args.whitening, cache)
@@ -96,7 +87,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
                                        **dropout_rates(args.data, args.network, args.method), seed=args.seed)
 
         # 6. Train
-        rate, steps = args.lr * (group.world_size if args.scale_lr else 1), steps_per_epoch * args.epochs
+        rate, steps = args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch * args.epochs
         optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, group)
         weights = training.balanced_weights(labels_one_hot) if args.class_weights else None
         train_step = training.training_function(model, optimizer, weights)
@@ -111,6 +102,18 @@ def train_and_evaluate(args, group=ProcessGroup()):
 
         # 7. Evaluate: the mean softmax over the test views
         return observer.evaluate(progress)
+
+
+def read(args, cache, group):
+    """(the datasets.Dataset that the flags ask for, its checksum); warns of images that are in two parts of it or under two labels."""
+    with group.main_process_first():
+        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
+    digests = []
+    checksum = data_checksum(dataset, digests)
+    leaks = find_leaks(dataset, *digests)
+    if leaks:
+        print(leaks)
+    return dataset, checksum
 
 
 def choose_labeled(dataset, labels, split_seed):
@@ -148,6 +151,16 @@ def settle(args, dataset, labeled, group):
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
     settled = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening, rank=group.rank, ranks=group.world_size)
     return argparse.Namespace(**settled), max(1, images // (args.batch_size * group.world_size)), why
+
+
+def in_words(args, dataset, labeled, steps_per_epoch, why_whitening, device, why_device):
+    """What a run is about to do: two lines. args: settled; dataset: what is trained on; labeled: how many images."""
+    return (
+        '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
+        'Whitening: %s%s.') % (
+            args.data, args.network, args.method, labeled, len(dataset.train_images), len(dataset.valid_labels), len(dataset.test_labels),
+            len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
+            args.whitening, ' (%s)' % why_whitening if why_whitening else '')
 
 
 def train_runs(args, group):
