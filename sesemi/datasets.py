@@ -58,6 +58,8 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
     if _find(directory, SVHN_FILES):
         _check_name(data, 'svhn', directory)
         return _resized(_load_svhn(directory), image_size)
+    if os.path.isfile(os.path.join(directory, 'list.csv')):
+        directory = os.path.join(directory, 'list.csv')
     load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
     return load(directory, with_unlabeled, lambda paths: decode(paths, image_size, fit))
 
@@ -189,17 +191,21 @@ def _load_list(path, with_unlabeled, decode):
     except (OSError, ValueError, csv.Error) as error:
         raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.' % (path, reason(error))) from None
     if not rows or not {'path', 'label'} <= set(rows[0]):
-        raise InputError('%s: needs a header with the columns path, label and split, and a line for each image.' % path)
+        raise InputError('%s: needs a header with the columns path, label and split, set apart by commas, and a line for each image.' % path)
     parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
-        part = row.get('split') or 'train'
+        part, label = row.get('split') or 'train', row['label'] if (row['label'] or '').strip() else ''
         if not row['path']:
             raise InputError('%s, line %d: has no path; add it or remove the line.' % (path, line))
         if part in VALID:
             part = 'valid'
-        if part not in ('train', 'valid', 'test') or part != 'train' and not row['label']:
+        if part not in ('train', 'valid', 'test') or part != 'train' and not label:
             raise InputError('%s, line %d: split must be train, valid or test, and a valid or test image needs a label.' % (path, line))
-        parts[part if row['label'] else 'unlabeled'].append((os.path.join(directory, row['path']), row['label']))
+        file = os.path.join(directory, row['path'])
+        if not os.path.exists(file):
+            raise InputError('%s, line %d: %s: no such file; correct the path, which counts from the folder of the list, or remove the line.'
+                             % (path, line, file))
+        parts[part if label else 'unlabeled'].append((file, label))
     class_names = sorted({label for _, label in parts['train']})
     unknown = sorted({label for _, label in parts['valid'] + parts['test']} - set(class_names))
     if unknown or len(class_names) < 2:
@@ -209,6 +215,8 @@ def _load_list(path, with_unlabeled, decode):
         ([file for file, _ in parts[part]], np.array([class_names.index(label) for _, label in parts[part]], np.int64))
         for part in ('train', 'test', 'valid'))
     extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
+    if len(extra) < len(parts['unlabeled']):
+        print('%d unlabeled images passed over (for --method ssl).' % len(parts['unlabeled']))
     return _read_files(directory, class_names, train, test, valid, extra, decode)
 
 

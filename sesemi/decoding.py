@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import math
+import os
 from typing import NamedTuple, Tuple
 
 import numpy as np
@@ -68,7 +69,8 @@ def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=Non
                 animated.append(path)
             return np.asarray(image)
     except UnidentifiedImageError:
-        why = 'it is of none of the formats %s' % ', '.join(readable().formats)
+        why = ('it is of none of the formats %s, or of a kind of one that Pillow does not read' % ', '.join(readable().formats)
+               if os.path.getsize(path) else 'it is empty')
     except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
         why = reason(error)
     raise InputError('%s: cannot be read as an image (%s); replace or remove the file.' % (path, why))

@@ -94,7 +94,7 @@ def _parser():
 
     data = parser.add_argument_group('data')
     data.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
-    data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or the official '
+    data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official '
                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
     data.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '

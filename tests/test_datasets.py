@@ -184,6 +184,25 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
     assert len(datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images) == 3
 
 
+def test_a_folder_that_holds_the_list_is_read_by_it(tmp_path):
+    write_classes(tmp_path, {'x': 3, 'y': 3})
+    write_list(tmp_path / 'list.csv', 'path,label,split', *('{}/{:03d}.png,{},{}'.format(
+        folder, i, 'ab'[i % 2], 'test' if folder == 'y' else '') for folder in 'xy' for i in range(3)))
+    dataset = datasets.load_dataset('folder', str(tmp_path))
+    assert dataset.class_names == ['a', 'b'] and dataset.train_names == ['x/000.png', 'x/001.png', 'x/002.png']
+
+
+def test_what_a_list_leaves_unlabeled_is_used_or_it_is_said(tmp_path, capsys):
+    write_classes(tmp_path, {'x': 6})
+    labels = 'a', 'b', '', ' ', 'a', 'b'
+    path = write_list(tmp_path / 'list.csv', 'path,label,split', *(
+        'x/{:03d}.png,{},{}'.format(i, label, 'test' if i > 3 else 'train') for i, label in enumerate(labels)))
+    for with_unlabeled, count, said in (True, 4, ''), (False, 2, '2 unlabeled images passed over (for --method ssl).\n'):
+        dataset = datasets.load_dataset('folder', path, with_unlabeled=with_unlabeled)
+        assert dataset.class_names == ['a', 'b'] and len(dataset.unlabeled_images) == count
+        assert capsys.readouterr().out == said
+
+
 def test_list_without_test_files(tmp_path, capsys):
     write_classes(tmp_path, {'x': 14})
     path = write_list(tmp_path / 'list.csv', 'path,label', *('x/{:03d}.png,{}'.format(i, 'ab'[i % 2]) for i in range(14)))
@@ -199,7 +218,8 @@ def test_list_without_test_files(tmp_path, capsys):
     (['path,label,split', 'a.png,cat,dev'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
     (['path,label,split', 'a.png,cat,', 'a.png,,valid'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
-    (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png'), (['path,label', 'a\0.png,cat'], '')])
+    (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png: no such file'),
+    (['path;label', 'a.png;cat'], 'commas'), (['path,label', 'a\0.png,cat'], '')])
 def test_list_that_does_not_do(tmp_path, lines, words):
     write_image(tmp_path / 'a.png', np.zeros((32, 32, 3)))
     sentence = refusal('folder', write_list(tmp_path / 'list.csv', *lines))

@@ -206,6 +206,19 @@ def test_a_file_of_another_format_starts_no_program(tmp_path, monkeypatch):
     assert not (tmp_path / 'started').exists()
 
 
+def test_what_pillow_does_not_know_of_a_format_is_not_called_another_format(tmp_path):
+    save(tmp_path / 'empty.png')
+    (tmp_path / 'empty.png').write_bytes(b'')
+    Image.new('F', (32, 32)).save(str(tmp_path / 'double.tif'))
+    content = (tmp_path / 'double.tif').read_bytes()
+    of_bits = struct.pack('<HHIHH', 258, 3, 1, 32, 0)
+    assert content.count(of_bits) == 1
+    (tmp_path / 'double.tif').write_bytes(content.replace(of_bits, of_bits.replace(b'\x20', b'\x40')))
+    for name, why in ('empty.png', 'it is empty'), ('double.tif', 'or of a kind of one that Pillow does not read'):
+        with pytest.raises(InputError, match='%s: cannot be read as an image .*%s' % (name, why)):
+            decode_image(str(tmp_path / name))
+
+
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(str(tmp_path / 'a.png'))
     said = []
