@@ -109,7 +109,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
     damaged = [
         b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], b'\x93NUMPY', pickle.dumps(arrays), zipped()[:-1], zipped()[1:],
         changed(variable_0=arrays['variable_0'][:1]), changed(variable_0=arrays['variable_0'].astype(np.float64)),
-        changed(variable_0=np.array([None])),
+        changed(variable_0=np.array([None])), changed(bust_0=arrays['variable_0']),
         changed(variable_0=arrays['variable_0'][..., :1]), changed(steps_per_epoch=np.zeros(2, int)), changed(steps_per_epoch=0),
         changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(variable_0=np.full_like(arrays['variable_0'], -np.inf)),
         zipped(variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }")), zipped(variable_3=header(60000 * b'-')),
