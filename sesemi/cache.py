@@ -128,7 +128,7 @@ class Cache:
             file.flush()
         except OSError as error:
             raise InputError('%s: has no room for the images beyond the memory limit (%s); set TMPDIR to a folder that has, raise '
-                             '--memory-limit, or use the cache.' % (tempfile.gettempdir(), reason(error))) from None
+                             '--memory-limit, or use the cache.' % (tempfile.tempdir or 'The temporary folder', reason(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
     def whitener(self, kind, key, image_shape, fit):

@@ -3,6 +3,7 @@ import contextlib
 import glob
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -109,11 +110,9 @@ class Checkpoints:
             kinds = [(variable.dtype.base_dtype.as_numpy_dtype, variable.shape.as_list()) for variable in self.variables]
             arrays = [read_array(archive, 'variable_%d' % i, *kind) for i, kind in enumerate(kinds)]
             best = []       # the variables begin with the model's weights
-            if 'best_0.npy' in archive.namelist():
+            if len(archive.namelist()) > 2 + len(arrays):       # not by their names, which have no CRC
                 best = [read_array(archive, 'best_%d' % i, *kind) for i, kind in enumerate(kinds[:len(self.model.weights)])]
-        if not (type(progress.step) is int and progress.step >= 0 < steps_per_epoch and isinstance(progress.rows, list)
-                and all(map(_are_numbers, [progress.totals] + progress.rows))
-                and all({'epoch', 'step', 'seconds'} <= set(row) for row in progress.rows)):
+        if not _is_whole(progress, steps_per_epoch):
             raise ValueError('its progress is none')
         if not all(np.isfinite(array).all() for array in arrays + best):
             raise ValueError('its weights are not finite')
@@ -129,8 +128,18 @@ class Checkpoints:
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), 'step-*.npz')))
 
 
+def _is_whole(progress, steps_per_epoch):
+    """Whether the parts of a Progress are of the right kinds and of one run: a row for each epoch, totals for the steps behind them."""
+    step, totals, rows = progress
+    if not (type(step) is int and steps_per_epoch > 0 and isinstance(rows, list) and all(map(_are_numbers, [totals] + rows))):
+        return False
+    done = step - steps_per_epoch * len(rows)
+    return (0 < done <= steps_per_epoch if totals else done == 0) and all(
+        row.get('epoch') == epoch and 'step' in row and row.get('seconds', 0) > 0 for epoch, row in enumerate(rows, 1))
+
+
 def _are_numbers(row):
-    return isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+    return isinstance(row, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in row.values())
 
 
 def rescale(progress, before, now):

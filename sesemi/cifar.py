@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 
 from sesemi.errors import InputError, reason
+from sesemi.files import open_regular
 
 ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
 FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
@@ -39,7 +40,7 @@ def read_archive(path):
             for _, member in zip(range(MEMBERS), archive):
                 name = os.path.basename(member.name)
                 if member.isreg() and not member.issparse() and name in FILES:
-                    files[name] = _read_batch(archive.extractfile(member), '%s in %s' % (name, path))
+                    files[name] = _read_batch(lambda: archive.extractfile(member), '%s in %s' % (name, path))
         return files
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
         raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, reason(error))) from None
@@ -50,15 +51,15 @@ def read_batches(folder):
     files = {}
     for name in FILES:
         path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, 'rb') as file:
-                files[name] = _read_batch(file, path)
+        if os.path.lexists(path):
+            files[name] = _read_batch(lambda: open_regular(path), path)
     return files
 
 
-def _read_batch(file, what):
+def _read_batch(open_batch, what):
     try:
-        data = file.read(FILE_BYTES + 1)
+        with open_batch() as file:
+            data = file.read(FILE_BYTES + 1)
         if len(data) > FILE_BYTES:
             raise ValueError('it is larger than %d MB' % (FILE_BYTES >> 20))
         return read_pickle(data)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sesemi import cifar
 from sesemi.errors import InputError, reason
+from sesemi.files import open_regular
 from sesemi.folders import PassedOver, entries, find_images, why_not
 from utils import decode_images, hold_out, list_image_folder
 
@@ -82,7 +83,7 @@ def _default_directory(data):
     if data == 'folder':
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
     directory = os.path.join('dataset', data.replace('cifar', 'cifar-'))
-    if not os.path.isdir(directory) or all(name.startswith(UNFINISHED) for name in os.listdir(directory)):
+    if not os.path.isdir(directory) or all(entry.name.startswith(UNFINISHED) for part in entries(directory) for entry in part):
         if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
@@ -168,7 +169,7 @@ def _list_part(folder, class_names, train, passed_over):
 
 def _part(directory, name):
     """The folder of this name in `directory`, in whatever case it is written; where it would be if there is none."""
-    found = [other for other in sorted(os.listdir(directory)) if other.lower() == name and os.path.isdir(os.path.join(directory, other))]
+    found = [folder.name for folder in entries(directory)[0] if folder.name.lower() == name]
     return os.path.join(directory, name if name in found or not found else found[0])
 
 
@@ -195,8 +196,8 @@ def _load_list(path, with_unlabeled, decode):
     parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
         part, label = row.get('split') or 'train', row['label'] if (row['label'] or '').strip() else ''
-        if not row['path']:
-            raise InputError('%s, line %d: has no path; add it or remove the line.' % (path, line))
+        if not row['path'] or '\0' in row['path']:      # the csv of Python 3.11 lets it through
+            raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the line.' % (path, line))
         if part in VALID:
             part = 'valid'
         if part not in ('train', 'valid', 'test') or part != 'train' and not label:
@@ -295,7 +296,8 @@ def _load_svhn(directory):
     for name in SVHN_FILES:
         path = os.path.join(directory, name)
         try:
-            content = loadmat(path, variable_names=['X', 'y'])
+            with open_regular(path) as file:
+                content = loadmat(file, variable_names=['X', 'y'])
             images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel()
             if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1] or not len(labels):
                 raise ValueError('images %s %s, labels %s' % (images.dtype, images.shape, labels.shape))

@@ -18,11 +18,11 @@ PART = '%s.%s.part'      # what is being written, with a number of its own, so t
 
 def open_regular(path):
     """Open a file to read its bytes. Raises OSError when it is none: opening a FIFO would wait for ever, a device take what it gives."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError('not a regular file')
-    return file
+    return os.fdopen(descriptor, 'rb')
 
 
 def read_array(archive, name, dtype, shape):

@@ -32,7 +32,7 @@ def lock(folder, create=True):
                 return file
             raise InputError('--result %s: a run is going on there, process %s; wait for its end or give another --result.'
                              % (folder, file.read(100).strip() or 'number unknown')) from None
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+        if is_held(file):
             with contextlib.suppress(OSError):      # a full disk
                 file.truncate(0)
                 file.write('%d on %s\n' % (os.getpid(), socket.gethostname()))
@@ -41,8 +41,14 @@ def lock(folder, create=True):
         file.close()        # of a folder that was emptied in between
 
 
+def is_held(file):
+    """Whether what lock() gave is still the folder's lock: in a folder that was removed or emptied another process may have its own."""
+    return os.path.exists(file.name) and os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+
+
 def release(file):
     """Give back what lock() gave, and leave no trace of it; whoever has opened it meanwhile finds that it is not there any more."""
     with contextlib.suppress(OSError):
-        os.remove(file.name)
+        if is_held(file):
+            os.remove(file.name)
     file.close()

@@ -43,6 +43,7 @@ class Observer:
 
     def after_step(self, progress, stopping):
         """Keep a checkpoint, if it is time."""
+        self.run.check_held()
         self.checkpoints.after_step(progress, stopping)
 
     def after_epoch(self, rows):
@@ -66,6 +67,7 @@ class Observer:
     def evaluate(self, progress):
         """The error rate of the weights that are kept, on the test images; saves the model and finishes the run's record."""
         from sesemi.training import best_row
+        self.run.check_held()
         self.checkpoints.save(progress)
         self.lap('training')
         kept, statistics = progress.rows[-1], self.evaluation.statistics

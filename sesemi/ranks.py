@@ -54,7 +54,7 @@ def _number(environment, name, default):
 def _rank_info(workers, rank, source, which):
     for worker in workers:
         host, _, port = str(worker).rpartition(':')
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not _is_host(host) or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) < 65536:
             raise InputError('%s: %s is not HOST:PORT.' % (source, worker))
     if len(set(workers)) < len(workers):
         raise InputError('%s: an address is there twice; every rank needs its own.' % source)
@@ -62,6 +62,14 @@ def _rank_info(workers, rank, source, which):
         raise InputError('%s has %d addresses: %s must be from 0 to %d.' % (source, len(workers), which, len(workers) - 1))
     hosts = [worker.rpartition(':')[0] for worker in workers]
     return RankInfo(rank, len(workers), tuple(workers), hosts.count(hosts[rank]))
+
+
+def _is_host(text):
+    """Whether Python's sockets would look it up at all: a part of a name has 1 to 63 letters."""
+    try:
+        return bool(text.encode('idna'))
+    except UnicodeError:
+        return False
 
 
 def _from_tf_config(text):

@@ -1,4 +1,5 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
+import contextlib
 import csv
 import glob
 import io
@@ -14,7 +15,7 @@ import numpy as np
 from sesemi.errors import InputError, reason
 from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
 from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
-from sesemi.lock import lock, release
+from sesemi.lock import is_held, lock, release
 from sesemi.metrics import confusion_matrix, error_rate, wilson_interval
 
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
@@ -43,7 +44,8 @@ class Run:
         weakref.finalize(self, release, self._lock)
         for place in folder, self.path('checkpoints'):
             for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
-                os.remove(path)         # of a run that was killed while it wrote
+                with contextlib.suppress(OSError):      # no file
+                    os.remove(path)     # of a run that was killed while it wrote
         write_atomic(self.path('.writable'), b'')
         os.remove(self.path('.writable'))
         result = stored_result(folder)
@@ -67,6 +69,11 @@ class Run:
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
                                                 ', and the learning rate of every step hangs on it' if name == 'epochs' else ''))
 
+    def check_held(self):
+        """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another one."""
+        if not is_held(self._lock):
+            raise InputError('--result %s: was removed, moved or emptied while the run went on, which ends here; start it again.' % self.folder)
+
     def path(self, name):
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
@@ -76,6 +83,7 @@ class Run:
 
         dataset, labeled: as they were before --validation; held: the names of the labeled images that it has taken out.
         """
+        self.check_held()
         if self.resuming:
             return
         held = set(held)
@@ -106,6 +114,7 @@ class Run:
 
     def log(self, rows):
         """Write log.csv, a row for each epoch so far."""
+        self.check_held()
         write_table(self.path('log.csv'), rows)
 
     def result(self, dataset, dense, one_view, rows, images_per_step, clock, **errors):

@@ -227,6 +227,10 @@ def test_beyond_the_limit_without_a_cache_images_lie_in_a_temporary_file(files, 
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'nowhere'))
     with pytest.raises(utils.InputError, match='nowhere: .*TMPDIR.*--memory-limit'):
         store.decode_images(paths, 16)
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [])        # as on a machine whose disks are full
+    with pytest.raises(utils.InputError, match='no room .*TMPDIR'):
+        store.decode_images(paths, 16)
 
 
 def test_a_cache_that_can_only_be_read_is_used(files, store, no_decoding, monkeypatch):

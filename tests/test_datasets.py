@@ -219,7 +219,7 @@ def test_list_without_test_files(tmp_path, capsys):
     (['path,label,split', 'a.png,cat,', 'a.png,,valid'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png: no such file'),
-    (['path;label', 'a.png;cat'], 'commas'), (['path,label', 'a\0.png,cat'], '')])
+    (['path;label', 'a.png;cat'], 'commas'), (['path,label', 'a\0.png,cat', 'a.png,dog'], '')])
 def test_list_that_does_not_do(tmp_path, lines, words):
     write_image(tmp_path / 'a.png', np.zeros((32, 32, 3)))
     sentence = refusal('folder', write_list(tmp_path / 'list.csv', *lines))
@@ -452,6 +452,27 @@ def test_missing_cifar_batch(tmp_path, name):
     assert refusal('cifar10', str(tmp_path)).startswith("{}: not a whole set of CIFAR batches ('{}')".format(tmp_path, name))
 
 
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_a_cifar_batch_that_cannot_be_opened(tmp_path, make):
+    files = cifar_batches('cifar10')[0]
+    del files['data_batch_2']
+    unpack(tmp_path, files)
+    make(str(tmp_path / 'data_batch_2'))
+    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', path)
+
+    (tmp_path / 'dataset/cifar-10').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in 'listdir', 'scandir':
+        monkeypatch.setattr(os, name, refuse)
+    for data, folder in ('folder', str(tmp_path)), ('cifar10', None):
+        assert ': cannot be listed (Permission denied); ' in refusal(data, folder)
+
+
 PIXELS = np.zeros((2, 3072), np.uint8)
 
 
@@ -599,7 +620,12 @@ def swap(path):
     path.write_bytes(b'no matrix')
 
 
-@pytest.mark.parametrize('damage', [cut_off, swap, lambda path: path.write_bytes(b''), lambda path: path.unlink()])
+def pipe(path):
+    path.unlink()
+    os.mkfifo(str(path))
+
+
+@pytest.mark.parametrize('damage', [cut_off, swap, lambda path: path.write_bytes(b''), lambda path: path.unlink(), pipe])
 @pytest.mark.parametrize('name', ['train_32x32.mat', 'test_32x32.mat'])
 def test_damaged_svhn(tmp_path, name, damage):
     write_svhn(tmp_path, 'train_32x32.mat', 13)

@@ -161,7 +161,7 @@ def test_who_a_process_is():
     assert find_rank('a:1,b:2,a:3', 2, {}).local_size == 2
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
     assert find_rank(None, None, {'TF_CONFIG': cluster}) == RankInfo(1, 2, ('a:1', 'b:2'))
-    for workers, rank, environment in [('a:1,b', 0, {}), ('a:1,a:1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}), (None, None, {'TF_CONFIG': '{}'})]:
+    for workers, rank, environment in [('a:1,b', 0, {}), ('a..b:1,c:2', 1, {}), (64 * 'a' + ':1,c:2', 1, {}), ('a:1,b:' + 5000 * '1', 0, {}), ('a:1,a:1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}), (None, None, {'TF_CONFIG': '{}'})]:
         with pytest.raises(InputError):
             find_rank(workers, rank, environment)
 

@@ -1,6 +1,7 @@
 """What a run's folder holds, of odd content: named in one sentence, whatever it is."""
 import json
 import os
+import shutil
 
 import pytest
 from conftest import write_classes
@@ -63,10 +64,31 @@ def test_stored_flags_that_the_command_line_would_not_take(images, tmp_path, nam
         flags.parse_args(['--result', str(tmp_path / 'run'), '--resume'])
 
 
-def test_a_record_that_is_no_file_is_not_waited_for(tmp_path):
-    os.mkfifo(str(tmp_path / 'args.json'))
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_a_record_that_is_no_file_is_not_waited_for(tmp_path, make):
+    make(str(tmp_path / 'args.json'))
     with pytest.raises(InputError, match='args.json: not the record of a run .not a regular file'):
         flags.parse_args(['--result', str(tmp_path), '--resume'])
+
+
+def test_a_folder_in_the_place_of_an_unfinished_file_is_passed_over(images, tmp_path):
+    (tmp_path / 'log.csv.0123abcd.part').mkdir()
+    a_run(images, tmp_path)
+    assert (tmp_path / 'args.json').exists()
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tmp_path, again):
+    run, dataset = started(images, tmp_path / 'run')
+    run.start(dataset, [0, 1, 6, 7], '')
+    shutil.rmtree(str(tmp_path / 'run'))
+    if again:
+        other, _ = started(images, tmp_path / 'run')
+    for write in (lambda: run.log([{'epoch': 1}])), (lambda: run.start(dataset, [0], '')):
+        with pytest.raises(InputError, match='--result .*run: was removed'):
+            write()
+    del run, write
+    assert os.listdir(str(tmp_path)) == again * ['run'] and (not again or os.listdir(str(tmp_path / 'run')) == ['.lock'])
 
 
 RESULT = dict(dict.fromkeys(run_folder.RESULT_NUMBERS, 0.5), flags={'seed': 0, 'epochs': 1}, data_checksum='')

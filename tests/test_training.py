@@ -109,7 +109,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
     damaged = [
         b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], b'\x93NUMPY', pickle.dumps(arrays), zipped()[:-1], zipped()[1:],
         changed(variable_0=arrays['variable_0'][:1]), changed(variable_0=arrays['variable_0'].astype(np.float64)),
-        changed(variable_0=np.array([None])),
+        changed(variable_0=np.array([None])), changed(bust_0=arrays['variable_0']),
         changed(variable_0=arrays['variable_0'][..., :1]), changed(steps_per_epoch=np.zeros(2, int)), changed(steps_per_epoch=0),
         changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(variable_0=np.full_like(arrays['variable_0'], -np.inf)),
         zipped(variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }")), zipped(variable_3=header(60000 * b'-')),
@@ -119,7 +119,10 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
     damaged += [changed(progress=np.frombuffer(text.encode(), np.uint8)) for text in (
         '', '[7]', 100000 * '[', '{"steps": 6}', *(json.dumps(dict(progress, **change)) for change in (
             {'step': -1}, {'step': '6'}, {'step': True}, {'step': None}, {'totals': []}, {'totals': {'loss': 'a'}}, {'rows': {}}, {'rows': [3]},
-            {'rows': [{}]}, {'rows': [{'epoch': 1, 'step': 4, 'seconds': None}]})))]
+            {'rows': [{}]}, {'rows': [{'epoch': 1, 'step': 4, 'seconds': None}]},
+            # of a run that cannot have come that far
+            {'step': 4}, {'step': 9}, {'step': 10 ** 30}, {'totals': {}}, {'totals': {'loss': 10 ** 400}}, {'rows': []},
+            {'rows': 2 * progress['rows']}, {'rows': [dict(progress['rows'][0], epoch=2)]}, {'rows': [dict(progress['rows'][0], seconds=0)]})))]
     lacking = dict(arrays)
     del lacking['variable_2']
     memory = io.BytesIO()
