@@ -52,6 +52,8 @@ def parse_args(argv):
     job, flags = parser.parse_known_args(argv)
     if not job.train_url:
         raise ModelArtsError('--train_url is missing: give the folder or the obs:// URL that the results are to be left in.')
+    if job.rank and given('--workers', flags):      # of a cluster that the user builds
+        flags += ['--rank', job.rank]
     if job.result:
         raise ModelArtsError('--result: here the results are left in --train_url; leave the flag out.')
     return job, flags

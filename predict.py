@@ -34,7 +34,7 @@ def predict(args):
     metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
     passed_over = PassedOver()
-    paths, labels, labeled_classes = (list_image_folder(args.evaluate, passed_over) if args.evaluate else
+    paths, labels, labeled_classes = (list_image_folder(args.evaluate, passed_over, least=1) if args.evaluate else
                                       (list_images(args.paths, passed_over), None, ()))
     if str(passed_over):
         print(passed_over, file=sys.stderr)

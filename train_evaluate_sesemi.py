@@ -13,7 +13,7 @@ import warnings
 
 if __name__ == '__main__':
     from sesemi import output, signals
-    output.be_patient()
+    output.tolerate_write_errors()
     signals.watch()     # before the imports that take a second
 
 import numpy as np
@@ -22,12 +22,12 @@ import report
 from sesemi import signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
-from sesemi.datasets import load_dataset, take_validation
+from sesemi.datasets import load_dataset, split_validation
 from sesemi.errors import InputError, RunError
-from sesemi.flags import idle, parse_args
+from sesemi.flags import parse_args, unused_flags
 from sesemi.identity import PROJECT, data_checksum, run_identity
 from sesemi.leaks import find_leaks
-from sesemi.observer import Observer, Silent
+from sesemi.observer import NullObserver, Observer
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
@@ -40,7 +40,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
     args: what parse_args returns, left as it is; group: a ProcessGroup that has been joined. Rank 0 alone evaluates and writes: the
     others return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
     """
-    observer = Silent() if group.rank else Observer(args)
+    observer = NullObserver() if group.rank else Observer(args)
 
     # 1. Read
     cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
@@ -50,8 +50,8 @@ def train_and_evaluate(args, group=ProcessGroup()):
     chosen = observer.read_split(dataset, checksum)
     if chosen is None:
         chosen = choose_labeled(dataset, args.labels, args.split_seed)
-    trained, labeled = take_validation(dataset, chosen, args.validation)
-    args, steps_per_epoch, why_whitening = settle(args, trained, len(labeled), group)
+    trained, labeled = split_validation(dataset, chosen, args.validation)
+    args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), group)
     group.check_equal(run_identity(args, checksum, chosen))
     if group.broadcast(b'' if observer.error_rate is None else b'finished'):
         print('%s holds the finished run.' % args.result)
@@ -78,8 +78,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
                                group.rank, group.world_size, oversample=not args.no_oversample)
     observer.lap('preparing')
 
-    with runtime.open_session(device, options, group), training.StopSignals(group.request_stop if group.rank else None) as stop:
-        group.on_stop = stop.note
+    with runtime.open_session(device, options, group), training.StopSignals(group) as stop:
 
         # 5. A trunk and two heads
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
@@ -93,9 +92,9 @@ def train_and_evaluate(args, group=ProcessGroup()):
         train_step = training.training_function(model, optimizer, weights)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore(group)
-        observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints,
-                       Evaluation(model, inference_model, images, batches, steps, args, stop),
-                       Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening))
+        evaluation = Evaluation(model, inference_model, images, batches, steps, args, stop)
+        classifier = Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening)
+        observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints, evaluation, classifier)
         progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, observer.after_step, observer.after_epoch,
                                   stop, runtime.profiler(device, options, model, steps), verbose=not args.quiet)
         group.finish()
@@ -133,8 +132,9 @@ def choose_labeled(dataset, labels, split_seed):
     return stratified_sample(dataset.train_labels, labels // classes, split_seed, dataset.class_names)
 
 
-def settle(args, dataset, labeled, group):
-    """(a copy of the flags in which what hangs on the data and the ranks is settled, steps an epoch, why that whitening).
+def resolve_flags(args, dataset, labeled, group):
+    """Give the flags that depend on the data and on the number of ranks their values: (a copy of the flags, steps an epoch, the reason
+    for the whitening).
 
     dataset: what is trained on; labeled: how many images. An epoch is a pass of the self branches of all ranks: over the labeled
     images, in ssl over all. Raises InputError when --keep best has nothing to choose by.
@@ -146,15 +146,16 @@ def settle(args, dataset, labeled, group):
     preset = PRESETS[args.data]
     images = len(dataset.unlabeled_images) if args.method == 'ssl' else labeled
     epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
+    steps_per_epoch = max(1, images // (args.batch_size * group.world_size))
     if preset.steps:
-        epochs = max(1, round(preset.steps / max(1, images // args.batch_size)))
+        epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
-    settled = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening, rank=group.rank, ranks=group.world_size)
-    return argparse.Namespace(**settled), max(1, images // (args.batch_size * group.world_size)), why
+    resolved = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening, rank=group.rank, ranks=group.world_size)
+    return argparse.Namespace(**resolved), steps_per_epoch, why
 
 
 def in_words(args, dataset, labeled, steps_per_epoch, why_whitening, device, why_device):
-    """What a run is about to do: two lines. args: settled; dataset: what is trained on; labeled: how many images."""
+    """What a run is about to do: two lines. args: resolved; dataset: what is trained on; labeled: how many images."""
     return (
         '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
         'Whitening: %s%s.') % (
@@ -174,6 +175,8 @@ def train_runs(args, group):
             print('classification error rate: %.4f' % error)
         return
     folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
+    if args.resume == 'yes' and not any(os.path.exists(os.path.join(folder, 'args.json')) for folder in folders.values()) and not group.rank:
+        raise InputError('--resume: %s holds no runs to go on with; leave the flag out to start them.' % args.result)
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
@@ -186,8 +189,8 @@ def train_runs(args, group):
     print(report.compare(folders.values()))
     try:
         report.plot(folders.values(), os.path.join(args.result, 'runs.png'))
-    except InputError as error:     # without matplotlib the runs are as good
-        print(error, file=sys.stderr)
+    except Exception as error:      # without a plot the runs are as good, whatever a plotting library does
+        print('No runs.png: %s' % error, file=sys.stderr)
     print(report.summary(errors))
 
 
@@ -214,7 +217,7 @@ def main(argv):
         select_gpu(args, info, argv)
         if args.verbose:
             os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-        for words in idle(args, info.world_size):
+        for words in unused_flags(args, info.world_size):
             print(words, file=sys.stderr)
         group = ProcessGroup(info, args.peer_timeout or PEER_SECONDS)
         group.join(args.join_timeout or JOIN_SECONDS)

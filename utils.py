@@ -69,22 +69,23 @@ def decode_images(paths, image_size=32, fit='stretch', memory=None):
     return images
 
 
-def list_image_folder(directory, passed_over=None):
+def list_image_folder(directory, passed_over=None, least=2):
     """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in sorted order.
 
     A class's images lie in its folder or below it. A folder named `unlabeled` is not a class. passed_over: a folders.PassedOver that
-    gets all that is not read. Raises InputError when the folder, a class or its images are missing.
+    gets all that is not read. Raises InputError when the folder, the `least` classes or a class's images are missing.
     """
     if not os.path.isdir(directory):
         raise InputError('%s: no such folder; give one that holds a folder of images for each class.' % directory)
     passed_over = PassedOver() if passed_over is None else passed_over
     folders, files = entries(directory)
-    class_names = [folder.name for folder in folders if not is_junk(folder) and folder.name != 'unlabeled']
+    class_names = [folder.name for folder in folders if not is_junk(folder) and folder.name.lower() != 'unlabeled']
     passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in class_names)
     passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
-    if len(class_names) < 2:
-        raise InputError('%s: holds %s; a classifier needs at least two folders of images, one for each class.' % (
-            directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders'))
+    if len(class_names) < least:
+        raise InputError('%s: holds %s; %s.' % (
+            directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders',
+            'give at least two folders of images, one for each class' if least > 1 else 'give a folder of images for each class'))
     found = [find_images(os.path.join(directory, name), passed_over) for name in class_names]
     for name, images in zip(class_names, found):
         if not images:
@@ -138,7 +139,7 @@ class Whitener(NamedTuple):
 
 
 class ChannelStandardizer(NamedTuple):
-    """(images - mean) / deviation, a number a color channel: what stands for whitening where its matrix grows too large."""
+    """(images - mean) / deviation for each color channel: in place of whitening where its matrix grows too large."""
     mean: np.ndarray        # float32 (3,)
     deviation: np.ndarray   # float32 (3,)
 

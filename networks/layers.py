@@ -1,10 +1,10 @@
-"""The layers the trunks are made of, and the two of them that this method needs otherwise than Keras has them."""
+"""Building blocks of the trunks; batch normalisation and dropout differ from those of Keras."""
 import zlib
 
 from sesemi.runtime import RANK, keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
-DRAWN = 1 << 24     # how many whole numbers a dropout mask is drawn from
+MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from
 
 
 def chain(*functions):
@@ -36,7 +36,7 @@ class Layers:
         name = self._name('conv')
         return keras.layers.Conv2D(
             filters, size, padding=padding, use_bias=self.use_bias, name=name, kernel_regularizer=keras.regularizers.l2(L2),
-            kernel_initializer=keras.initializers.he_normal(seed=stream(self.seed, name)))
+            kernel_initializer=keras.initializers.he_normal(seed=layer_seed(self.seed, name)))
 
     def norm(self):
         """Batch normalisation, then LeakyReLU."""
@@ -52,7 +52,7 @@ class Layers:
         return keras.layers.MaxPooling2D(2, 2, name=self._name('pool'))
 
     def dropout(self, rate):
-        """Dropout, or nothing when rate is 0. It does not count: the layers behind it are called the same with and without it."""
+        """Dropout, or nothing when rate is 0. It takes no number, so that later layers keep their names and first weights without it."""
         return Dropout(rate, self.seed, name='dropout_%d' % self.count) if rate else chain()
 
     def _name(self, kind):
@@ -60,13 +60,13 @@ class Layers:
         return '%s_%d' % (kind, self.count)
 
 
-def stream(seed, name):
+def layer_seed(seed, name):
     """A 31-bit seed that depends on the run's seed and on a layer's name."""
     return zlib.crc32(('%d/%s' % (seed, name)).encode()) & 0x7fffffff
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch normalisation, which leaves its moving averages to whoever trains: `statistics` has what they are made of.
+    """Keras' batch normalisation without updates of its moving averages: the training makes them, from `statistics()`.
 
     Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published results come from
     Keras 2.2.4, whose averages are zero-debiased and of one call: here of the first, the super branch's.
@@ -83,7 +83,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def statistics(self):
         """[(moving variable, the same statistic of the first call's batch)]: mean and unbiased variance, float32 (channels,).
 
-        Outside the learning phase 1 the batch has none: they are the moving variables' own values then.
+        In learning phase 0 they are the moving variables themselves.
         """
         return [(variable, self._first_call[variable.name]) for variable in (self.moving_mean, self.moving_variance)]
 
@@ -92,7 +92,7 @@ class Dropout(keras.layers.Layer):
     """Dropout whose mask is a pure function of (seed, batch_number(), layer, call), so that an interrupted run can go on with the
     same masks. Inactive outside training.
 
-    It draws whole numbers, from an operation that Ascend 910 devices have; uniform float32 ones they have not.
+    It draws whole numbers: an Ascend 910 has the operation for these and not the one for uniform float32 numbers.
     """
 
     def __init__(self, rate, seed, **kwargs):
@@ -100,12 +100,12 @@ class Dropout(keras.layers.Layer):
         self.rate, self.seed, self.calls = rate, seed, 0
 
     def call(self, inputs, training=None):
-        key = tf.stack([stream(self.seed, '%s/%d' % (self.name, self.calls)), batch_number()])
+        key = tf.stack([layer_seed(self.seed, '%s/%d' % (self.name, self.calls)), batch_number()])
         self.calls += 1
 
         def dropped():
-            draw = tf.raw_ops.StatelessRandomUniformInt(shape=tf.shape(inputs), seed=key, minval=0, maxval=DRAWN)
-            return tf.where(draw < round(self.rate * DRAWN), tf.zeros_like(inputs), inputs / (1 - self.rate))
+            draw = tf.raw_ops.StatelessRandomUniformInt(shape=tf.shape(inputs), seed=key, minval=0, maxval=MASK_VALUES)
+            return tf.where(draw < round(self.rate * MASK_VALUES), tf.zeros_like(inputs), inputs / (1 - self.rate))
         return keras.backend.in_train_phase(dropped, inputs, training=training)
 
     def get_config(self):
@@ -131,7 +131,7 @@ def batch_number():
 def _step():
     found = tf.get_collection_ref('sesemi/step')
     if not found:
-        with tf.control_dependencies(None):     # of no branch of a condition, whoever asks first
+        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
             variable = keras.backend.variable(0, dtype='int32', name='step')
             found.extend([variable, tf.identity(variable)])
     return found

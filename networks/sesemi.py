@@ -1,6 +1,6 @@
 """A trunk with its two heads: the supervised one on the classes, the self-supervised one on the six proxy transforms."""
 from networks import convnet, nin, wrn
-from networks.layers import Dropout, chain, stream
+from networks.layers import Dropout, chain, layer_seed
 from sesemi.runtime import keras
 from sesemi.settings import L2, PROXY_CLASSES, SUPER_DROPOUT
 
@@ -39,4 +39,4 @@ def head(branch, num_classes, dropout=0.0, seed=0):
         keras.layers.GlobalAveragePooling2D(name=branch + '_gap'),
         Dropout(dropout, seed, name=branch + '_dropout') if dropout else chain(),
         keras.layers.Dense(num_classes, activation='softmax', name=name, kernel_regularizer=keras.regularizers.l2(L2),
-                           kernel_initializer=keras.initializers.glorot_uniform(seed=stream(seed, name))))
+                           kernel_initializer=keras.initializers.glorot_uniform(seed=layer_seed(seed, name))))

@@ -1,1 +1,1 @@
-"""SESEMI's rooms: what train_evaluate_sesemi.py, predict.py, report.py and export_pb.py are made of."""
+"""The modules that train_evaluate_sesemi.py, predict.py, report.py and export_pb.py are made of."""

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sesemi.settings import NOISE, SHIFTS, TEST_SHIFTS, WHITENED_IMAGES, WHITENED_SIZE
+from sesemi.settings import (CONTRAST_EPSILON, CONTRAST_SCALE, NOISE, SHIFTS, TEST_SHIFTS, WHITENED_IMAGES, WHITENED_SIZE,
+                             WHITENING_EPSILON, WHITENING_IDENTITY)
 from utils import (CHUNK, ChannelStandardizer, Whitener, chunks, fit_channel_standardizer, global_contrast_normalize,
                    zca_whitener)
 
@@ -19,19 +20,20 @@ SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its k
 class NormalizedImages:
     """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and whitened.
 
-    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a utils.ChannelStandardizer or None.
+    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a utils.ChannelStandardizer or None;
+    places: int (k,), which of the images they are, by default all.
     """
 
-    def __init__(self, images, whitener=None):
-        self.images, self.whitener = images, whitener
-        self.shape = images.shape
+    def __init__(self, images, whitener=None, places=None):
+        self.images, self.whitener, self.places = images, whitener, places
+        self.shape = (len(images) if places is None else len(places),) + images.shape[1:]
 
     def __len__(self):
-        return len(self.images)
+        return self.shape[0]
 
     def __getitem__(self, index):
         """index: a slice or an int array. Returns a new float32 (k, s, s, 3)."""
-        images = global_contrast_normalize(self.images[index])
+        images = global_contrast_normalize(self.images[index if self.places is None else self.places[index]])
         return self.whitener(images) if self.whitener else images
 
     def __array__(self, dtype=None, copy=None):
@@ -60,7 +62,9 @@ WHITENINGS = {
 
 
 def choose_whitening(whitening, images, image_size):
-    """(a key of WHITENINGS, why not another) for so many training images of image_size pixels; whitening: a key, which may be too much, or auto.
+    """Choose the whitening for so many training images of image_size pixels: (a key of WHITENINGS, the reason, '' if it was asked for).
+
+    whitening: a key, which may ask too much, or auto.
 
     A covariance that few images are fitted to is theirs and not that of the next image: benchmarks/whitening.py.
     """
@@ -79,13 +83,14 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
     whitener = None
     if kind:
         parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
-        whitener = cache.whitener(kind, (whitening, checksum), dataset.train_images.shape[1:], lambda: fit(parts))
+        key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
+        whitener = cache.whitener(kind, key, dataset.train_images.shape[1:], lambda: fit(parts))
 
-    def prepare(images):
-        images = NormalizedImages(images, whitener)
+    def prepare(images, places=None):
+        images = NormalizedImages(images, whitener, places)
         return np.asarray(images) if cache.has_room(*images.shape[:2]) else images
 
-    labeled_images = unlabeled_images = prepare(dataset.train_images[labeled])
+    labeled_images = unlabeled_images = prepare(dataset.train_images, labeled)
     if method == 'ssl':
         unlabeled_images = prepare(dataset.unlabeled_images)
     return Images(labeled_images, None if method == 'supervised' else unlabeled_images,

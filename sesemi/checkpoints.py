@@ -32,14 +32,14 @@ class Checkpoints:
         self.folder, self.model, self.steps_per_epoch, self.minutes = folder, model, steps_per_epoch, minutes
         # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its scale anew.
         self.variables = model.weights + getattr(optimizer, '_optimizer', optimizer).weights
-        self.best = []          # the arrays of model.weights when keep_best was last called
+        self.best = []          # the arrays of model.weights when store_best was last called
         self.saved = time.monotonic()
 
-    def keep_best(self):
+    def store_best(self):
         """The weights as they are, batch-norm statistics with them, are the best so far."""
         self.best = read(self.model.weights)
 
-    def take_best(self):
+    def load_best(self):
         """Set the model to its best weights, if there are any."""
         assign(self.model.weights[:len(self.best)], self.best)
 
@@ -78,12 +78,14 @@ class Checkpoints:
         return progress
 
     def _restore(self):
-        for path in reversed(self._paths()):
+        paths = self._paths()
+        for path in reversed(paths):
             try:
                 with open_regular(path) as file:
                     content = self._read(file)
             except Exception as error:      # a damaged file raises nearly anything
-                print('%s: damaged (%s); the checkpoint before it is used.' % (path, reason(error)), file=sys.stderr)
+                print('%s: damaged (%s); %s.' % (path, reason(error), 'the run starts again from its first step' if path == paths[0]
+                                                 else 'the checkpoint before it is used'), file=sys.stderr)
                 continue
             return self._set(*content)
         return Progress()

@@ -113,7 +113,7 @@ TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 def read_pickle(data):
     """The dict that `data`, bytes, pickles, its values made of lists, tuples, dicts, whole numbers, texts, bytes and arrays of numbers.
 
-    Raises ValueError when it asks for anything else, and what not when it is damaged.
+    Raises ValueError when it asks for anything else, and nearly any exception when it is damaged.
     """
     stack, marks, memo = [], [], {}
 

@@ -43,7 +43,7 @@ class Classifier:
                 before[name] = nodes[0][0][0]
                 continue
             layers.append({'class_name': kind, 'name': name, 'inbound_nodes': nodes,
-                           'config': dict({key: layer['config'][key] for key in model_file.SETTINGS[kind]}, name=name)})
+                           'config': dict({key: layer['config'][key] for key in model_file.LAYER_SETTINGS[kind]}, name=name)})
         self.config = {'class_name': 'Model', 'config': {
             'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]], 'output_layers': [[layers[-1]['name'], 0, 0]]}}
         self.variables = [(layer.name, variable) for layer in inference_model.layers for variable in layer.weights]

@@ -91,7 +91,7 @@ def _default_directory(data):
     return directory
 
 
-def take_validation(dataset, labeled, share):
+def split_validation(dataset, labeled, share):
     """Take `share` of the labeled images of each class, at least one, out of all that is trained on.
 
     labeled: int (labels,) indices of training images. Returns (the Dataset with them as its valid images, the indices in it of the
@@ -130,7 +130,7 @@ def _load_folders(directory, with_unlabeled, decode):
     if not os.path.isdir(directory):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
                          % directory)
-    train, test, unlabeled = (_part(directory, name) for name in ('train', 'test', 'unlabeled'))
+    train, test = (_part(directory, name) for name in ('train', 'test'))
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
     passed_over = PassedOver()
@@ -146,11 +146,11 @@ def _load_folders(directory, with_unlabeled, decode):
         _check_classes(directory, paths, class_names)
     parts = [_list_part(part, class_names, train, passed_over) for part in (test, *(found or ['']))]
     extra = []
-    if unlabeled in passed_over.folders:
+    for unlabeled in sorted({_part(place, 'unlabeled') for place in (directory, train) if os.path.isdir(place)} & set(passed_over.folders)):
         passed_over.folders[unlabeled] = 'for --method ssl'
         if with_unlabeled:
             del passed_over.folders[unlabeled]
-            extra = find_images(unlabeled, passed_over)
+            extra += find_images(unlabeled, passed_over)
     if str(passed_over):
         print(passed_over)
     return _read_files(directory, class_names, (paths, labels), *parts, extra, decode)
@@ -200,8 +200,10 @@ def _load_list(path, with_unlabeled, decode):
             raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the line.' % (path, line))
         if part in VALID:
             part = 'valid'
-        if part not in ('train', 'valid', 'test') or part != 'train' and not label:
-            raise InputError('%s, line %d: split must be train, valid or test, and a valid or test image needs a label.' % (path, line))
+        if part not in ('train', 'valid', 'test'):
+            raise InputError('%s, line %d: split is %.40r; it must be train, valid or test.' % (path, line, part))
+        if part != 'train' and not label:
+            raise InputError('%s, line %d: has no label, which a %s image needs.' % (path, line, part))
         file = os.path.join(directory, row['path'])
         if not os.path.exists(file):
             raise InputError('%s, line %d: %s: no such file; correct the path, which counts from the folder of the list, or remove the line.'

@@ -52,7 +52,9 @@ class NormStatistics:
 
 
 def evaluation_batch(*counts, image_size=32):
-    """One batch size for sets of so many images, for each size is a graph on an NPU: it fits the smallest, but is not tiny for its sake."""
+    """One batch size for sets of so many images, as each size is another graph on an NPU: it fits the smallest set, but is at least 32
+    where the largest has as many.
+    """
     most = max(1, EVALUATION_BATCH * 32 ** 2 // max(32, image_size) ** 2)
     fits = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
     return max(fits[0], min(32, fits[-1]))

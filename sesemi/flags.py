@@ -17,7 +17,7 @@ DEFAULTS = dict(
     IDENTITY_FLAGS, dataset=None, result='result', resume=None, runs=1, quiet=False, verbose=False, eval_every=None, checkpoint_minutes=10.0,
     device='auto', precision_mode=None, autotune=False, over_dump=False, data_dump=False, data_dump_step=None, profiling=False, gpu_id=None,
     gpus=None, no_cache=False, memory_limit=None, obs_url=None, workers=None, rank=None, join_timeout=None, peer_timeout=None)
-GOING_ON = *IDENTITY_FLAGS, 'dataset', 'eval_every', 'checkpoint_minutes', 'memory_limit'    # what --resume takes from the run unless given
+RESUMED_FLAGS = *IDENTITY_FLAGS, 'dataset', 'eval_every', 'checkpoint_minutes', 'memory_limit', 'precision_mode'   # unless given anew
 
 
 def parse_args(argv):
@@ -31,7 +31,9 @@ def parse_args(argv):
     given = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
     if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
         del given['whitening']
-    args = {**DEFAULTS, **(started(given.get('result', DEFAULTS['result'])) if given.get('resume') else {}), **given}
+    args = {**DEFAULTS, **(flags_to_resume(given.get('result', DEFAULTS['result'])) if given.get('resume') else {}), **given}
+    if 'device' in given and 'precision_mode' not in given:     # each device has modes of its own
+        args['precision_mode'] = None
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
     preset = PRESETS[args['data']]
@@ -50,13 +52,13 @@ def parse_args(argv):
     return argparse.Namespace(**args)
 
 
-def started(folder):
+def flags_to_resume(folder):
     """The flags that the run in a result folder goes on with, or the runs below it that --runs has started; {} if there are none."""
-    flags, names = stored_flags(folder), GOING_ON
+    flags, names = stored_flags(folder), RESUMED_FLAGS
     for path in [] if flags else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
         found = stored_flags(os.path.dirname(path))
         if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest
-            flags, names = found, (*GOING_ON, 'runs')
+            flags, names = found, (*RESUMED_FLAGS, 'runs')
     return {name: flags[name] for name in names if name in flags}
 
 
@@ -75,8 +77,10 @@ def stored_flags(folder):
     return stored['flags'] if stored else {}
 
 
-def idle(args, ranks):
+def unused_flags(args, ranks):
     """A sentence for each flag that was given and does nothing here, for want of what it belongs to."""
+    if args.data == 'digits' and args.dataset:
+        yield '--dataset %s: not read, for digits come with scikit-learn.' % args.dataset
     if args.data_dump_step is not None and not args.data_dump:
         yield '--data-dump-step %s: nothing is dumped without --data-dump.' % args.data_dump_step
     if args.scale_lr and ranks == 1:
@@ -99,30 +103,30 @@ def _parser():
     data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
     data.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
                       'training to measure the error during it, as 0.1; for data without validation images of its own')
-    data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='chooses which (default: 1, the published split)')
+    data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='seed of the choice of labeled images (default: 1, the published split)')
     data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
                       '(default: 32)')
     data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
     data.add_argument('--whitening', choices=['auto', 'zca', 'shrunk', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
-                      'whitening, that of a shrunk covariance, a mean and deviation a color, or nothing (default: auto: by the number '
-                      'of images for folder, none for svhn, digits, else zca)')
+                      'whitening; shrunk: with the covariance of Ledoit and Wolf; channel: a mean and a deviation for each color; or '
+                      'nothing (default: auto: by the number of images for folder, none for svhn and digits, else zca)')
     data.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
                       'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
     data.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')
-    data.add_argument('--no-flip', **SWITCH, help='a mirrored image is not of the same class (default: so for svhn, digits)')
+    data.add_argument('--no-flip', **SWITCH, help='no left-right flips: a mirrored image is not of the same class (always so for svhn and digits)')
 
     method = parser.add_argument_group('method')
     method.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
     method.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
                         'none (default: asl)')
-    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 75 steps)')
+    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)')
     method.add_argument('--batch-size', type=whole(1), metavar='N', help='images of the self branch a step, six views of each, '
                         'beside six times as many labeled ones (default: 16; digits: 4)')
     method.add_argument('--lr', type=positive, metavar='X', help='learning rate of the first step (default: 0.05)')
     method.add_argument('--no-oversample', **SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
                         'six times')
     method.add_argument('--recompute-norm', **SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
-                        'batches for the weights as they are, not with averages that lag behind (default: so for digits, folder)')
+                        'batches for the weights as they are, not with averages that lag behind (default: on for digits and folder)')
     method.add_argument('--class-weights', choices=['balanced'], help='multiply the cross-entropy of a labeled image by a weight, the '
                         'larger the fewer its class has, so that all classes count the same')
     method.add_argument('--seed', type=whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')

@@ -32,7 +32,7 @@ def find_leaks(dataset, train, test, unlabeled, valid):
         spelled.setdefault(''.join(name.split()).lower(), []).append(repr(name))
     alike = [' and '.join(names) for names in spelled.values() if len(names) > 1]
     found += ['labels that differ in spaces or capitals only: %s' % listed(alike)] if alike else []
-    return 'Mind: %s.' % '; '.join(found) if found else ''
+    return 'Warning: %s.' % '; '.join(found) if found else ''
 
 
 def _counted(count, kind, what, first):

@@ -43,7 +43,12 @@ def lock(folder, create=True):
 
 def is_held(file):
     """Whether what lock() gave is still the folder's lock: in a folder that was removed or emptied another process may have its own."""
-    return os.path.exists(file.name) and os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+    try:
+        return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:         # of a file system that does not answer, which is no other process
+        return True
 
 
 def release(file):

@@ -16,7 +16,7 @@ from sesemi.decoding import FITS
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
-SETTINGS = {
+LAYER_SETTINGS = {
     'InputLayer': ('batch_input_shape',), 'Flatten': (), 'LayerNormalization': ('epsilon', 'center', 'scale'),
     'Dense': ('units', 'activation', 'use_bias'), 'Reshape': ('target_shape',),
     'Conv2D': ('filters', 'kernel_size', 'padding', 'use_bias'), 'BatchNormalization': ('momentum', 'epsilon'),
@@ -34,7 +34,7 @@ def _are_sizes(count):
 
 
 # What a setting may be.
-RIGHT = {
+VALID_SETTINGS = {
     'batch_input_shape': lambda value: _are_sizes(3)(value[1:]) and value == [None, value[1], value[1], 3] and value[1] <= PIXELS,
     'target_shape': _are_sizes(3), 'kernel_size': _are_sizes(2), 'pool_size': _are_sizes(2), 'strides': _are_sizes(2),
     'units': lambda value: _are_sizes(1)([value]), 'filters': lambda value: _are_sizes(1)([value]),
@@ -71,22 +71,22 @@ def read_metadata(path):
 
 
 def read_description(file):
-    """The layers as keras.Model.from_config takes them, each with the settings of SETTINGS and nothing else. Raises ValueError.
+    """The layers as keras.Model.from_config takes them, each with the settings of LAYER_SETTINGS and nothing else. Raises ValueError.
 
     Every layer is fed by layers before it, so that there is no circle; the last one gives the probabilities of the classes.
     """
     description = json.loads(file.attrs['model_config'])['config']
     layers, names = description['layers'], []
     for kind in (layer['class_name'] for layer in layers):
-        if kind not in SETTINGS:
+        if kind not in LAYER_SETTINGS:
             raise ValueError('it has a layer of the kind %.40r' % (kind,))
     for layer in layers:
         kind, settings, name = layer['class_name'], layer['config'], layer['name']
-        if set(layer) != {'class_name', 'name', 'config', 'inbound_nodes'} or set(settings) != {*SETTINGS[kind], 'name'}:
+        if set(layer) != {'class_name', 'name', 'config', 'inbound_nodes'} or set(settings) != {*LAYER_SETTINGS[kind], 'name'}:
             raise ValueError('the layer %.40r has other settings' % (name,))
         if not re.fullmatch(r'[A-Za-z0-9_]{1,60}', name) or name in names or settings['name'] != name:
             raise ValueError('a layer has the name %.40r' % (name,))
-        wrong = [setting for setting in SETTINGS[kind] if not RIGHT[setting](settings[setting])]
+        wrong = [setting for setting in LAYER_SETTINGS[kind] if not VALID_SETTINGS[setting](settings[setting])]
         sources = [source for source, *_ in layer['inbound_nodes'][0]] if names else []
         nodes = [[[source, 0, 0, {}] for source in sources]] if sources else []
         if wrong or layer['inbound_nodes'] != nodes or not set(sources) <= set(names) or (kind == 'InputLayer') != (not names):

@@ -28,7 +28,7 @@ class Observer:
         self.clock.lap(part)
 
     def start(self, args, dataset, chosen, checksum, held):
-        """Record a new run. args: the flags, settled; dataset, chosen: as read; held: names of images that --validation took out."""
+        """Record a new run. args: the flags, resolved; dataset, chosen: as read; held: names of images that --validation took out."""
         self.run.flags = vars(args)
         self.run.start(dataset, chosen, checksum, held)
 
@@ -55,7 +55,7 @@ class Observer:
             with self.evaluation.statistics():
                 rows[-1]['validation_error'] = error_rate(self.evaluation.valid()[0], self.dataset.valid_labels)
                 if args.keep == 'best' and best_row(rows) is rows[-1]:
-                    self.checkpoints.keep_best()
+                    self.checkpoints.store_best()
         elif due:
             with self.evaluation.statistics():
                 rows[-1]['error'] = error_rate(self.evaluation.test()[0], self.dataset.test_labels)
@@ -72,7 +72,7 @@ class Observer:
         self.lap('training')
         kept, statistics = progress.rows[-1], self.evaluation.statistics
         if self.args.keep == 'best':
-            self.checkpoints.take_best()        # with the statistics they were evaluated with
+            self.checkpoints.load_best()        # with the statistics they were evaluated with
             kept, statistics = best_row(progress.rows), contextlib.nullcontext
         with statistics():
             dense, one_view = self.evaluation.test()
@@ -89,7 +89,7 @@ class Observer:
         return self.error_rate
 
 
-class Silent:
+class NullObserver:
     """The observer of the ranks above 0."""
     error_rate = None
 

@@ -6,7 +6,7 @@ import sys
 LOST = 'Standard output cannot be written (%s); the run goes on, and log.csv is its record.'
 
 
-def be_patient():
+def tolerate_write_errors():
     """Let sys.stdout and sys.stderr take everything, also when they were closed from the start, and text that they cannot encode."""
     for descriptor, name in (2, 'stderr'), (1, 'stdout'):
         stream = getattr(sys, name)
@@ -19,10 +19,10 @@ def be_patient():
             if name == 'stdout':
                 print(LOST % 'closed', file=sys.stderr)
         stream.reconfigure(errors='backslashreplace')
-        setattr(sys, name, Patient(stream, LOST if name == 'stdout' else None))
+        setattr(sys, name, TolerantStream(stream, LOST if name == 'stdout' else None))
 
 
-class Patient:
+class TolerantStream:
     """A text stream that, once it cannot be written, takes everything and keeps nothing. sentence: said then on
     standard error, if it is not None."""
 

@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple, Tuple
 
 from sesemi.errors import InputError
+from sesemi.nvidia import has_card
 
 ASCEND_PORT = 29400     # where ranks meet, plus the number of rank 0's card: a rank table names no ports
 
@@ -116,6 +117,8 @@ def find_gpus(gpus, environment):
     if visible is not None and visible.split(',')[0].strip() in ('', '-1'):
         raise InputError("--gpus all: CUDA_VISIBLE_DEVICES is '%s', which hides every GPU; unset it, or leave the flag out." % visible)
     found = visible.split(',') if visible else sorted(re.findall(r'\d+$', '\n'.join(glob.glob('/dev/nvidia[0-9]*')), re.MULTILINE), key=int)
+    if not found and has_card():        # under WSL cards have no nodes
+        found = ['0']
     if not found:
         raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or leave the flag out.')
     return found

@@ -56,6 +56,10 @@ class Run:
         """Raises InputError unless the flags are for what the folder holds."""
         folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
         self.resuming = stored is not None
+        left = [path for name in ('result.json', 'checkpoints/step-*.npz') for path in glob.glob(os.path.join(glob.escape(folder), name))]
+        if left and not self.resuming:      # which would be taken for this run's
+            raise InputError('--result %s: holds %s of a run, but not its args.json; give another --result.'
+                             % (folder, os.path.relpath(left[0], folder)))
         if self.resuming and not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
         if flags['resume'] == 'yes' and not self.resuming:
@@ -67,7 +71,7 @@ class Run:
             if flags[name] not in (None, started):
                 raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
-                                                ', and the learning rate of every step hangs on it' if name == 'epochs' else ''))
+                                                ', and the learning rate of every step depends on it' if name == 'epochs' else ''))
 
     def check_held(self):
         """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another one."""
@@ -184,7 +188,8 @@ def stored_result(folder):
     result = read_json(path)
     numbers = [result.get(name) for name in RESULT_NUMBERS]
     if not isinstance(result.get('data_checksum'), str) or not _are_flags(result.get('flags')) or not all(
-            map(_is_number, numbers + [result['flags'].get(name) for name in ('seed', 'epochs')])):
+            map(_is_number, numbers + [result['flags'].get(name) for name in ('seed', 'epochs')])) or not isinstance(
+                result['flags'].get('data'), str):
         raise InputError('%s: not the result of a run; give another --result.' % path)
     return result
 

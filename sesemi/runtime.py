@@ -169,7 +169,7 @@ def open_session(device, options=Options(), group=ProcessGroup()):
 
 
 @functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
-def _started(workers, rank, config):
+def _grpc_server(workers, rank, config):
     cluster = tf.train.ClusterSpec({'worker': workers})
     try:
         return tf.distribute.Server(cluster, 'worker', rank, config=tf.ConfigProto.FromString(config))
@@ -183,7 +183,7 @@ def _server(group, config, gpu):
     config.device_filters.append(_task(group))
     config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
     config.experimental.collective_nccl = gpu       # a build for CPUs has no NCCL and crashes if it is asked for
-    return _started(group.workers, group.rank, config.SerializeToString())
+    return _grpc_server(group.workers, group.rank, config.SerializeToString())
 
 
 def _task(group):
@@ -207,8 +207,10 @@ def _averaging(optimizer, group):
 
 
 def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessGroup()):
-    """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor. With several ranks it averages gradients over them: on the NPU by the
-    adapter's wrapper, which reads RANK_SIZE, else by TensorFlow's collective operations.
+    """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor.
+
+    With several ranks it averages gradients over them: on the NPU by the adapter's wrapper, which reads RANK_SIZE, else by
+    TensorFlow's collective operations.
 
     With precision 'mixed' on a GPU it scales the loss for the session's graph rewrite.
     """

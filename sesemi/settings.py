@@ -10,11 +10,11 @@ CONTRAST_EPSILON = 1e-10        # an image whose norm is below it becomes zero; 
 WHITENING_IDENTITY = 0.1        # times the identity, added to the covariance; paper
 WHITENING_EPSILON = 1e-10       # added to its eigenvalues; paper
 WHITENED_SIZE = 48              # pixels a side at most: the matrix is (3 N²)², at 48 already 191 MB of the saved model; ours
-WHITENED_IMAGES = 3             # a value of an image, 3 N² of them, from which on own images are whitened; ours: benchmarks/whitening.py
+WHITENED_IMAGES = 3             # training images for each of an image's 3 N² values, from which on `auto` whitens; ours: benchmarks/whitening.py
 SPLIT_SEED = 1                  # of the labeled subset; the published split
 
-# The networks, and the memory of a training step on a CPU: bytes a pixel of each view, and of the program without; measured on both
-# runtimes; ours
+# The networks, and the memory of a training step on a CPU: bytes for each pixel of each view, beside those of the program; measured on
+# both runtimes; ours
 STEP_BYTES = {'convnet': 10500, 'nin': 8200, 'wrn': 8000}
 PROGRAM_BYTES = 900e6
 

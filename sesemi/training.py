@@ -10,6 +10,7 @@ from networks.layers import BatchNormalization, step, step_variable
 from sesemi import signals
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
+from sesemi.process_group import ProcessGroup
 from sesemi.runtime import keras, tf
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 
@@ -102,7 +103,9 @@ def read(variables):
 
 
 def assign(variables, arrays):
-    """Set variables to arrays of their shapes, in one run and without a new operation: by what sets them at first, otherwise fed."""
+    """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed in: so the graph gains no
+    operation.
+    """
     keras.backend.get_session().run([variable.initializer for variable in variables], {
         variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
 
@@ -178,23 +181,26 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
     words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
               '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
     words += ['%s %.4f' % (name, row[column]) for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
-    return ', '.join(words) + ', %.0f minutes left' % (row['seconds'] * (epochs - row['epoch']) / 60)
+    return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)
 
 
 class StopSignals:
     """Within the block SIGTERM, SIGHUP and Ctrl-C are noted instead of ending the process; a second one of the same, later, ends it at once.
 
-    pass_on: called with the signal's number in place of noting it, by a rank that does not decide on its own.
+    group: a ProcessGroup. Its rank 0 notes what the other ranks receive, too; these do not decide on their own.
     """
 
-    def __init__(self, pass_on=None):
-        self.number, self._block = None, signals.taken_by(pass_on or self.note)
+    def __init__(self, group=ProcessGroup()):
+        self.number, self.group = None, group
+        self._block = signals.taken_by(group.request_stop if group.rank else self.note)
 
     def __enter__(self):
         self._block.__enter__()
+        self.group.on_stop = self.note
         return self
 
     def __exit__(self, *error):
+        self.group.on_stop = None
         self._block.__exit__(*error)
 
     def note(self, number):

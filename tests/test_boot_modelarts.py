@@ -123,6 +123,8 @@ def test_unknown_arguments_go_through_untouched(job):
     given = ['--lables=20', 'two words', '', '*', '$HOME', '--data', 'a=b', '--no_flip']
     job.run('--num_gpus', '8', *given[:3], '--init_method=tcp://host:6666', '--train_url', 'out', *given[3:], '--rank', '3')
     assert job.flags(job.elsewhere / 'out')[4:] == given
+    job.run('--train_url', 'out', '--workers', 'a:1,b:2', '--rank', '1')
+    assert job.flags(job.elsewhere / 'out')[4:] == ['--workers', 'a:1,b:2', '--rank', '1']
 
 
 @pytest.mark.parametrize('given', [['--dataset', 'mine'], ['--dataset=mine'], ['--resume'], ['--resume=auto', '--dataset=mine']])

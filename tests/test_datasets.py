@@ -98,7 +98,7 @@ def test_a_folder_for_validation(tmp_path, name):
     assert dataset.valid_labels.tolist() == [0, 1, 1, 1] and dataset.valid_names[3] == name + '/bee/002.png'
     assert len(dataset.train_images) == len(dataset.unlabeled_images) == 12 and len(dataset.test_images) == 2
     with pytest.raises(InputError, match='validation images of its own'):
-        datasets.take_validation(dataset, np.arange(12), 0.5)
+        datasets.split_validation(dataset, np.arange(12), 0.5)
     (tmp_path / datasets.VALID[datasets.VALID.index(name) - 1]).mkdir()
     assert 'keep one' in refusal('folder', str(tmp_path))
 
@@ -116,7 +116,7 @@ def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     write_image(tmp_path / 'unlabeled/a.png', np.full((32, 32, 3), 1))
     whole = datasets.load_dataset('folder', str(tmp_path), decode=Cache(str(tmp_path / 'cache'), limit).decode_images)
     labeled = np.array([*range(2, 22), 31, *range(32, 41)])
-    dataset, left = datasets.take_validation(whole, labeled, 0.2)
+    dataset, left = datasets.split_validation(whole, labeled, 0.2)
     assert np.bincount(dataset.valid_labels).tolist() == [4, 2] and np.bincount(dataset.train_labels[left]).tolist() == [16, 8]
     places = [whole.train_names.index(name) for name in dataset.valid_names]
     assert set(places) < set(labeled) and set(places).isdisjoint(whole.train_names.index(dataset.train_names[i]) for i in left)
@@ -125,9 +125,9 @@ def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     assert len(dataset.train_images) == len(dataset.train_labels) == len(dataset.train_names) == 44
     same_images(np.asarray(dataset.unlabeled_images), np.concatenate([images[sorted(set(range(50)) - set(places))],
                                                                       np.full((1, 32, 32, 3), 1, np.uint8)]))
-    assert datasets.take_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
+    assert datasets.split_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
     with pytest.raises(InputError, match='class cat has one labeled image'):
-        datasets.take_validation(whole, np.array([0, 31, 32]), 0.2)
+        datasets.split_validation(whole, np.array([0, 31, 32]), 0.2)
 
 
 def test_class_of_one_image_without_a_test_folder(tmp_path):
@@ -146,7 +146,11 @@ def test_unlabeled_folder_joins_on_demand(tmp_path):
     assert dataset.unlabeled_images[-2:, 0, 0, 0].tolist() == [1, 2]
     same_images(dataset.unlabeled_images[:-2], dataset.train_images)
     assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_images) == 5
-    (tmp_path / 'unlabeled/b.png').write_text('not read without demand')
+    (tmp_path / 'unlabeled').rename(tmp_path / 'train/Unlabeled')
+    beside_the_classes = datasets.load_dataset('folder', str(tmp_path), with_unlabeled=True)
+    assert beside_the_classes.class_names == ['cat', 'dog']
+    same_images(beside_the_classes.unlabeled_images, dataset.unlabeled_images)
+    (tmp_path / 'train/Unlabeled/b.png').write_text('not read without demand')
     assert len(datasets.load_dataset('folder', str(tmp_path), with_unlabeled=False).unlabeled_images) == 5
 
 

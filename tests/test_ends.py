@@ -110,7 +110,7 @@ PRINTS = '''
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from sesemi import output
-output.be_patient()
+output.tolerate_write_errors()
 with open(sys.argv[2], 'w') as file:
     print('a line')
     os.write(1, b'another')
@@ -135,7 +135,7 @@ def test_output_that_is_closed_or_full(tmp_path, redirection, said):
 def test_a_reader_that_has_seen_enough_is_said_once(capsys):
     reader, writer = os.pipe()
     with open(writer, 'w') as stream:
-        patient = output.Patient(stream, output.LOST)
+        patient = output.TolerantStream(stream, output.LOST)
         os.close(reader)
         for _ in range(3):
             print('a line', file=patient, flush=True)

@@ -1,4 +1,4 @@
-"""Which room may use which, read from the import statements wherever in a file they stand; and that ranks compare all of them."""
+"""Which module may use which, read from the import statements wherever in a file they stand; and that ranks compare all of them."""
 import ast
 import shutil
 
@@ -41,7 +41,7 @@ def test_there_is_no_circle():
         reached(module, ())
 
 
-def test_the_root_holds_the_programs_and_utils_and_no_room_uses_a_program():
+def test_the_root_holds_the_programs_and_utils_and_no_module_uses_a_program():
     assert {path.stem for path in PROJECT.glob('*.py')} == PROGRAMS | {'utils'}
     for module, uses in USES.items():
         assert module in PROGRAMS or not uses & PROGRAMS, module

@@ -52,9 +52,9 @@ def test_leaks_and_contradictions_are_counted_and_the_first_named(own):
              '1 test image is in unlabeled too (test/dog/secret.png)',
              "labels that differ in spaces or capitals only: 'Red  fox' and 'redFox'")
     said = leaks_of(own)
-    assert said.startswith('Mind: ') and said.endswith('.')
-    labels, = [part for part in said[len('Mind: '):-1].split('; ') if 'two labels' in part]
-    assert sorted(said[len('Mind: '):-1].split('; ')) == sorted([*found, labels])
+    assert said.startswith('Warning: ') and said.endswith('.')
+    labels, = [part for part in said[len('Warning: '):-1].split('; ') if 'two labels' in part]
+    assert sorted(said[len('Warning: '):-1].split('; ')) == sorted([*found, labels])
     assert labels.startswith('3 labeled images are under two labels (')
     for pair in ('train/dog/004.png is valid/cat/b.png', 'train/cat/of-a-dog.bmp is train/dog/001.png', 'train/dog/002.png is test/cat/z.png'):
         assert pair in labels
@@ -64,7 +64,7 @@ def test_those_of_a_list_and_of_images_that_stay_in_the_cache(own):
     copy(own, 'test/dog/000.png', 'train/cat/a copy.png')
     rows = ['train/%s/%03d.png,%s,train' % (folder, i, label) for folder, label in (('cat', 'cat'), ('dog', 'Cat')) for i in range(5)]
     (own / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'train/cat/a copy.png,cat,', 'test/dog/000.png,Cat,test', '']))
-    expected = ('Mind: 1 test image is in train too (test/dog/000.png is train/cat/a copy.png); 1 labeled image is under two labels '
+    expected = ('Warning: 1 test image is in train too (test/dog/000.png is train/cat/a copy.png); 1 labeled image is under two labels '
                 "(train/cat/a copy.png is test/dog/000.png); labels that differ in spaces or capitals only: 'Cat' and 'cat'.")
     assert leaks_of(own / 'list.csv') == expected
     assert leaks_of(own / 'list.csv', cache.Cache(str(own / 'cache'), memory_limit=1e-9).decode_images) == expected

@@ -119,6 +119,8 @@ def test_evaluation_of_some_of_the_classes_equals_the_hand_computation(saved, tm
 
     status, lines, error = run(saved.model, '--evaluate', tmp_path / 'test')
 
+    write_picture(tmp_path / 'one/dog/0.png', 0)
+    assert run(saved.model, '--evaluate', tmp_path / 'one')[0] == 0
     assert status == 1 and str(tmp_path / 'test/dog/broken.png') in error
     *_, header, bee, dog, elk, last = lines
     assert last == 'classification error rate: {:.4f}'.format(1 - right.sum() / 40)

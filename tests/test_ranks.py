@@ -216,6 +216,8 @@ def test_which_gpus(monkeypatch):
     assert find_gpus('all', {'CUDA_VISIBLE_DEVICES': '2,GPU-8f'}) == ['2', 'GPU-8f']
     monkeypatch.setattr(glob, 'glob', lambda pattern: ['/dev/nvidia10', '/dev/nvidia2'])
     assert find_gpus('all', {}) == ['2', '10']
+    monkeypatch.setattr(glob, 'glob', lambda pattern: [pattern] * ('wsl' in pattern))
+    assert find_gpus('all', {}) == ['0']
     monkeypatch.setattr(glob, 'glob', lambda pattern: [])
     with pytest.raises(InputError, match='--gpus all: there is no /dev/nvidia0'):
         find_gpus('all', {})

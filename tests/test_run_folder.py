@@ -91,11 +91,20 @@ def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tm
     assert os.listdir(str(tmp_path)) == again * ['run'] and (not again or os.listdir(str(tmp_path / 'run')) == ['.lock'])
 
 
-RESULT = dict(dict.fromkeys(run_folder.RESULT_NUMBERS, 0.5), flags={'seed': 0, 'epochs': 1}, data_checksum='')
+@pytest.mark.parametrize('name', ['result.json', 'checkpoints/step-000000007.npz'])
+def test_what_another_run_left_without_its_record_is_not_taken_for_this_ones(images, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(RESULT))
+    for given in [], ['--resume', 'auto']:
+        with pytest.raises(InputError, match='--result .*: holds {} of a run, but not its args.json; give another --result'.format(name)):
+            started(images, tmp_path, *given)
+
+
+RESULT = dict(dict.fromkeys(run_folder.RESULT_NUMBERS, 0.5), flags={'data': 'digits', 'seed': 0, 'epochs': 1}, data_checksum='')
 ODD_RESULTS = [json.dumps(dict(RESULT, **change)) for change in (
     {'classification_error_rate': None}, {'classification_error_rate': '0.5'}, {'classification_error_rate': [0.5]},
     {'classification_error_rate': float('nan')}, {'classification_error_rate': True}, {'steps': -float('inf')}, {'flags': {}},
-    {'flags': {'seed': '0', 'epochs': 1}}, {'flags': []}, {'data_checksum': None})]
+    {'flags': {'data': 'digits', 'seed': '0', 'epochs': 1}}, {'flags': {'seed': 0, 'epochs': 1}}, {'flags': []}, {'data_checksum': None})]
 
 
 @pytest.mark.parametrize('content', ODD_JSON + ODD_RESULTS)

@@ -182,6 +182,7 @@ def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, da
         process.stdout.read(draw.randrange(2000))       # characters of the progress line: some way into the steps
         process.kill()
         process.communicate()
+    assert [name for name in checkpoints(result) if name.endswith('.npz')], 'it would begin again'
     done = run(TINY, *flags)
     assert done.status == 0, done.err
     assert ERROR.search(done.out).group() == ERROR.search(printed).group()
@@ -230,7 +231,10 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
     assert done.out.endswith(last) and re.search(r'^asl +%s +nin +24 +3,4 ' % data.name, done.out, re.MULTILINE)
     assert drawn == [['seed-3', 'seed-4', str(tmp_path / 'runs/runs.png')]]
+    refused = train('--result', tmp_path / 'none', '--runs', '2', '--resume')
+    assert refused.status == 2 and 'holds no runs' in refused.sentence()
     os.remove(str(tmp_path / 'runs' / 'seed-4' / 'result.json'))
+    monkeypatch.setattr(report, 'plot', lambda folders, path: 1 / 0)
     again = train('--result', tmp_path / 'runs', '--resume')
     assert again.out.endswith(last) and again.out.count('holds the finished run') == 1 and 'Epoch' not in again.out
 

@@ -76,6 +76,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, stop_after, method):
     resumed = Run(tmp_path / 'cut', method=method)
     assert resumed.started_at == stop_after
     assert all(np.array_equal(a, b) for a, b in zip(whole.weights, resumed.weights))
+    assert len(whole.progress.rows) == len(resumed.progress.rows) == EPOCHS
     for row, other in zip(whole.progress.rows, resumed.progress.rows):
         assert {**row, 'seconds': 0} == {**other, 'seconds': 0}
 
@@ -147,6 +148,11 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
         newest.unlink()
         newest.write_bytes(zipped())        # as another writer would pack it
         assert checkpoints.restore().step == 6
+        for path in tmp_path.iterdir():
+            path.write_bytes(whole[:-1])
+        assert checkpoints.restore().step == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [line.rpartition('; ')[2] for line in said] == ['the checkpoint before it is used.', 'the run starts again from its first step.']
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -163,6 +169,7 @@ def test_no_checkpoint_sooner_than_asked(tmp_path):
 def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(training.Diverged, match='step .*--lr'):
         Run(tmp_path, lr=1e30)
+    assert os.listdir(str(tmp_path))
     for name in os.listdir(str(tmp_path)):
         with np.load(str(tmp_path / name)) as file:
             assert all(np.isfinite(file[key]).all() for key in file.files)

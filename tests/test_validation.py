@@ -51,7 +51,7 @@ class Run:
                     self.weights[rows[-1]['epoch']] = model.get_weights()
                     rows[-1]['validation_error'] = errors[rows[-1]['epoch'] - 1]
                     if training.best_row(rows) is rows[-1]:
-                        checkpoints.keep_best()
+                        checkpoints.store_best()
 
             def after_step(progress, stopping):
                 if progress.step == killed_after:
@@ -61,7 +61,7 @@ class Run:
                 training.train(train_step, batches(), STEPS, EPOCHS, 0.05, start, after_step, after_epoch, training.StopSignals(), verbose=False)
             except KeyboardInterrupt:
                 return
-            checkpoints.take_best()
+            checkpoints.load_best()
             self.best = model.get_weights()
 
 
@@ -169,7 +169,7 @@ def weights_of(path):
 def validation_error(data, path):
     """That of a saved model, on the images that --validation 0.25 takes out, over the views of seed 5."""
     dataset = datasets.load_dataset('folder', str(data), 16)
-    dataset, _ = datasets.take_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
+    dataset, _ = datasets.split_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
     with open_session('cpu'):
         model = keras.models.load_model(str(path), compile=False)
         whitened = model.get_layer('whitened').output
@@ -250,6 +250,14 @@ def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
     assert flags.parse_args(result[:2]).labels == 1000
 
 
+def test_a_resumed_run_keeps_its_precision_unless_the_device_is_another(tmp_path):
+    begin(tmp_path, '--data folder --dataset x --precision-mode mixed --device gpu')
+    result = ['--result', str(tmp_path), '--resume']
+    assert flags.parse_args(result).precision_mode == 'mixed'
+    assert flags.parse_args(result + ['--device', 'cpu']).precision_mode is None
+    assert flags.parse_args(result + ['--device', 'npu', '--precision-mode', 'force_fp16']).precision_mode == 'force_fp16'
+
+
 def test_the_first_of_several_runs_tells_their_flags(tmp_path):
     for seed in (11, 9):
         begin(tmp_path / ('seed-%d' % seed), '--data digits --seed %d --runs 3' % seed)
@@ -280,9 +288,10 @@ def test_flags_that_are_refused(words, said):
 
 def test_flags_that_belong_to_nothing_say_so():
     def said(words, ranks=1):
-        return [sentence.split(':')[0].split()[0] for sentence in flags.idle(flags.parse_args(words.split()), ranks)]
+        return [sentence.split(':')[0].split()[0] for sentence in flags.unused_flags(flags.parse_args(words.split()), ranks)]
     assert said('--data-dump-step 5 --scale-lr --join-timeout 9') == ['--data-dump-step', '--scale-lr', '--join-timeout']
-    assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == said('') == []
+    assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == said('') == said('--data svhn --dataset x') == []
+    assert said('--data digits --dataset x') == ['--dataset']
     assert flags.parse_args(['--no-flip', 'False']).flip
 
 

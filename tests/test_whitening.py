@@ -4,7 +4,7 @@ import pytest
 from conftest import write_classes
 
 import utils
-from sesemi import cache, datasets, model_file
+from sesemi import batches, cache, datasets, model_file
 from sesemi.batches import WHITENINGS, choose_whitening, prepare_images
 from sesemi.settings import WHITENED_IMAGES
 
@@ -24,6 +24,26 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp('images')
     write_classes(folder, {'cat': 30, 'dog': 30}, size=8)
     return datasets.load_dataset('folder', str(folder), 8)
+
+
+def test_a_number_that_was_changed_in_the_settings_is_noticed_by_the_cache(dataset, tmp_path, monkeypatch):
+    store = cache.Cache(str(tmp_path))
+
+    def matrix():
+        return prepare_images(dataset, 'checksum', np.arange(20), 'asl', 'zca', store).whitener.matrix
+    before = matrix()
+    assert np.array_equal(before, matrix())
+    monkeypatch.setattr(batches, 'WHITENING_IDENTITY', 0.5)
+    monkeypatch.setitem(batches.WHITENINGS, 'zca', (utils.Whitener, lambda parts: utils.zca_whitener(parts, 0.5)))
+    assert not np.allclose(before, matrix())
+
+
+def test_labeled_images_beyond_the_memory_are_read_as_they_are_drawn(dataset, tmp_path):
+    labeled = np.array([3, 0, 17])
+    in_memory = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel', cache.Cache(str(tmp_path))).labeled
+    stored = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel', cache.Cache(str(tmp_path), memory_limit=1e-9)).labeled
+    assert isinstance(in_memory, np.ndarray) and stored.images is dataset.train_images and stored.shape == in_memory.shape
+    assert np.array_equal(stored[np.array([2, 0])], in_memory[[2, 0]]) and np.array_equal(stored[1:], in_memory[1:])
 
 
 @pytest.mark.parametrize('kind', WHITENINGS)

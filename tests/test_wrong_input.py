@@ -183,7 +183,7 @@ def test_pickle_that_is_no_cifar_batch(refuses, tmp_path):
 def test_missing_package(refuses, tmp_path, data, module):
     (tmp_path / 'packages' / (module + '.py')).write_text('raise ImportError')
     (tmp_path / 'train_32x32.mat').write_bytes(b'')
-    refuses(['--data', data, '--dataset', tmp_path], 'pip install ' + {'sklearn': 'scikit-learn'}.get(module, module))
+    refuses(['--data', data] + ['--dataset', tmp_path] * (data == 'svhn'), 'pip install ' + {'sklearn': 'scikit-learn'}.get(module, module))
 
 
 # The result folder

@@ -31,6 +31,6 @@ def main(argv):
 
 if __name__ == '__main__':
     from sesemi import output, signals
-    output.be_patient()
+    output.tolerate_write_errors()
     signals.watch()
     sys.exit(main(sys.argv[1:]))
