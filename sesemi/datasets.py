@@ -2,9 +2,7 @@
 SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
 """
 import csv
-import hashlib
 import os
-import tempfile
 from typing import List, NamedTuple
 
 import numpy as np
@@ -83,11 +81,11 @@ def _default_directory(data):
     if data == 'folder':
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
     directory = os.path.join('dataset', data.replace('cifar', 'cifar-'))
-    if not os.path.isdir(directory) or all(entry.name.startswith(UNFINISHED) for part in entries(directory) for entry in part):
+    if not os.path.isdir(directory) or all(entry.name.startswith(cifar.UNFINISHED) for part in entries(directory) for entry in part):
         if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
-        _download(data, directory)
+        cifar.download(data, directory)
     return directory
 
 
@@ -246,7 +244,7 @@ def _read_files(directory, class_names, train, test, valid, extra, decode):
                    images[:test_from], images[valid_from:], valid_labels, valid_names)
 
 
-# CIFAR and its download -----------------------------------------------------------------------------------------------
+# CIFAR ----------------------------------------------------------------------------------------------------------------
 
 def _load_cifar(data, files, source):
     """The Dataset of CIFAR-10 or CIFAR-100, whichever the files, as cifar.read_archive has them, are."""
@@ -256,32 +254,6 @@ def _load_cifar(data, files, source):
     train_images, train_labels, test_images, test_labels, class_names = cifar.arrays(files, source)
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
                    test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names, train_images)
-
-
-UNFINISHED = 'download-'        # what a killed process leaves begins so
-
-
-def _download(data, directory):
-    """Fetch the official archive once: it is whole, of the official checksum, or not there. What broke on the way is fetched again."""
-    from sesemi.runtime import keras       # the one case in which TensorFlow is imported before the data is checked
-    name = cifar.ARCHIVES[data]
-    try:
-        os.makedirs(directory, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=directory) as folder:
-            for _ in range(2):
-                path = keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=folder, cache_subdir='')
-                with open(path, 'rb') as file:
-                    if hashlib.sha256(file.read()).hexdigest() == cifar.SHA256[data]:
-                        os.replace(path, os.path.join(directory, name))
-                        return
-                os.remove(path)
-            raise ValueError('what came is not the official archive')
-    except Exception as error:      # get_file raises a plain Exception
-        raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
-                         % (directory, reason(error), name)) from None
-    finally:
-        if os.path.isdir(directory) and not os.listdir(directory):      # also after Ctrl-C: it would not be tried again
-            os.rmdir(directory)
 
 
 # SVHN and digits ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sesemi import cifar
+from sesemi import cifar, pickles
 from sesemi.errors import InputError
 
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
@@ -36,7 +36,7 @@ def forged_array(shape, dtype=U1, data=bytes(12), version=1, fortran=False):
 def refused(data):
     """What the reader says of a pickle."""
     with pytest.raises(Exception) as error:
-        cifar.read_pickle(data)
+        pickles.read_pickle(data)
     assert not isinstance(error.value, (MemoryError, RecursionError))
     return str(error.value)
 
@@ -44,7 +44,7 @@ def refused(data):
 def test_arrays_come_as_they_were_written():
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         written = {b'a': PIXELS, b'b': np.asfortranarray(PIXELS), b'c': np.arange(3, dtype='>i8'), b'd': [np.int64(3), 2 ** 70, True], 'e': ()}
-        read = cifar.read_pickle(pickle.dumps(written, protocol))
+        read = pickles.read_pickle(pickle.dumps(written, protocol))
         for key in b'a', b'b', b'c':
             assert read[key].dtype == written[key].dtype
             np.testing.assert_array_equal(read[key], written[key])
@@ -98,12 +98,12 @@ def test_odd_instructions_are_refused_and_take_no_memory():
 
 def test_what_is_nested_deep_is_no_end_of_the_process():
     """Freed it is no matter, hashed as a key it overflowed the stack."""
-    assert list(cifar.read_pickle(b'\x80\x02}U\x01a' + 100000 * b']' + 99999 * b'a' + b's.')) == [b'a']
+    assert list(pickles.read_pickle(b'\x80\x02}U\x01a' + 100000 * b']' + 99999 * b'a' + b's.')) == [b'a']
     assert 'wrong place' in refused(b'\x80\x02})' + 100000 * b'\x85' + b'K\x01s.')
 
 
 def test_a_pickle_has_a_limited_number_of_instructions(monkeypatch):
-    monkeypatch.setattr(cifar, 'INSTRUCTIONS', 1000)
+    monkeypatch.setattr(pickles, 'INSTRUCTIONS', 1000)
     assert 'more than 1000 instructions' in refused(b'\x80\x02' + 10 ** 6 * b']')
 
 
