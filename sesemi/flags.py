@@ -8,9 +8,8 @@ from sesemi.decoding import FITS
 from sesemi.errors import InputError
 from sesemi.identity import IDENTITY_FLAGS
 from sesemi.run_folder import stored_record
-from sesemi.settings import PRESETS, STEP_BYTES, WHITENED_SIZE
+from sesemi.settings import NETWORKS, PRESETS, WHITENED_SIZE
 
-NETWORKS = tuple(STEP_BYTES)
 METHODS = ('asl', 'ssl', 'supervised')
 
 DEFAULTS = dict(

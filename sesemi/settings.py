@@ -13,8 +13,9 @@ WHITENED_SIZE = 48              # pixels a side at most: the matrix is (3 N²)²
 WHITENED_IMAGES = 3             # training images for each of an image's 3 N² values, from which on `auto` whitens; ours: benchmarks/whitening.py
 SPLIT_SEED = 1                  # of the labeled subset; the published split
 
-# The networks, and the memory of a training step on a CPU: bytes for each pixel of each view, beside those of the program; measured on
-# both runtimes; ours
+NETWORKS = ('convnet', 'nin', 'wrn')
+
+# The memory of a training step on a CPU: bytes for each pixel of each view, beside those of the program; measured; ours
 STEP_BYTES = {'convnet': 10500, 'nin': 8200, 'wrn': 8000}
 PROGRAM_BYTES = 900e6
 

@@ -7,8 +7,10 @@ from sesemi.settings import PROGRAM_BYTES, PROXY_CLASSES, STEP_BYTES
 def check_memory(network, method, batch_size, image_size, processes=1):
     """Raises InputError when a training step on this CPU would take more than all memory, which `processes` of the host share.
 
-    A step takes what its layers give for the images of both branches, six views of each.
+    A step takes what its layers give for the images of both branches, six views of each. A network that was not measured passes.
     """
+    if network not in STEP_BYTES:
+        return
     views, room = PROXY_CLASSES * (1 if method == 'supervised' else 2), memory() / processes - PROGRAM_BYTES
     image = STEP_BYTES[network] * views * image_size ** 2
     if batch_size * image > room:

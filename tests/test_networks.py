@@ -9,7 +9,7 @@ from conftest import PROJECT
 from networks.layers import Dropout, step_variable
 from sesemi import classifier, evaluation, training
 from sesemi.runtime import keras, open_session, optimizer
-from sesemi.settings import MOMENTUM, NORM_BATCHES, STEP_BYTES
+from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
 
 SHAPE = (32, 32, 3)
 
@@ -56,7 +56,7 @@ def test_the_published_losses(network):
 
 
 def test_every_network_of_the_command_line_has_a_trunk():
-    assert set(STEP_BYTES) == set(networks.TRUNKS) - {'tiny'}
+    assert set(NETWORKS) == set(networks.TRUNKS) - {'tiny'}
 
 
 @pytest.mark.parametrize('network, both_heads, trunk', [

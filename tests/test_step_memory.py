@@ -18,3 +18,4 @@ def test_a_step_that_does_not_fit_is_refused_with_the_batch_size_that_does(monke
     monkeypatch.setattr(step_memory, 'memory', lambda: PROGRAM_BYTES + .9 * image)
     with pytest.raises(InputError, match='lower --image-size'):
         check_memory(network, method, 16, 128)
+    check_memory('of my own', method, 16, 128)
