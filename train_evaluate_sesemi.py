@@ -79,7 +79,6 @@ def train_and_evaluate(args, group=ProcessGroup()):
     observer.lap('preparing')
 
     with runtime.open_session(device, options, group), training.StopSignals(group) as stop:
-
         # 5. A trunk and two heads
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(trained.class_names),
