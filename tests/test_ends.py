@@ -112,7 +112,7 @@ sys.path.insert(0, sys.argv[1])
 from sesemi import output
 output.tolerate_write_errors()
 with open(sys.argv[2], 'w') as file:
-    print('a line')
+    print('a line', flush=True)
     os.write(1, b'another')
     print('caf\\udce9', file=sys.stderr)
 sys.exit(7)
