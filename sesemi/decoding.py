@@ -48,7 +48,8 @@ def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=Non
 
     fit: a key of FITS, what happens to an image that is not square. most: pixels, beyond which it is refused, as it is beyond
     Pillow's own limit; a JPEG file of four times the size or more is decoded at a part of it. Grey values of 32 bits or floating
-    point are scaled by their range, those of 16 bits are not. animated: a list that gets the path of a file of several frames, of which the first is read.
+    point are scaled by their range, those of 16 bits are not. animated: a list that gets the path of a file of several frames, of
+    which the first is read.
     Raises InputError naming the file when it cannot be read as an image to its last byte.
     """
     try:

@@ -143,7 +143,7 @@ def check_ranks(device, group):
 def open_session(device, options=Options(), group=ProcessGroup()):
     """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
 
-    On the NPU every computation of the block, training or prediction, runs in this session, which carries the NpuOptimizer.
+    On the NPU every computation of the block, training or prediction, runs in it, and it carries the NpuOptimizer.
     """
     keras.backend.clear_session()
     for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
