@@ -22,7 +22,7 @@ import report
 from sesemi import signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
-from sesemi.datasets import load_dataset, split_validation
+from sesemi.datasets import load_dataset
 from sesemi.errors import InputError, RunError
 from sesemi.flags import parse_args, unused_flags
 from sesemi.identity import PROJECT, data_checksum, run_identity
@@ -31,7 +31,7 @@ from sesemi.observer import NullObserver, Observer
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
 from sesemi.ranks import find_gpus, find_rank
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
-from utils import stratified_sample
+from sesemi.split import choose_labeled, split_validation
 
 
 def train_and_evaluate(args, group=ProcessGroup()):
@@ -91,7 +91,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
         train_step = training.training_function(model, optimizer, weights)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
         progress = checkpoints.restore(group)
-        evaluation = Evaluation(model, inference_model, images, batches, steps, args, stop)
+        evaluation = Evaluation(model, inference_model, images, trained, labeled, batches, steps, checkpoints, args, stop)
         classifier = Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening)
         observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints, evaluation, classifier)
         progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, observer.after_step, observer.after_epoch,
@@ -112,23 +112,6 @@ def read(args, cache, group):
     if leaks:
         print(leaks)
     return dataset, checksum
-
-
-def choose_labeled(dataset, labels, split_seed):
-    """The indices of the labeled training images: `labels` // classes of each class, or 'all' of them.
-
-    Raises InputError when there are not as many, or fewer than one a class.
-    """
-    images, classes = len(dataset.train_labels), len(dataset.class_names)
-    if labels in ('all', images):
-        return np.arange(images)
-    if labels > images:
-        raise InputError('--labels %d: there are only %d training images; lower it or say --labels all.' % (labels, images))
-    if labels < classes:
-        raise InputError('--labels %d: %d classes need at least one label each; raise it.' % (labels, classes))
-    if labels % classes:
-        print('--labels %d is no multiple of %d classes: %d labels of each class are used.' % (labels, classes, labels // classes))
-    return stratified_sample(dataset.train_labels, labels // classes, split_seed, dataset.class_names)
 
 
 def resolve_flags(args, dataset, labeled, group):

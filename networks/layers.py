@@ -1,7 +1,7 @@
 """Building blocks of the trunks; batch normalisation and dropout differ from those of Keras."""
 import zlib
 
-from sesemi.runtime import RANK, keras, tf
+from sesemi.runtime import batch_number, keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
 MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from
@@ -110,28 +110,3 @@ class Dropout(keras.layers.Layer):
 
     def get_config(self):
         return dict(super().get_config(), rate=self.rate, seed=self.seed)
-
-
-def step_variable():
-    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
-    return _step()[0]
-
-
-def step():
-    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
-    return _step()[1]
-
-
-def batch_number():
-    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
-    rank, ranks = (tf.get_collection(RANK) or [(0, 1)])[0]
-    return step() * ranks + rank
-
-
-def _step():
-    found = tf.get_collection_ref('sesemi/step')
-    if not found:
-        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
-            variable = keras.backend.variable(0, dtype='int32', name='step')
-            found.extend([variable, tf.identity(variable)])
-    return found

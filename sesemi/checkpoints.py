@@ -11,10 +11,10 @@ import zipfile
 
 import numpy as np
 
-from networks.layers import step_variable
 from sesemi.errors import InputError, reason
 from sesemi.files import open_regular, read_array, write_atomic
 from sesemi.process_group import ProcessGroup
+from sesemi.runtime import step_variable
 from sesemi.training import Diverged, Progress, assign, read
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged

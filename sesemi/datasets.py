@@ -8,9 +8,8 @@ from typing import List, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sesemi import cifar
+from sesemi import cifar, svhn
 from sesemi.errors import InputError, reason
-from sesemi.files import open_regular
 from sesemi.folders import PassedOver, entries, find_images, why_not
 from utils import decode_images, hold_out, list_image_folder
 
@@ -54,7 +53,7 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
         if batch:
             folder = os.path.dirname(batch)
             return _resized(_load_cifar(data, cifar.read_batches(folder), folder), image_size)
-    if _find(directory, SVHN_FILES):
+    if _find(directory, svhn.FILES):
         _check_name(data, 'svhn', directory)
         return _resized(_load_svhn(directory), image_size)
     if os.path.isfile(os.path.join(directory, 'list.csv')):
@@ -87,35 +86,6 @@ def _default_directory(data):
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
         cifar.download(data, directory)
     return directory
-
-
-def split_validation(dataset, labeled, share):
-    """Take `share` of the labeled images of each class, at least one, out of all that is trained on.
-
-    labeled: int (labels,) indices of training images. Returns (the Dataset with them as its valid images, the indices in it of the
-    labeled images left); without a `share` what it was given. Raises InputError when there are valid images already or none of a
-    class would be left.
-    """
-    if not share:
-        return dataset, labeled
-    if len(dataset.valid_labels):
-        raise InputError('--validation %g: the data set has validation images of its own; leave the flag out.' % share)
-    labels = dataset.train_labels[labeled]
-    held = hold_out(labels, share)
-    for label in np.unique(labels):
-        if held[labels == label].all():
-            raise InputError('--validation %g: class %s has one labeled image; raise --labels or leave the flag out.'
-                             % (share, dataset.class_names[label]))
-    taken, kept = labeled[held], np.ones(len(dataset.unlabeled_images), bool)
-    kept[taken] = False
-    trained = kept[:len(dataset.train_labels)]
-    unlabeled = dataset.unlabeled_images[kept]
-    names = dataset.train_names
-    return dataset._replace(
-        train_images=unlabeled[:trained.sum()], train_labels=dataset.train_labels[trained],
-        train_names=[name for name, stays in zip(names, trained) if stays], unlabeled_images=unlabeled,
-        valid_images=dataset.train_images[taken], valid_labels=dataset.train_labels[taken], valid_names=[names[i] for i in taken],
-    ), (np.cumsum(trained) - 1)[labeled[~held]]
 
 
 # Image files --------------------------------------------------------------------------------------------------------
@@ -258,29 +228,10 @@ def _load_cifar(data, files, source):
 
 # SVHN and digits ----------------------------------------------------------------------------------------------------
 
-SVHN_FILES = 'train_32x32.mat', 'test_32x32.mat'
-
-
 def _load_svhn(directory):
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise InputError("%s: SVHN's .mat files need scipy: pip install scipy." % directory) from None
     parts = []
-    for name in SVHN_FILES:
-        path = os.path.join(directory, name)
-        try:
-            with open_regular(path) as file:
-                content = loadmat(file, variable_names=['X', 'y'])
-            images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel()
-            if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1] or not len(labels):
-                raise ValueError('images %s %s, labels %s' % (images.dtype, images.shape, labels.shape))
-            if not np.isin(labels, np.arange(11)).all():
-                raise ValueError('labels that are not whole numbers from 0 to 10')
-        except Exception as error:  # a damaged file raises nearly anything
-            raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
-        labels = labels.astype(np.int64) % 10       # 10 means 0
-        parts += [np.ascontiguousarray(images), labels, [str(i) for i in range(len(labels))]]
+    for images, labels in map(svhn.read_file, (os.path.join(directory, name) for name in svhn.FILES)):
+        parts += [images, labels, [str(i) for i in range(len(labels))]]
     return Dataset(*parts, class_names=[str(digit) for digit in range(10)], unlabeled_images=parts[0])
 
 

@@ -1,10 +1,11 @@
-"""How good the weights are: the mean softmax over an image's test views, under the statistics that fit the weights."""
+"""How good the weights are, and which are kept: the mean softmax over an image's test views, under the statistics that fit the weights."""
 import contextlib
 import math
 
 import numpy as np
 
 from sesemi.batches import test_views
+from sesemi.metrics import error_rate
 from sesemi.pools import prefetch
 from sesemi.runtime import keras
 from sesemi.settings import NORM_BATCHES
@@ -14,17 +15,50 @@ EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger one
 
 
 class Evaluation:
-    """A run's evaluators, of its `test`, `valid` and `labeled` images, and `statistics()`, the block to use them in.
+    """The errors of a run: during training as --eval-every asks for, at its end those of the weights that --keep keeps.
 
-    images: batches.Images; batches, steps: those of the training, for --recompute-norm; args: the flags; stop: training.StopSignals.
-    Within the block batch normalisation has the statistics that `args.recompute_norm` asks for: measured anew, or training's averages.
+    images: batches.Images of `dataset`, of which the images `labeled` are; batches, steps: those of the training, for --recompute-norm;
+    checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved; stop: training.StopSignals.
     """
 
-    def __init__(self, model, inference_model, images, batches, steps, args, stop):
+    def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop):
+        self.dataset, self.labels_of_labeled, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
         size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)), image_size=args.image_size)
         self.test, self.valid, self.labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
                                                for part in (images.test, images.valid, images.labeled))
-        self.statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
+        self._statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
+
+    def after_epoch(self, rows):
+        """Add the error of the weights as they are to the last of a run's rows if it is time, and note whether they are the best."""
+        row, args = rows[-1], self.args
+        due = args.eval_every and row['epoch'] % args.eval_every == 0
+        if len(self.dataset.valid_labels) and (due or row['epoch'] == args.epochs):
+            with self._statistics():
+                row['validation_error'] = error_rate(self.valid()[0], self.dataset.valid_labels)
+                if args.keep == 'best' and best_row(rows) is row:
+                    self.checkpoints.store_best()
+        elif due:
+            with self._statistics():
+                row['error'] = error_rate(self.test()[0], self.dataset.test_labels)
+
+    @contextlib.contextmanager
+    def kept_weights(self, rows):
+        """The block within which the model has the weights that --keep keeps, to be evaluated and saved; gives their epoch's row."""
+        if self.args.keep == 'best':
+            self.checkpoints.load_best()        # with the statistics they were evaluated with
+            yield best_row(rows)
+        else:
+            with self._statistics():
+                yield rows[-1]
+
+    def labeled_error_rate(self):
+        """The error rate of the labeled training images themselves."""
+        return error_rate(self.labeled.one_view(), self.labels_of_labeled)
+
+
+def best_row(rows):
+    """The row of the least validation error, the first of equals; None if none has one."""
+    return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'], default=None)
 
 
 class NormStatistics:

@@ -1,7 +1,4 @@
 """What a run writes and prints. Rank 0's observer does both; the other ranks have one that does nothing."""
-import contextlib
-
-from sesemi.metrics import error_rate
 from sesemi.run_folder import Clock, Run
 
 
@@ -36,7 +33,7 @@ class Observer:
         """The training begins, from `progress` on. dataset, labeled: what is trained on."""
         from sesemi.reporting.events import Events      # imports TensorFlow
         from sesemi.reporting.live import Report
-        self.args, self.dataset, self.labeled, self.steps_per_epoch = args, dataset, labeled, steps_per_epoch
+        self.args, self.dataset, self.steps_per_epoch = args, dataset, steps_per_epoch
         self.images_per_step, self.checkpoints, self.evaluation, self.classifier = batches.images_per_step, checkpoints, evaluation, classifier
         self.page = Report(args.result, dataset, labeled, args.epochs)
         self.events = Events(args.result, progress.rows, batches[0][0])
@@ -47,40 +44,26 @@ class Observer:
         self.checkpoints.after_step(progress, stopping)
 
     def after_epoch(self, rows):
-        """Evaluate if it is asked for, which adds to the last row, and bring all that shows the run up to date."""
-        from sesemi.training import best_row, epoch_line
-        epoch, args = rows[-1]['epoch'], self.args
-        due = args.eval_every and epoch % args.eval_every == 0
-        if len(self.dataset.valid_labels) and (due or epoch == args.epochs):
-            with self.evaluation.statistics():
-                rows[-1]['validation_error'] = error_rate(self.evaluation.valid()[0], self.dataset.valid_labels)
-                if args.keep == 'best' and best_row(rows) is rows[-1]:
-                    self.checkpoints.store_best()
-        elif due:
-            with self.evaluation.statistics():
-                rows[-1]['error'] = error_rate(self.evaluation.test()[0], self.dataset.test_labels)
+        """Have the weights evaluated, which may add to the last row, and bring all that shows the run up to date."""
+        from sesemi.training import epoch_line
+        self.evaluation.after_epoch(rows)
         self.run.log(rows)
         self.events.write(rows)
         self.page.refresh(rows)
-        print(epoch_line(rows[-1], args.epochs, self.images_per_step, self.steps_per_epoch))
+        print(epoch_line(rows[-1], self.args.epochs, self.images_per_step, self.steps_per_epoch))
 
     def evaluate(self, progress):
         """The error rate of the weights that are kept, on the test images; saves the model and finishes the run's record."""
-        from sesemi.training import best_row
         self.run.check_held()
         self.checkpoints.save(progress)
         self.lap('training')
-        kept, statistics = progress.rows[-1], self.evaluation.statistics
-        if self.args.keep == 'best':
-            self.checkpoints.load_best()        # with the statistics they were evaluated with
-            kept, statistics = best_row(progress.rows), contextlib.nullcontext
-        with statistics():
+        with self.evaluation.kept_weights(progress.rows) as kept:
             dense, one_view = self.evaluation.test()
-            of_labeled = error_rate(self.evaluation.labeled.one_view(), self.dataset.train_labels[self.labeled])
+            labeled_error_rate = self.evaluation.labeled_error_rate()
             self.lap('evaluating')
             self.classifier.save(self.run.path('sesemi.h5'))
         result = self.run.result(
-            self.dataset, dense, one_view, progress.rows, self.images_per_step, self.clock, labeled_error_rate=of_labeled,
+            self.dataset, dense, one_view, progress.rows, self.images_per_step, self.clock, labeled_error_rate=labeled_error_rate,
             validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
         if self.args.keep == 'best':
             print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (kept['epoch'], kept['validation_error']))

@@ -1,27 +1,24 @@
-"""CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average. The only file to name npu_bridge.
+"""CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average, which step a graph is at.
 
 `tf` and `keras` are taken from here: the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and the Keras
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
 """
 import contextlib
 import functools
-import glob
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 import warnings
 from typing import NamedTuple, Optional
 
-from sesemi import nvidia
+from sesemi import npu, nvidia
 from sesemi.errors import InputError
 from sesemi.process_group import ProcessGroup
 from sesemi.step_memory import check_memory
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
-NPU_NODES = '/dev/davinci[0-9]*'
-if not (importlib.util.find_spec('npu_bridge') and glob.glob(NPU_NODES)):   # else the adapter's errors and its proof would be hidden
+if npu.missing():       # else the adapter's errors and its proof would be hidden
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
 warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
@@ -61,8 +58,7 @@ tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
 
-NPU_PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
-RANK = 'sesemi/rank'     # the collection of a graph that holds (rank, ranks)
+RANK, STEP = 'sesemi/rank', 'sesemi/step'   # collections of a graph: (rank, ranks); the step's variable and its value
 PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
 
 
@@ -83,25 +79,22 @@ def choose_device(requested='auto'):
     When it leaves an NVIDIA card that is there unused, a line on standard error says why.
     """
     if requested == 'npu':
-        _adapter()
+        npu.adapter()
     if requested == 'gpu' and not _gpus():
         raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
     if requested != 'auto':
         return requested, 'asked for'
-    if not importlib.util.find_spec('npu_bridge'):
-        npu = 'no npu_bridge'
-    elif not glob.glob(NPU_NODES):
-        npu = 'npu_bridge but no %s' % NPU_NODES
-    else:
-        _adapter()
-        return 'npu', 'npu_bridge and %s are there' % glob.glob(NPU_NODES)[0]
+    no_npu = npu.missing()
+    if not no_npu:
+        npu.adapter()
+        return 'npu', 'npu_bridge and %s are there' % npu.nodes()[0]
     if _gpus():
-        return 'gpu', npu + '; TensorFlow finds a GPU'
+        return 'gpu', no_npu + '; TensorFlow finds a GPU'
     unused = _unused_card()
     if unused:
         print('This run is on the CPU: ' + unused, file=sys.stderr)
     faster = '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time' if tf.__version__ < '2' else ''
-    return 'cpu', npu + '; TensorFlow finds no GPU' + faster
+    return 'cpu', no_npu + '; TensorFlow finds no GPU' + faster
 
 
 def choose(args, group):
@@ -116,7 +109,7 @@ def choose(args, group):
 
 def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
     """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
-    offered = {'npu': NPU_PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
+    offered = {'npu': npu.PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
     if precision_mode and precision_mode not in offered:
         raise InputError('--precision-mode %s: the %s %s.' % (precision_mode, device, (
             'offers ' + ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
@@ -149,7 +142,7 @@ def open_session(device, options=Options(), group=ProcessGroup()):
     for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
         os.makedirs(folder, exist_ok=True)
     if device == 'npu':
-        config = _npu_config(options)
+        config = npu.configure(tf.ConfigProto(), options)
     elif device == 'gpu':
         config = _gpu_config()
         if options.precision_mode == 'mixed':
@@ -166,6 +159,31 @@ def open_session(device, options=Options(), group=ProcessGroup()):
     finally:
         session.close()
         keras.backend.clear_session()
+
+
+def step_variable():
+    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
+    return _step()[0]
+
+
+def step():
+    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
+    return _step()[1]
+
+
+def batch_number():
+    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
+    rank, ranks = (tf.get_collection(RANK) or [(0, 1)])[0]
+    return step() * ranks + rank
+
+
+def _step():
+    found = tf.get_collection_ref(STEP)
+    if not found:
+        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
+            variable = keras.backend.variable(0, dtype='int32', name='step')
+            found.extend([variable, tf.identity(variable)])
+    return found
 
 
 @functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
@@ -216,7 +234,7 @@ def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessG
     """
     sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
     if device == 'npu':
-        return _adapter().npu_distributed_optimizer_wrapper(sgd)
+        return npu.adapter().npu_distributed_optimizer_wrapper(sgd)
     if options.precision_mode == 'mixed':
         sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
     return _averaging(sgd, group) if group.world_size > 1 else sgd
@@ -256,49 +274,3 @@ def _unused_card():
 
 def _gpu_config():
     return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
-
-
-def _adapter():
-    """npu_bridge's names. Imported for an NPU run only: later lines patch every tf.Session when imported."""
-    try:
-        import npu_bridge.npu_init
-    except Exception as error:      # a broken installation raises other types than ImportError too
-        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install it for TensorFlow %s '
-                         'or say --device cpu.' % (type(error).__name__, error, tf.__version__)) from None
-    return npu_bridge.npu_init
-
-
-def _npu_config(options):
-    """The session's ConfigProto with the NpuOptimizer. The adapter ignores a value in the wrong field, so types matter here."""
-    parameters = {
-        'use_off_line': True,
-        'op_debug_level': 0,
-        'graph_run_mode': 1,            # train
-        'iterations_per_loop': 1,
-        'precision_mode': options.precision_mode or 'allow_fp32_to_fp16',
-    }
-    if int(os.environ.get('RANK_SIZE') or 1) > 1:
-        parameters['hcom_parallel'] = True
-    if options.over_dump:
-        parameters.update(enable_dump_debug=True, dump_path=options.over_dump, dump_debug_mode='all')
-    if options.data_dump:
-        parameters.update(enable_dump=True, dump_path=options.data_dump, dump_step=options.data_dump_step, dump_mode='all')
-    if options.profiling:
-        parameters.update(profiling_mode=True, profiling_options=json.dumps({
-            'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}))
-    if options.autotune:
-        parameters['auto_tune_mode'] = 'RL,GA'
-
-    config = tf.ConfigProto()
-    rewrite = config.graph_options.rewrite_options
-    custom = rewrite.custom_optimizers.add()
-    custom.name = 'NpuOptimizer'
-    for key, value in parameters.items():
-        if isinstance(value, bool):
-            custom.parameter_map[key].b = value
-        elif isinstance(value, int):
-            custom.parameter_map[key].i = value
-        else:
-            custom.parameter_map[key].s = tf.compat.as_bytes(value)
-    rewrite.remapping = rewrite.memory_optimization = rewrite.OFF
-    return _adapter().npu_config_proto(config)

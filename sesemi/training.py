@@ -6,12 +6,12 @@ from typing import List, NamedTuple
 
 import numpy as np
 
-from networks.layers import BatchNormalization, step, step_variable
+from networks.layers import BatchNormalization
 from sesemi import signals
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
 from sesemi.process_group import ProcessGroup
-from sesemi.runtime import keras, tf
+from sesemi.runtime import keras, step, step_variable, tf
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 
 
@@ -39,20 +39,20 @@ class Progress(NamedTuple):
 
 
 def learning_rate(base, t, steps):
-    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published."""
+    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published. t: a number or a scalar tensor."""
     return base * ((steps - t) / steps) ** DECAY_POWER
 
 
 def scheduled_rate(base, steps):
     """learning_rate of the step that the current graph is at: a float32 scalar tensor."""
-    return base * tf.pow(tf.cast(steps - step(), tf.float32) / steps, DECAY_POWER)
+    return learning_rate(base, tf.cast(step(), tf.float32), steps)
 
 
 def training_function(model, optimizer, class_weights=None):
     """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
 
     Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
-    graph knows by itself (networks.layers.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
+    graph knows by itself (runtime.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
     class_weights, float32 (classes,), multiply the super branch's cross-entropy of each image by that of its class.
     """
     targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
@@ -166,11 +166,6 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, aft
             if stopping:
                 stop.check()
     return progress
-
-
-def best_row(rows):
-    """The row of the least validation error, the first of equals; None if none has one."""
-    return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'], default=None)
 
 
 def epoch_line(row, epochs, images_per_step, steps_per_epoch):

@@ -16,6 +16,7 @@ from sesemi import cifar, datasets
 from sesemi.cache import Cache
 from sesemi.errors import InputError
 from sesemi.settings import PRESETS, Preset
+from sesemi.split import split_validation
 
 
 def same_images(images, expected):
@@ -98,7 +99,7 @@ def test_a_folder_for_validation(tmp_path, name):
     assert dataset.valid_labels.tolist() == [0, 1, 1, 1] and dataset.valid_names[3] == name + '/bee/002.png'
     assert len(dataset.train_images) == len(dataset.unlabeled_images) == 12 and len(dataset.test_images) == 2
     with pytest.raises(InputError, match='validation images of its own'):
-        datasets.split_validation(dataset, np.arange(12), 0.5)
+        split_validation(dataset, np.arange(12), 0.5)
     (tmp_path / datasets.VALID[datasets.VALID.index(name) - 1]).mkdir()
     assert 'keep one' in refusal('folder', str(tmp_path))
 
@@ -116,7 +117,7 @@ def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     write_image(tmp_path / 'unlabeled/a.png', np.full((32, 32, 3), 1))
     whole = datasets.load_dataset('folder', str(tmp_path), decode=Cache(str(tmp_path / 'cache'), limit).decode_images)
     labeled = np.array([*range(2, 22), 31, *range(32, 41)])
-    dataset, left = datasets.split_validation(whole, labeled, 0.2)
+    dataset, left = split_validation(whole, labeled, 0.2)
     assert np.bincount(dataset.valid_labels).tolist() == [4, 2] and np.bincount(dataset.train_labels[left]).tolist() == [16, 8]
     places = [whole.train_names.index(name) for name in dataset.valid_names]
     assert set(places) < set(labeled) and set(places).isdisjoint(whole.train_names.index(dataset.train_names[i]) for i in left)
@@ -125,9 +126,9 @@ def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     assert len(dataset.train_images) == len(dataset.train_labels) == len(dataset.train_names) == 44
     same_images(np.asarray(dataset.unlabeled_images), np.concatenate([images[sorted(set(range(50)) - set(places))],
                                                                       np.full((1, 32, 32, 3), 1, np.uint8)]))
-    assert datasets.split_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
+    assert split_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
     with pytest.raises(InputError, match='class cat has one labeled image'):
-        datasets.split_validation(whole, np.array([0, 31, 32]), 0.2)
+        split_validation(whole, np.array([0, 31, 32]), 0.2)
 
 
 def test_class_of_one_image_without_a_test_folder(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import networks
 import utils
 from conftest import PROJECT
-from networks.layers import Dropout, step_variable
+from networks.layers import Dropout
 from sesemi import classifier, evaluation, training
-from sesemi.runtime import keras, open_session, optimizer
+from sesemi.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
 
 SHAPE = (32, 32, 3)

@@ -2,7 +2,6 @@
 import contextlib
 import glob
 import json
-import os
 import re
 import signal
 import socket
@@ -13,10 +12,8 @@ import pytest
 from conftest import PROJECT
 
 import tiny_trunk  # noqa: F401
-import train_evaluate_sesemi
 import utils
 from networks import build_sesemi
-from networks.layers import step_variable
 from programs import STAND_INS, TINY, read_until, result, run
 from programs import start as start_program
 from sesemi import runtime, training
@@ -25,7 +22,8 @@ from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
 from sesemi.ranks import ASCEND_PORT, RankInfo, find_gpus, find_rank
 from sesemi.rendezvous import GREETING, HELLO
-from sesemi.runtime import keras, open_session
+from sesemi.runtime import keras, open_session, step_variable
+from sesemi.split import choose_labeled
 
 FLAGS = ('--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16', '--epochs', '2')
 
@@ -90,7 +88,7 @@ def test_the_losses_are_those_of_one_process_that_averages_both_gradients(kept):
 def losses_of_one_process(steps):
     """(steps, 2): the losses of both ranks' batches, the update written out."""
     dataset = load_dataset('digits', image_size=16)
-    labeled = train_evaluate_sesemi.choose_labeled(dataset, 100, 1)
+    labeled = choose_labeled(dataset, 100, 1)
     images = utils.global_contrast_normalize(dataset.train_images[labeled])
     labels = np.eye(10, dtype=np.float32)[dataset.train_labels[labeled]]
     batches = [TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]

@@ -13,7 +13,7 @@ from conftest import PROJECT
 from programs import STAND_INS, copy_project, run
 
 import train_evaluate_sesemi
-from sesemi import nvidia, runtime
+from sesemi import npu, nvidia, runtime
 
 ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
           'precision_mode': 'allow_fp32_to_fp16'}
@@ -206,7 +206,7 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
     for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
-    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / os.path.basename(runtime.NPU_NODES)))
+    monkeypatch.setattr(npu, 'NODES', str(tmp_path / os.path.basename(npu.NODES)))
     monkeypatch.setattr(runtime, '_gpus', lambda: ['GPU'] if gpu else [])
     (tmp_path / 'davinci_manager').write_text('')
     if node:
@@ -219,7 +219,7 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
 
 def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
     adapter('raise AssertionError("it patches TensorFlow")')
-    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'none'))
+    monkeypatch.setattr(npu, 'NODES', str(tmp_path / 'none'))
     monkeypatch.setattr(runtime, '_gpus', lambda: [])
     assert runtime.choose_device('auto')[0] == 'cpu'
 
@@ -230,7 +230,7 @@ def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
 @pytest.fixture
 def add_card(tmp_path, monkeypatch):
     """A machine of its own device nodes; a call adds an NVIDIA card's."""
-    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path / 'davinci[0-9]*'))
+    monkeypatch.setattr(npu, 'NODES', str(tmp_path / 'davinci[0-9]*'))
     monkeypatch.setattr(nvidia, 'GPU_NODES', (str(tmp_path / 'nvidia[0-9]*'),))
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     (tmp_path / 'nvidiactl').write_text('')     # a container without a card may have it
@@ -407,6 +407,6 @@ def test_options_that_a_device_has_not(device, given, part):
 
 def test_auto_with_device_node_and_broken_adapter(adapter, monkeypatch, tmp_path):
     adapter('raise OSError("libge_runner.so is missing")')
-    monkeypatch.setattr(runtime, 'NPU_NODES', str(tmp_path))
+    monkeypatch.setattr(npu, 'NODES', str(tmp_path))
     with pytest.raises(runtime.InputError, match='libge_runner.so is missing'):
         runtime.choose_device('auto')

@@ -11,12 +11,11 @@ import pytest
 
 import tiny_trunk  # noqa: F401
 import networks
-from networks.layers import step_variable
 from sesemi import evaluation, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
 from sesemi.errors import InputError
-from sesemi.runtime import keras, open_session, optimizer
+from sesemi.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 4, 3

@@ -18,6 +18,7 @@ from sesemi.checkpoints import Checkpoints
 from sesemi.errors import InputError
 from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM
+from sesemi.split import split_validation
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 3, 4
 
@@ -50,7 +51,7 @@ class Run:
                 with statistics.measured():
                     self.weights[rows[-1]['epoch']] = model.get_weights()
                     rows[-1]['validation_error'] = errors[rows[-1]['epoch'] - 1]
-                    if training.best_row(rows) is rows[-1]:
+                    if evaluation.best_row(rows) is rows[-1]:
                         checkpoints.store_best()
 
             def after_step(progress, stopping):
@@ -169,7 +170,7 @@ def weights_of(path):
 def validation_error(data, path):
     """That of a saved model, on the images that --validation 0.25 takes out, over the views of seed 5."""
     dataset = datasets.load_dataset('folder', str(data), 16)
-    dataset, _ = datasets.split_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
+    dataset, _ = split_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
     with open_session('cpu'):
         model = keras.models.load_model(str(path), compile=False)
         whitened = model.get_layer('whitened').output

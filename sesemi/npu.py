@@ -1,0 +1,70 @@
+"""The Ascend NPU: whether it is here, its adapter, and what a session's config tells the adapter. The only file to name npu_bridge."""
+import glob
+import importlib.util
+import json
+import os
+
+from sesemi.errors import InputError
+
+NODES = '/dev/davinci[0-9]*'
+PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
+
+
+def nodes():
+    """The paths of the NPUs' device nodes."""
+    return glob.glob(NODES)
+
+
+def missing():
+    """What an NPU run would lack here, the adapter or a device node: '' if nothing. It imports nothing."""
+    if not importlib.util.find_spec('npu_bridge'):
+        return 'no npu_bridge'
+    return '' if nodes() else 'npu_bridge but no %s' % NODES
+
+
+def adapter():
+    """The adapter's names. Imported for an NPU run only: later lines patch every tf.Session when imported. Raises InputError."""
+    try:
+        import npu_bridge.npu_init
+    except Exception as error:      # a broken installation raises other types than ImportError too
+        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install the one for this TensorFlow '
+                         'or say --device cpu.' % (type(error).__name__, error)) from None
+    return npu_bridge.npu_init
+
+
+def configure(config, options):
+    """A session's ConfigProto with the NpuOptimizer, from an empty one. options: runtime.Options.
+
+    The adapter ignores a value in the wrong field, so types matter here.
+    """
+    parameters = {
+        'use_off_line': True,
+        'op_debug_level': 0,
+        'graph_run_mode': 1,            # train
+        'iterations_per_loop': 1,
+        'precision_mode': options.precision_mode or 'allow_fp32_to_fp16',
+    }
+    if int(os.environ.get('RANK_SIZE') or 1) > 1:
+        parameters['hcom_parallel'] = True
+    if options.over_dump:
+        parameters.update(enable_dump_debug=True, dump_path=options.over_dump, dump_debug_mode='all')
+    if options.data_dump:
+        parameters.update(enable_dump=True, dump_path=options.data_dump, dump_step=options.data_dump_step, dump_mode='all')
+    if options.profiling:
+        parameters.update(profiling_mode=True, profiling_options=json.dumps({
+            'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}))
+    if options.autotune:
+        parameters['auto_tune_mode'] = 'RL,GA'
+
+    rewrite = config.graph_options.rewrite_options
+    custom = rewrite.custom_optimizers.add()
+    custom.name = 'NpuOptimizer'
+    for key, value in parameters.items():
+        if isinstance(value, bool):
+            custom.parameter_map[key].b = value
+        elif isinstance(value, int):
+            custom.parameter_map[key].i = value
+        else:
+            custom.parameter_map[key].s = value.encode()
+    rewrite.remapping = rewrite.memory_optimization = rewrite.OFF
+    return adapter().npu_config_proto(config)
