@@ -10,16 +10,12 @@ NODES = '/dev/davinci[0-9]*'
 PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
 
 
-def nodes():
-    """The paths of the NPUs' device nodes."""
-    return glob.glob(NODES)
-
-
-def missing():
-    """What an NPU run would lack here, the adapter or a device node: '' if nothing. It imports nothing."""
+def find():
+    """(Whether the adapter and a device node are here, that in words). It imports nothing."""
     if not importlib.util.find_spec('npu_bridge'):
-        return 'no npu_bridge'
-    return '' if nodes() else 'npu_bridge but no %s' % NODES
+        return False, 'no npu_bridge'
+    nodes = glob.glob(NODES)
+    return (True, 'npu_bridge and %s are there' % nodes[0]) if nodes else (False, 'npu_bridge but no %s' % NODES)
 
 
 def adapter():
