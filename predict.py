@@ -82,8 +82,8 @@ def classify(paths, model_path, fit, device):
 
     fit: a key of decoding.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    from sesemi import classifier, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
-    device, _ = runtime.choose_device(device)
+    from sesemi import classifier, devices, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
+    device, _ = devices.choose_device(device)
     with runtime.open_session(device):
         model = classifier.load_classifier(model_path)
         image_size = int(model.input_shape[1])

@@ -59,11 +59,11 @@ def train_and_evaluate(args, group=ProcessGroup()):
     observer.lap('reading')
 
     import networks             # these import TensorFlow: only now, when all that can be checked without it has been
-    from sesemi import runtime, training
+    from sesemi import devices, runtime, training
     from sesemi.checkpoints import Checkpoints
     from sesemi.classifier import Classifier
     from sesemi.evaluation import Evaluation
-    device, options, why = runtime.choose(args, group)
+    device, options, why = devices.choose(args, group)
     observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
     print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 

@@ -94,80 +94,94 @@ def _parser():
     parser = Parser(prog='train_evaluate_sesemi.py',
                     description='Train and evaluate SESEMI: image classification from few labels, regularised by predicting '
                     'rotations and flips. --flag value and --flag=value are the same.')
-
-    data = parser.add_argument_group('data')
-    data.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
-    data.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official '
-                      'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
-    data.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
-    data.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
-                      'training to measure the error during it, as 0.1; for data without validation images of its own')
-    data.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='seed of the choice of labeled images (default: 1, the published split)')
-    data.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
-                      '(default: 32)')
-    data.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
-    data.add_argument('--whitening', choices=['auto', 'zca', 'shrunk', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
-                      'whitening; shrunk: with the covariance of Ledoit and Wolf; channel: a mean and a deviation for each color; or '
-                      'nothing (default: auto: by the number of images for folder, none for svhn and digits, else zca)')
-    data.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
-                      'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
-    data.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')
-    data.add_argument('--no-flip', **SWITCH, help='no left-right flips: a mirrored image is not of the same class (always so for svhn and digits)')
-
-    method = parser.add_argument_group('method')
-    method.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
-    method.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
-                        'none (default: asl)')
-    method.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)')
-    method.add_argument('--batch-size', type=whole(1), metavar='N', help='images of the self branch a step, six views of each, '
-                        'beside six times as many labeled ones (default: 16; digits: 4)')
-    method.add_argument('--lr', type=positive, metavar='X', help='learning rate of the first step (default: 0.05)')
-    method.add_argument('--no-oversample', **SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
-                        'six times')
-    method.add_argument('--recompute-norm', **SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
-                        'batches for the weights as they are, not with averages that lag behind (default: on for digits and folder)')
-    method.add_argument('--class-weights', choices=['balanced'], help='multiply the cross-entropy of a labeled image by a weight, the '
-                        'larger the fewer its class has, so that all classes count the same')
-    method.add_argument('--seed', type=whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
-
-    run = parser.add_argument_group('run')
-    run.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
-    run.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; auto: '
-                     'start it if there is none')
-    run.add_argument('--runs', type=whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
-                     'folder of its own below --result (default: 1)')
-    run.add_argument('--quiet', **SWITCH, help='a line an epoch, no progress line')
-    run.add_argument('--verbose', **SWITCH, help="TensorFlow's own messages too")
-    run.add_argument('--eval-every', type=whole(0), metavar='N', help='evaluate every N epochs, not only at the end: the validation '
-                     'images, without these the test images (default: 0, not; 1 with validation images, and for ssl)')
-    run.add_argument('--keep', choices=['last', 'best'], help='which weights are evaluated on the test images and saved: those of the '
-                     'last epoch, or of the least validation error (default: last)')
-    run.add_argument('--checkpoint-minutes', type=positive, metavar='X', help='longest time between checkpoints (default: 10)')
-
-    device = parser.add_argument_group('device')
-    device.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
-    device.add_argument('--precision-mode', metavar='MODE', help='npu: allow_fp32_to_fp16 (the default there), force_fp16, '
-                        'must_keep_origin_dtype, allow_mix_precision; gpu: mixed; the cpu has float32 only')
-    device.add_argument('--profiling', **SWITCH, help='trace into RESULT/profiling')
-    device.add_argument('--autotune', **SWITCH, help='npu: tune the operators (RL, GA)')
-    device.add_argument('--over-dump', **SWITCH, help='npu: overflow detection into RESULT/over_dump')
-    device.add_argument('--data-dump', **SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
-    device.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
-
-    several = parser.add_argument_group('several devices')
-    several.add_argument('--gpus', type=_gpus, metavar='all|N,N', help='a process for each of these GPUs of this host')
-    several.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
-                         'the same list for all (default: of TF_CONFIG, if that is set)')
-    several.add_argument('--rank', type=whole(0), metavar='N', help="this process's number among them, from 0; rank 0 writes and prints")
-    several.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
-    several.add_argument('--peer-timeout', type=positive, metavar='X', help='seconds without a sign of life after which a process '
-                         'counts as lost (default: 30)')
-    several.add_argument('--scale-lr', **SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
-
-    older = parser.add_argument_group("older ports' flags")
-    older.add_argument('--gpu-id', metavar='N', help='the GPU to use, as CUDA_VISIBLE_DEVICES has it')
-    older.add_argument('--obs-url', metavar='URL', help='not used: boot_modelarts.py copies the results')
+    for title, add_flags in (
+            ('data', _data_flags),
+            ('method', _method_flags),
+            ('run', _run_flags),
+            ('device', _device_flags),
+            ('several devices', _several_flags),
+            ("older ports' flags", _older_flags)):
+        add_flags(parser.add_argument_group(title))
     return parser
+
+
+def _data_flags(group):
+    group.add_argument('--data', choices=list(PRESETS), help='data set, which also chooses its preset (default: cifar10)')
+    group.add_argument('--dataset', metavar='DIR', help='its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official '
+                       'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)')
+    group.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
+    group.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
+                       'training to measure the error during it, as 0.1; for data without validation images of its own')
+    group.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='seed of the choice of labeled images (default: 1, the published split)')
+    group.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
+                       '(default: 32)')
+    group.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
+    group.add_argument('--whitening', choices=['auto', 'zca', 'shrunk', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
+                       'whitening; shrunk: with the covariance of Ledoit and Wolf; channel: a mean and a deviation for each color; or '
+                       'nothing (default: auto: by the number of images for folder, none for svhn and digits, else zca)')
+    group.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
+                       'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
+    group.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')
+    group.add_argument('--no-flip', **SWITCH, help='no left-right flips: a mirrored image is not of the same class (always so for svhn and digits)')
+
+
+def _method_flags(group):
+    group.add_argument('--network', choices=NETWORKS, help='(default: convnet)')
+    group.add_argument('--method', choices=METHODS, help='self-supervision on the labeled images, on all training images, or '
+                       'none (default: asl)')
+    group.add_argument('--epochs', type=whole(1), metavar='N', help='(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)')
+    group.add_argument('--batch-size', type=whole(1), metavar='N', help='images of the self branch a step, six views of each, '
+                       'beside six times as many labeled ones (default: 16; digits: 4)')
+    group.add_argument('--lr', type=positive, metavar='X', help='learning rate of the first step (default: 0.05)')
+    group.add_argument('--no-oversample', **SWITCH, help='draw only as many labeled images a step as self-supervised ones, each augmented '
+                       'six times')
+    group.add_argument('--recompute-norm', **SWITCH, help='evaluate and save with batch-norm statistics measured anew on training '
+                       'batches for the weights as they are, not with averages that lag behind (default: on for digits and folder)')
+    group.add_argument('--class-weights', choices=['balanced'], help='multiply the cross-entropy of a labeled image by a weight, the '
+                       'larger the fewer its class has, so that all classes count the same')
+    group.add_argument('--seed', type=whole(0), metavar='N', help='initial weights, batches, dropout (default: 0)')
+
+
+def _run_flags(group):
+    group.add_argument('--result', metavar='DIR', help='folder for the model and the record of the run (default: result)')
+    group.add_argument('--resume', nargs='?', const='yes', choices=['yes', 'auto'], help='go on with the run in --result; auto: '
+                       'start it if there is none')
+    group.add_argument('--runs', type=whole(1), metavar='N', help='train N times, with seeds --seed, --seed + 1, ..., each in a '
+                       'folder of its own below --result (default: 1)')
+    group.add_argument('--quiet', **SWITCH, help='a line an epoch, no progress line')
+    group.add_argument('--verbose', **SWITCH, help="TensorFlow's own messages too")
+    group.add_argument('--eval-every', type=whole(0), metavar='N', help='evaluate every N epochs, not only at the end: the validation '
+                       'images, without these the test images (default: 0, not; 1 with validation images, and for ssl)')
+    group.add_argument('--keep', choices=['last', 'best'], help='which weights are evaluated on the test images and saved: those of the '
+                       'last epoch, or of the least validation error (default: last)')
+    group.add_argument('--checkpoint-minutes', type=positive, metavar='X', help='longest time between checkpoints (default: 10)')
+
+
+def _device_flags(group):
+    group.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
+    group.add_argument('--precision-mode', metavar='MODE', help='npu: allow_fp32_to_fp16 (the default there), force_fp16, '
+                       'must_keep_origin_dtype, allow_mix_precision; gpu: mixed; the cpu has float32 only')
+    group.add_argument('--profiling', **SWITCH, help='trace into RESULT/profiling')
+    group.add_argument('--autotune', **SWITCH, help='npu: tune the operators (RL, GA)')
+    group.add_argument('--over-dump', **SWITCH, help='npu: overflow detection into RESULT/over_dump')
+    group.add_argument('--data-dump', **SWITCH, help="npu: operators' inputs and outputs into RESULT/data_dump")
+    group.add_argument('--data-dump-step', metavar='STEPS', help='which steps, as in 0|5|10-20 (default: 0)')
+
+
+def _several_flags(group):
+    group.add_argument('--gpus', type=_gpus, metavar='all|N,N', help='a process for each of these GPUs of this host')
+    group.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
+                       'the same list for all (default: of TF_CONFIG, if that is set)')
+    group.add_argument('--rank', type=whole(0), metavar='N', help="this process's number among them, from 0; rank 0 writes and prints")
+    group.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
+    group.add_argument('--peer-timeout', type=positive, metavar='X', help='seconds without a sign of life after which a process '
+                       'counts as lost (default: 30)')
+    group.add_argument('--scale-lr', **SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
+
+
+def _older_flags(group):
+    group.add_argument('--gpu-id', metavar='N', help='the GPU to use, as CUDA_VISIBLE_DEVICES has it')
+    group.add_argument('--obs-url', metavar='URL', help='not used: boot_modelarts.py copies the results')
 
 
 def _image_size(text):

@@ -1,4 +1,4 @@
-"""CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average, which step a graph is at.
+"""On a CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average, which step a graph is at.
 
 `tf` and `keras` are taken from here: the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and the Keras
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
@@ -13,10 +13,9 @@ import sys
 import warnings
 from typing import NamedTuple, Optional
 
-from sesemi import npu, nvidia
+from sesemi import npu
 from sesemi.errors import InputError
 from sesemi.process_group import ProcessGroup
-from sesemi.step_memory import check_memory
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
 if not npu.find()[0]:   # else the adapter's errors and its proof would be hidden
@@ -75,66 +74,6 @@ class Options(NamedTuple):
     autotune: bool = False
 
 
-def choose_device(requested='auto'):
-    """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
-
-    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend variables everywhere.
-    When it leaves an NVIDIA card that is there unused, a line on standard error says why.
-    """
-    if requested == 'npu':
-        npu.adapter()
-    if requested == 'gpu' and not _gpus():
-        raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
-    if requested != 'auto':
-        return requested, 'asked for'
-    found, why = npu.find()
-    if found:
-        npu.adapter()
-        return 'npu', why
-    if _gpus():
-        return 'gpu', why + '; TensorFlow finds a GPU'
-    unused = _unused_card()
-    if unused:
-        print('This run is on the CPU: ' + unused, file=sys.stderr)
-    faster = '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time' if tf.__version__ < '2' else ''
-    return 'cpu', why + '; TensorFlow finds no GPU' + faster
-
-
-def choose(args, group):
-    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
-    device, why = choose_device(args.device)
-    check_ranks(device, group)
-    if device == 'cpu':
-        check_memory(args.network, args.method, args.batch_size, args.image_size, group.local_size)
-    return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
-                                  args.profiling and (device == 'npu' or not group.rank), args.autotune), why
-
-
-def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
-    """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
-    offered = {'npu': npu.PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
-    if precision_mode and precision_mode not in offered:
-        raise InputError('--precision-mode %s: the %s %s.' % (precision_mode, device, (
-            'offers ' + ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
-    for flag, on in (('--over-dump', over_dump), ('--data-dump', data_dump), ('--autotune', autotune)):
-        if on and device != 'npu':
-            raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
-
-    def below(name, on):
-        return os.path.join(os.path.abspath(folder), name) if on else None
-    return Options(precision_mode, below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
-                   below('profiling', profiling), autotune)
-
-
-def check_ranks(device, group):
-    """Raises InputError when the device's engine cannot bring the ranks of `group`, a ProcessGroup, together."""
-    if device == 'npu' and group.world_size != int(os.environ.get('RANK_SIZE') or 1):
-        raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
-    if device != 'npu' and group.world_size != max(1, len(group.workers)):
-        raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
-                         % (group.world_size, device))
-
-
 @contextlib.contextmanager
 def open_session(device, options=Options(), group=ProcessGroup()):
     """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
@@ -147,7 +86,7 @@ def open_session(device, options=Options(), group=ProcessGroup()):
     if device == 'npu':
         config = npu.configure(tf.ConfigProto(), options)
     elif device == 'gpu':
-        config = _gpu_config()
+        config = gpu_config()
         if options.precision_mode == 'mixed':
             rewrite = config.graph_options.rewrite_options
             rewrite.auto_mixed_precision = rewrite.ON
@@ -258,22 +197,6 @@ def profiler(device, options, model, steps):
     return [board]
 
 
-def _gpus():
-    """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
-    if nvidia.has_card():
-        nvidia.load_cuda()
-    if not tf.config.experimental.list_physical_devices('GPU'):
-        return []
-    try:
-        with tf.Session(graph=tf.Graph(), config=_gpu_config()) as session:
-            return [device.name for device in session.list_devices() if device.device_type == 'GPU']
-    except tf.errors.OpError:
-        return []
-
-
-def _unused_card():
-    return nvidia.unused_card(tf.__version__, tf.test.is_built_with_cuda())
-
-
-def _gpu_config():
+def gpu_config():
+    """A session's ConfigProto on a GPU: memory is taken as it is needed."""
     return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))

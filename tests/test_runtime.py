@@ -14,7 +14,8 @@ from conftest import PROJECT
 from programs import STAND_INS, copy_project, run
 
 import train_evaluate_sesemi
-from sesemi import npu, nvidia, runtime
+from sesemi import devices, npu, nvidia, runtime
+from sesemi.errors import InputError
 
 ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
           'precision_mode': 'allow_fp32_to_fp16'}
@@ -212,11 +213,11 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / os.path.basename(npu.NODES)))
-    monkeypatch.setattr(runtime, '_gpus', lambda: ['GPU'] if gpu else [])
+    monkeypatch.setattr(devices, '_gpus', lambda: ['GPU'] if gpu else [])
     (tmp_path / 'davinci_manager').write_text('')
     if node:
         (tmp_path / 'davinci3').write_text('')
-    device, why = runtime.choose_device('auto')
+    device, why = devices.choose_device('auto')
     assert device == ('npu' if installed and node else 'gpu' if gpu else 'cpu')
     assert ('davinci3' in why) == (device == 'npu') and ('no npu_bridge' in why) == (not installed)
     assert ('finds a GPU' in why) == (device == 'gpu') and ('finds no GPU' in why) == (device == 'cpu')
@@ -225,8 +226,8 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
 def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
     adapter('raise AssertionError("it patches TensorFlow")')
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / 'none'))
-    monkeypatch.setattr(runtime, '_gpus', lambda: [])
-    assert runtime.choose_device('auto')[0] == 'cpu'
+    monkeypatch.setattr(devices, '_gpus', lambda: [])
+    assert devices.choose_device('auto')[0] == 'cpu'
 
 
 # A GPU that TensorFlow cannot use
@@ -245,11 +246,11 @@ def add_card(tmp_path, monkeypatch):
 
 
 def test_without_a_card_nothing_is_said_of_one(add_card, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, '_gpus', lambda: [])
-    assert runtime.choose_device('auto')[0] == 'cpu'
+    monkeypatch.setattr(devices, '_gpus', lambda: [])
+    assert devices.choose_device('auto')[0] == 'cpu'
     assert capsys.readouterr() == ('', '')
-    with pytest.raises(runtime.InputError, match='--device gpu: there is no NVIDIA card here'):
-        runtime.choose_device('gpu')
+    with pytest.raises(InputError, match='--device gpu: there is no NVIDIA card here'):
+        devices.choose_device('gpu')
 
 
 def has_driver():
@@ -262,13 +263,13 @@ def has_driver():
 @pytest.mark.skipif(has_driver() or not runtime.tf.test.is_built_with_cuda(), reason='needs a build for CUDA and no driver')
 def test_card_that_tensorflow_cannot_use_is_told_of_or_refused(add_card, capsys):
     add_card()
-    assert runtime.choose_device('auto')[0] == 'cpu'
+    assert devices.choose_device('auto')[0] == 'cpu'
     out, err = capsys.readouterr()
     assert (out, err.count('\n')) == ('', 1)
     assert err.startswith('This run is on the CPU: TensorFlow %s cannot use the NVIDIA card: libcuda.so.1 of the driver is missing; '
                           'install ' % runtime.tf.__version__)
-    with pytest.raises(runtime.InputError) as error:
-        runtime.choose_device('gpu')
+    with pytest.raises(InputError) as error:
+        devices.choose_device('gpu')
     assert str(error.value) == err.strip().replace('This run is on the CPU:', '--device gpu:')
 
 
@@ -316,7 +317,7 @@ def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, m
         subprocess.run(['cc', '-shared', '-Wl,-soname,' + name, '-o', str(path), '-xc', os.devnull], check=True)
         with pytest.raises(OSError):
             ctypes.CDLL(name)
-    runtime._gpus()
+    devices._gpus()
     assert ctypes.CDLL('libcusolver.so.11') and ctypes.CDLL('libnccl.so.2')
 
 
@@ -385,7 +386,7 @@ def test_mixed_precision_skips_an_update_that_overflows_and_lowers_the_scale(tra
 
 
 def options(device, precision_mode=None, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, autotune=False):
-    return runtime.device_options(device, precision_mode, 'result', over_dump, data_dump, data_dump_step, profiling, autotune)
+    return devices.device_options(device, precision_mode, 'result', over_dump, data_dump, data_dump_step, profiling, autotune)
 
 
 def test_options_put_their_folders_below_the_result():
@@ -406,12 +407,12 @@ def test_options_put_their_folders_below_the_result():
     ('gpu', {'data_dump': True}, '--data-dump: only the npu'),
     ('cpu', {'autotune': True}, '--autotune: only the npu')])
 def test_options_that_a_device_has_not(device, given, part):
-    with pytest.raises(runtime.InputError, match=part):
+    with pytest.raises(InputError, match=part):
         options(device, **given)
 
 
 def test_auto_with_device_node_and_broken_adapter(adapter, monkeypatch, tmp_path):
     adapter('raise OSError("libge_runner.so is missing")')
     monkeypatch.setattr(npu, 'NODES', str(tmp_path))
-    with pytest.raises(runtime.InputError, match='libge_runner.so is missing'):
-        runtime.choose_device('auto')
+    with pytest.raises(InputError, match='libge_runner.so is missing'):
+        devices.choose_device('auto')

@@ -20,7 +20,7 @@ import predict
 import report
 import train_evaluate_sesemi
 from networks import sesemi
-from sesemi import runtime
+from sesemi import devices
 from sesemi.flags import parse_args
 
 CLASSES = ('cat', 'dog', 'mouse')
@@ -282,7 +282,7 @@ def test_divergence_ends_with_status_3(train, data, tmp_path):
 @pytest.mark.parametrize('flags, named', [
     (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'mixed'], '--precision-mode'), (['--autotune'], '--autotune')])
 def test_what_the_device_has_not_is_refused(train, data, tmp_path, monkeypatch, flags, named):
-    monkeypatch.setattr(runtime, '_gpus', lambda: [])
+    monkeypatch.setattr(devices, '_gpus', lambda: [])
     done = train(*flags_for(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])))
     assert done.status == 2 and named in done.sentence()
     assert not (tmp_path / 'run' / 'args.json').exists()
