@@ -167,8 +167,8 @@ class TwoBranchBatches:
     labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self branch draws from
     (for asl the labeled images again; None for the supervised method, which has no self branch). labels_one_hot: (n, classes).
     A step takes batch_size images for the self branch, six views of each, and as many labeled images as there are views; without
-    `oversample` only batch_size labeled images, each augmented six times. Each branch walks through its images pass after pass, each in a fresh order;
-    the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
+    `oversample` only batch_size labeled images, each augmented six times. Each branch walks through its images pass after pass, each in a
+    fresh order; the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
     """
 
     def __init__(self, labeled_images, labels_one_hot, unlabeled_images, batch_size=16, flip=True, seed=0,

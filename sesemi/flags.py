@@ -112,7 +112,8 @@ def _data_flags(group):
     group.add_argument('--labels', type=_labels, metavar='N|all', help='labeled images in all (default: 1000)')
     group.add_argument('--validation', type=share(0.5), metavar='X', help='take this share of the labeled images, of each class, out of '
                        'training to measure the error during it, as 0.1; for data without validation images of its own')
-    group.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='seed of the choice of labeled images (default: 1, the published split)')
+    group.add_argument('--split-seed', type=whole(0, 2 ** 32 - 1), metavar='N', help='seed of the choice of labeled images (default: 1, the '
+                       'published split)')
     group.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
                        '(default: 32)')
     group.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')

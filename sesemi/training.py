@@ -175,7 +175,8 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
         words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
     words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
               '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
-    words += ['%s %.4f' % (name, row[column]) for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
+    words += ['%s %.4f' % (name, row[column])
+              for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
     return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)
 
 
