@@ -22,7 +22,7 @@ import report
 from sesemi import signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
-from sesemi.datasets import load_dataset
+from sesemi.datasets import default_directory, load_dataset
 from sesemi.errors import InputError, RunError
 from sesemi.flags import parse_args, unused_flags
 from sesemi.identity import PROJECT, data_checksum, run_identity
@@ -132,7 +132,8 @@ def resolve_flags(args, dataset, labeled, group):
     if preset.steps:
         epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
-    resolved = dict(vars(args), epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening, rank=group.rank, ranks=group.world_size)
+    resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data), epochs=args.epochs or epochs, eval_every=eval_every,
+                    whitening=whitening, rank=group.rank, ranks=group.world_size)
     return argparse.Namespace(**resolved), steps_per_epoch, why
 
 

@@ -42,7 +42,7 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
     if data == 'digits':
         return _load_digits(image_size)
     if directory is None:
-        directory = _default_directory(data)
+        directory = _fill_default_directory(data)
     if not os.path.exists(directory):
         raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.' % directory)
     for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
@@ -76,10 +76,16 @@ def _check_name(data, found, source):
         raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
 
 
-def _default_directory(data):
-    if data == 'folder':
+def default_directory(data):
+    """Where the files of a data set are looked for if no folder is given; None where none is looked for."""
+    return None if data in ('digits', 'folder') else os.path.join('dataset', data.replace('cifar', 'cifar-'))
+
+
+def _fill_default_directory(data):
+    """default_directory, with the files in it: CIFAR is downloaded if it is not there. Raises InputError."""
+    directory = default_directory(data)
+    if directory is None:
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
-    directory = os.path.join('dataset', data.replace('cifar', 'cifar-'))
     if not os.path.isdir(directory) or all(entry.name.startswith(cifar.UNFINISHED) for part in entries(directory) for entry in part):
         if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
