@@ -63,7 +63,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
     from sesemi.checkpoints import Checkpoints
     from sesemi.classifier import Classifier
     from sesemi.evaluation import Evaluation
-    device, options, why = devices.choose(args, group)
+    device, options, why = devices.choose_for_run(args, group)
     observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
     print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
@@ -115,8 +115,8 @@ def read(args, cache, group):
 
 
 def resolve_flags(args, dataset, labeled, group):
-    """Give the flags that depend on the data and on the number of ranks their values: (a copy of the flags, steps an epoch, the reason
-    for the whitening).
+    """Give the flags that depend on the data, on where it lies and on the number of ranks their values: (a copy of the flags, steps an
+    epoch, the reason for the whitening).
 
     dataset: what is trained on; labeled: how many images. An epoch is a pass of the self branches of all ranks: over the labeled
     images, in ssl over all. Raises InputError when --keep best has nothing to choose by.

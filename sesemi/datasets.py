@@ -235,6 +235,7 @@ def _load_cifar(data, files, source):
 # SVHN and digits ----------------------------------------------------------------------------------------------------
 
 def _load_svhn(directory):
+    """The Dataset of the folder's two files."""
     parts = []
     for images, labels in map(svhn.read_file, (os.path.join(directory, name) for name in svhn.FILES)):
         parts += [images, labels, [str(i) for i in range(len(labels))]]

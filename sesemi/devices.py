@@ -8,7 +8,7 @@ from sesemi.runtime import Options, gpu_config, tf
 from sesemi.step_memory import check_memory
 
 
-def choose(args, group):
+def choose_for_run(args, group):
     """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
     device, why = choose_device(args.device)
     check_ranks(device, group)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from sesemi.batches import test_views
-from sesemi.metrics import error_rate
+from sesemi.metrics import error_rate, test_metrics
 from sesemi.pools import prefetch
 from sesemi.runtime import keras
 from sesemi.settings import NORM_BATCHES
@@ -22,10 +22,10 @@ class Evaluation:
     """
 
     def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop):
-        self.dataset, self.labels_of_labeled, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
+        self.dataset, self.labels, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
         size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)), image_size=args.image_size)
-        self.test, self.valid, self.labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
-                                               for part in (images.test, images.valid, images.labeled))
+        self._test, self._valid, self._labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
+                                                  for part in (images.test, images.valid, images.labeled))
         self._statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
 
     def after_epoch(self, rows):
@@ -34,16 +34,18 @@ class Evaluation:
         due = args.eval_every and row['epoch'] % args.eval_every == 0
         if len(self.dataset.valid_labels) and (due or row['epoch'] == args.epochs):
             with self._statistics():
-                row['validation_error'] = error_rate(self.valid()[0], self.dataset.valid_labels)
+                row['validation_error'] = error_rate(self._valid()[0], self.dataset.valid_labels)
                 if args.keep == 'best' and best_row(rows) is row:
                     self.checkpoints.store_best()
         elif due:
             with self._statistics():
-                row['error'] = error_rate(self.test()[0], self.dataset.test_labels)
+                row['error'] = error_rate(self._test()[0], self.dataset.test_labels)
 
     @contextlib.contextmanager
     def kept_weights(self, rows):
-        """The block within which the model has the weights that --keep keeps, to be evaluated and saved; gives their epoch's row."""
+        """The block within which the model has the weights that --keep keeps, with the statistics to evaluate and save them; gives their
+        epoch's row. The best ones it has also afterwards.
+        """
         if self.args.keep == 'best':
             self.checkpoints.load_best()        # with the statistics they were evaluated with
             yield best_row(rows)
@@ -51,9 +53,11 @@ class Evaluation:
             with self._statistics():
                 yield rows[-1]
 
-    def labeled_error_rate(self):
-        """The error rate of the labeled training images themselves."""
-        return error_rate(self.labeled.one_view(), self.labels_of_labeled)
+    def test(self):
+        """(The mean softmax over each test image's views, float32 (n, classes); the metrics that follow from it, a dict)."""
+        dense, one_view = self._test()
+        return dense, {**test_metrics(dense, one_view, self.dataset.test_labels, self.dataset.class_names),
+                       'labeled_error_rate': error_rate(self._labeled.one_view(), self.labels)}
 
 
 def best_row(rows):

@@ -4,6 +4,7 @@ import glob
 import os
 
 from sesemi.command_line import SWITCH, Parser, positive, share, whole
+from sesemi.datasets import default_directory
 from sesemi.decoding import FITS
 from sesemi.errors import InputError
 from sesemi.identity import IDENTITY_FLAGS
@@ -58,6 +59,9 @@ def flags_to_resume(folder):
         found = stored_flags(os.path.dirname(path))
         if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest
             flags, names = found, (*RESUMED_FLAGS, 'runs')
+    default = default_directory(flags.get('data', 'folder')) if flags.get('dataset') else None
+    if default and flags['dataset'].endswith(default) and not os.path.exists(flags['dataset']):
+        flags['dataset'] = None     # nobody gave it: looked for, or downloaded, anew
     return {name: flags[name] for name in names if name in flags}
 
 

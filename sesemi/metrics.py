@@ -16,6 +16,24 @@ def wilson_interval(errors, images, z=1.96):
     return [max(0.0, (middle - half) / (1 + z * z / images)), min(1.0, (middle + half) / (1 + z * z / images))]
 
 
+def test_metrics(dense, one_view, labels, class_names):
+    """What a run says of its test images: a dict for result.json.
+
+    dense, one_view: float (n, classes) probabilities, the mean over all views and those of the image itself. labels: int (n,).
+    """
+    confusion = confusion_matrix(dense.argmax(axis=1), labels, len(class_names))
+    counts = confusion.sum(axis=1)
+    per_class = {name: float(1 - right / count) for name, right, count in zip(class_names, confusion.diagonal(), counts) if count}
+    return {
+        'classification_error_rate': error_rate(dense, labels),
+        'error_rate_interval': wilson_interval(int(counts.sum() - confusion.trace()), len(labels)),
+        'classification_error_rate_1_view': error_rate(one_view, labels),
+        'balanced_error_rate': float(np.mean(list(per_class.values()))),
+        'per_class_error_rate': per_class,
+        'confusion_matrix': confusion.tolist(),
+    }
+
+
 def confusion_matrix(predicted, labels, classes):
     """int64 (classes, classes): how many images of each class (row) were taken for each class (column)."""
     matrix = np.zeros((classes, classes), np.int64)

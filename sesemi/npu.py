@@ -29,7 +29,7 @@ def adapter():
 
 
 def configure(config, options):
-    """A session's ConfigProto with the NpuOptimizer, from an empty one. options: runtime.Options.
+    """Add the NpuOptimizer to a session's ConfigProto; returns what the adapter makes of it. options: runtime.Options.
 
     The adapter ignores a value in the wrong field, so types matter here.
     """

@@ -58,16 +58,14 @@ class Observer:
         self.checkpoints.save(progress)
         self.lap('training')
         with self.evaluation.kept_weights(progress.rows) as kept:
-            dense, one_view = self.evaluation.test()
-            labeled_error_rate = self.evaluation.labeled_error_rate()
+            probabilities, metrics = self.evaluation.test()
             self.lap('evaluating')
             self.classifier.save(self.run.path('sesemi.h5'))
-        result = self.run.result(
-            self.dataset, dense, one_view, progress.rows, self.images_per_step, self.clock, labeled_error_rate=labeled_error_rate,
-            validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+        metrics.update(validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+        result = self.run.result(metrics, progress.rows, self.images_per_step, self.clock)
         if self.args.keep == 'best':
             print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (kept['epoch'], kept['validation_error']))
-        self.page.finish(progress.rows, dense, result)
+        self.page.finish(progress.rows, probabilities, result)
         self.run.finish(result)
         return self.error_rate
 

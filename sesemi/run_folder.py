@@ -16,7 +16,6 @@ from sesemi.errors import InputError, reason
 from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
 from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
 from sesemi.lock import is_held, lock, release
-from sesemi.metrics import confusion_matrix, error_rate, wilson_interval
 
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
                   'images_per_second')
@@ -121,26 +120,11 @@ class Run:
         self.check_held()
         write_table(self.path('log.csv'), rows)
 
-    def result(self, dataset, dense, one_view, rows, images_per_step, clock, **errors):
-        """What result.json is to hold.
-
-        dense, one_view: float (n, classes) probabilities of the test images, the mean over all views and those of the image itself.
-        errors: metrics beside theirs.
-        """
-        labels, names = dataset.test_labels, dataset.class_names
-        confusion = confusion_matrix(dense.argmax(axis=1), labels, len(names))
-        counts = confusion.sum(axis=1)
-        per_class = {name: float(1 - right / count) for name, right, count in zip(names, confusion.diagonal(), counts) if count}
-        record = stored_record(self.folder)
+    def result(self, metrics, rows, images_per_step, clock):
+        """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was started with."""
         seconds = sum(row['seconds'] for row in rows)
         return {
-            'classification_error_rate': error_rate(dense, labels),
-            'error_rate_interval': wilson_interval(int(counts.sum() - confusion.trace()), len(labels)),
-            'classification_error_rate_1_view': error_rate(one_view, labels),
-            'balanced_error_rate': float(np.mean(list(per_class.values()))),
-            'per_class_error_rate': per_class,
-            **errors,
-            'confusion_matrix': confusion.tolist(),
+            **metrics,
             'steps': rows[-1]['step'],
             'images_per_step': images_per_step,
             'seconds_per_step': seconds / rows[-1]['step'],
@@ -148,7 +132,7 @@ class Run:
             'seconds': clock.laps,
             'versions': versions(),
             'git_revision': git_revision(),
-            **record,
+            **stored_record(self.folder),
         }
 
     def finish(self, result):

@@ -18,10 +18,10 @@ from sesemi.errors import InputError
 from sesemi.process_group import ProcessGroup
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
-if not npu.find()[0]:   # else the adapter's errors and its proof would be hidden
+if not npu.find()[0]:   # there the adapter's errors and its proof would be hidden
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-if platform.machine() in ('x86_64', 'AMD64'):
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')     # TensorFlow 2 does so with AVX-512 only; with AVX2 it saves a fifth of a step
+    if platform.machine() == 'x86_64':      # TensorFlow 2 does so by itself on newer processors only; on others it saves a fifth of a step
+        os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
 warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
 warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
@@ -60,7 +60,7 @@ tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
 tf.disable_v2_behavior()
 from tensorflow.compat.v1 import keras  # noqa: E402
 
-RANK, STEP = 'sesemi/rank', 'sesemi/step'   # collections of a graph: (rank, ranks); the step's variable and its value
+_RANK, _STEP = 'sesemi/rank', 'sesemi/step'     # collections of a graph: (rank, ranks); the step's variable and its value
 PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
 
 
@@ -93,7 +93,7 @@ def open_session(device, options=Options(), group=ProcessGroup()):
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
     target = _server(group, config, device == 'gpu').target if group.world_size > 1 and device != 'npu' else ''
-    tf.add_to_collection(RANK, (group.rank, group.world_size))
+    tf.add_to_collection(_RANK, (group.rank, group.world_size))
     session = tf.Session(target, config=config)
     keras.backend.set_session(session)
     try:
@@ -103,29 +103,9 @@ def open_session(device, options=Options(), group=ProcessGroup()):
         keras.backend.clear_session()
 
 
-def step_variable():
-    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
-    return _step()[0]
-
-
-def step():
-    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
-    return _step()[1]
-
-
-def batch_number():
-    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
-    rank, ranks = (tf.get_collection(RANK) or [(0, 1)])[0]
-    return step() * ranks + rank
-
-
-def _step():
-    found = tf.get_collection_ref(STEP)
-    if not found:
-        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
-            variable = keras.backend.variable(0, dtype='int32', name='step')
-            found.extend([variable, tf.identity(variable)])
-    return found
+def gpu_config():
+    """A session's ConfigProto on a GPU: memory is taken as it is needed."""
+    return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
 
 
 @functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
@@ -197,6 +177,26 @@ def profiler(device, options, model, steps):
     return [board]
 
 
-def gpu_config():
-    """A session's ConfigProto on a GPU: memory is taken as it is needed."""
-    return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+def step_variable():
+    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
+    return _step()[0]
+
+
+def step():
+    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
+    return _step()[1]
+
+
+def batch_number():
+    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
+    rank, ranks = (tf.get_collection(_RANK) or [(0, 1)])[0]
+    return step() * ranks + rank
+
+
+def _step():
+    found = tf.get_collection_ref(_STEP)
+    if not found:
+        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
+            variable = keras.backend.variable(0, dtype='int32', name='step')
+            found.extend([variable, tf.identity(variable)])
+    return found

@@ -160,16 +160,24 @@ def test_measured_statistics_are_saved_and_training_is_the_same(train, finished,
 
 
 def test_svhn_on_the_convnet(train, tmp_path, monkeypatch, capsys):
-    """Dropout in the trunk, through to a model that predict.py opens; the files where they are looked for, found again from elsewhere."""
+    """Dropout in the trunk, through to a model that predict.py opens; the files where they are looked for, found again from another
+    folder and in another one.
+    """
     (tmp_path / 'dataset/svhn').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(0)
     for name in ('train_32x32.mat', 'test_32x32.mat'):
-        rng = np.random.RandomState(0)
-        scipy.io.savemat(str(tmp_path / 'dataset/svhn' / name), {'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
-    done = train('--data', 'svhn', '--image-size', '16', '--labels', '10', '--batch-size', '10', '--epochs', '1', '--result', tmp_path / 'run')
+        scipy.io.savemat('dataset/svhn/' + name, {
+            'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
+    done = train('--data=svhn', '--image-size=16', '--labels=10', '--batch-size=10', '--epochs=1', '--result', tmp_path / 'run')
     assert done.status == 0 and ERROR.search(done.out), done.err
-    monkeypatch.chdir('/')
-    assert train('--result', tmp_path / 'run', '--resume').status == 0
+    (tmp_path / 'moved').mkdir()
+    for folder in '/', tmp_path / 'moved':
+        monkeypatch.chdir(folder)
+        done = train('--result', tmp_path / 'run', '--resume')
+        assert done.status == 0 and 'holds the finished run' in done.out, done.err
+        if folder == '/':
+            (tmp_path / 'dataset').rename(tmp_path / 'moved/dataset')
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(str(tmp_path / 'image.png'))
     assert predict.main([str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'image.png')]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
