@@ -187,11 +187,12 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
                 '--lr=0.2', '--validation=0.25', '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=5', '--scale-lr',
                 '--result', tmp_path / name)
     process = programs.start(programs.TINY, *flags('cut'), cwd=data.parent)
-    monkeypatch.chdir(data.parent)
-    whole = train(*flags('whole'))
     programs.read_until(process, 'Epoch 4/8: loss')
     process.kill()
     programs.result(process)
+    assert not (tmp_path / 'cut/result.json').exists(), 'it ended before it was killed'
+    monkeypatch.chdir(data.parent)
+    whole = train(*flags('whole'))
     monkeypatch.chdir(tmp_path)         # and from another folder
     resumed = train('--result', 'cut', '--resume')
     assert whole.status == resumed.status == 0, whole.err + resumed.err
