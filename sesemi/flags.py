@@ -61,7 +61,7 @@ def flags_to_resume(folder):
             flags, names = found, (*RESUMED_FLAGS, 'runs')
     default = default_directory(flags.get('data', 'folder')) if flags.get('dataset') else None
     if default and flags['dataset'].endswith(default) and not os.path.exists(flags['dataset']):
-        flags['dataset'] = None     # nobody gave it: looked for, or downloaded, anew
+        flags['dataset'] = None     # it was where nobody had to say: looked for, or downloaded, anew
     return {name: flags[name] for name in names if name in flags}
 
 
