@@ -16,11 +16,12 @@ if __name__ == '__main__':
 
 import numpy as np
 
-from sesemi import files, metrics, model_file
+from sesemi import files, metrics, model_file, precision
 from sesemi.command_line import Parser, program, share, whole
 from sesemi.decoding import decode_image, most_pixels
 from sesemi.errors import InputError, RunError, printable
 from sesemi.folders import PassedOver, find_images
+from sesemi.identity import tensorflow_version
 from sesemi.machine import cores, memory
 from sesemi.pools import prefetch, progress
 from utils import list_image_folder
@@ -43,7 +44,7 @@ def predict(args):
             raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
                 os.path.join(args.evaluate, name), ', '.join(class_names)))
 
-    probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device)
+    probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device, args.precision_mode)
     for error in unreadable.values():
         print(error, file=sys.stderr)
     ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold) for i, row in enumerate(probabilities)]
@@ -77,14 +78,15 @@ def list_images(paths, passed_over):
     return found
 
 
-def classify(paths, model_path, fit, device):
+def classify(paths, model_path, fit, device, precision_mode=None):
     """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
 
-    fit: a key of decoding.FITS. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    fit: a key of decoding.FITS; precision_mode: None: the device's default. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
     from sesemi import classifier, devices, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
     device, _ = devices.choose_device(device)
-    with runtime.open_session(device):
+    precision.check(device, precision_mode, runtime.tf.__version__)
+    with runtime.open_session(device, runtime.Options(precision_mode)):
         model = classifier.load_classifier(model_path)
         image_size = int(model.input_shape[1])
         count = math.ceil(len(paths) / max(1, BATCH_PIXELS // image_size ** 2))
@@ -180,11 +182,13 @@ def parse_args(argv):
     parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
     parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')
+    parser.add_argument('--precision-mode', metavar='MODE', help=precision.HELP)
     args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')
     if args.csv:
         files.check_writable(args.csv, '--csv ' + args.csv)
+    precision.check(precision.known_device(args.device), args.precision_mode, tensorflow_version())
     return args
 
 

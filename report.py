@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from sesemi import precision
 from sesemi.command_line import Parser, program
 from sesemi.errors import InputError
 from sesemi.files import write_atomic
@@ -19,7 +20,7 @@ from sesemi.run_folder import data_name, stored_result
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
-SETTINGS = sorted({*STARTED_WITH, 'flip', 'precision_mode'} - {'seed', 'no_flip'})
+SETTINGS = sorted({*STARTED_WITH, 'flip'} - {'seed', 'no_flip'})
 
 
 def summary(errors):
@@ -77,8 +78,9 @@ def load_results(folders):
 
 def setting(result):
     """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack newer flags."""
+    mode = result.get('precision_mode', result['flags'].get('precision_mode'))
     return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS}, data=data_name(result['flags']),
-                images=result['data_checksum'][:8])
+                precision_mode=precision.in_words(result.get('device'), mode), images=result['data_checksum'][:8])
 
 
 def group(results):

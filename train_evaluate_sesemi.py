@@ -19,13 +19,13 @@ if __name__ == '__main__':
 import numpy as np
 
 import report
-from sesemi import signals
+from sesemi import precision, signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
 from sesemi.datasets import default_directory, load_dataset
 from sesemi.errors import InputError, RunError
 from sesemi.flags import parse_args, unused_flags
-from sesemi.identity import PROJECT, data_checksum, run_identity
+from sesemi.identity import PROJECT, data_checksum, run_identity, tensorflow_version
 from sesemi.leaks import find_leaks
 from sesemi.observer import NullObserver, Observer
 from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
@@ -64,7 +64,7 @@ def train_and_evaluate(args, group=ProcessGroup()):
     from sesemi.classifier import Classifier
     from sesemi.evaluation import Evaluation
     device, options, why = devices.choose_for_run(args, group)
-    observer.start(args, dataset, chosen, checksum, trained.valid_names if args.validation else ())
+    observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
     print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
     # 3. Normalise and whiten
@@ -133,7 +133,8 @@ def resolve_flags(args, dataset, labeled, group):
         epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
     resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data), epochs=args.epochs or epochs, eval_every=eval_every,
-                    whitening=whitening, rank=group.rank, ranks=group.world_size)
+                    whitening=whitening, precision_mode=precision.resolve(precision.known_device(args.device), args.precision_mode),
+                    rank=group.rank, ranks=group.world_size)
     return argparse.Namespace(**resolved), steps_per_epoch, why
 
 
@@ -141,10 +142,10 @@ def in_words(args, dataset, labeled, steps_per_epoch, why_whitening, device, why
     """What a run is about to do: two lines. args: resolved; dataset: what is trained on; labeled: how many images."""
     return (
         '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
-        'Whitening: %s%s.') % (
+        'Whitening: %s%s.%s') % (
             args.data, args.network, args.method, labeled, len(dataset.train_images), len(dataset.valid_labels), len(dataset.test_labels),
             len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
-            args.whitening, ' (%s)' % why_whitening if why_whitening else '')
+            args.whitening, ' (%s)' % why_whitening if why_whitening else '', precision.opening_words(device, args.precision_mode, tensorflow_version()))
 
 
 def train_runs(args, group):

@@ -2,7 +2,7 @@
 import os
 import sys
 
-from sesemi import npu, nvidia
+from sesemi import npu, nvidia, precision
 from sesemi.errors import InputError
 from sesemi.runtime import Options, gpu_config, tf
 from sesemi.step_memory import check_memory
@@ -45,17 +45,14 @@ def choose_device(requested='auto'):
 
 def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
     """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
-    offered = {'npu': npu.PRECISION_MODES, 'gpu': ('mixed',), 'cpu': ()}[device]
-    if precision_mode and precision_mode not in offered:
-        raise InputError('--precision-mode %s: the %s %s.' % (precision_mode, device, (
-            'offers ' + ', '.join(offered)) if offered else 'computes in float32 only; leave the flag out'))
+    precision.check(device, precision_mode, tf.__version__)
     for flag, on in (('--over-dump', over_dump), ('--data-dump', data_dump), ('--autotune', autotune)):
         if on and device != 'npu':
             raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
 
     def below(name, on):
         return os.path.join(os.path.abspath(folder), name) if on else None
-    return Options(precision_mode, below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
+    return Options(precision.resolve(device, precision_mode), below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
                    below('profiling', profiling), autotune)
 
 

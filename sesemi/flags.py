@@ -3,11 +3,12 @@ import argparse
 import glob
 import os
 
+from sesemi import precision
 from sesemi.command_line import SWITCH, Parser, positive, share, whole
 from sesemi.datasets import default_directory
 from sesemi.decoding import FITS
 from sesemi.errors import InputError
-from sesemi.identity import IDENTITY_FLAGS
+from sesemi.identity import IDENTITY_FLAGS, tensorflow_version
 from sesemi.run_folder import stored_record
 from sesemi.settings import NETWORKS, PRESETS, WHITENED_SIZE
 
@@ -32,8 +33,6 @@ def parse_args(argv):
     if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
         del given['whitening']
     args = {**DEFAULTS, **(flags_to_resume(given.get('result', DEFAULTS['result'])) if given.get('resume') else {}), **given}
-    if 'device' in given and 'precision_mode' not in given:     # each device has modes of its own
-        args['precision_mode'] = None
     if args['over_dump'] and args['data_dump']:
         raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
     preset = PRESETS[args['data']]
@@ -49,6 +48,12 @@ def parse_args(argv):
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
+    try:
+        precision.check(precision.known_device(args['device']), args['precision_mode'], tensorflow_version())
+    except InputError:
+        if 'precision_mode' in given or 'device' not in given:
+            raise
+        args['precision_mode'] = None       # the run to be resumed was on another device
     return argparse.Namespace(**args)
 
 
@@ -164,8 +169,7 @@ def _run_flags(group):
 
 def _device_flags(group):
     group.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], help='(default: auto)')
-    group.add_argument('--precision-mode', metavar='MODE', help='npu: allow_fp32_to_fp16 (the default there), force_fp16, '
-                       'must_keep_origin_dtype, allow_mix_precision; gpu: mixed; the cpu has float32 only')
+    group.add_argument('--precision-mode', metavar='MODE', help=precision.HELP)
     group.add_argument('--profiling', **SWITCH, help='trace into RESULT/profiling')
     group.add_argument('--autotune', **SWITCH, help='npu: tune the operators (RL, GA)')
     group.add_argument('--over-dump', **SWITCH, help='npu: overflow detection into RESULT/over_dump')

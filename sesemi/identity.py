@@ -48,7 +48,7 @@ def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
     return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in (*IDENTITY_FLAGS, 'precision_mode')}, 'the images': checksum,
             'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum(),
-            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': _tensorflow_version()}
+            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': tensorflow_version()}
 
 
 def code_checksum():
@@ -61,8 +61,8 @@ def code_checksum():
     return digest.hexdigest()
 
 
-def _tensorflow_version():
-    """By the metadata of its package, which has several names, without the seconds of an import; None where there are none."""
+def tensorflow_version():
+    """That of the package's metadata, which has several names, without the seconds of an import; None where there is none."""
     with contextlib.suppress(ImportError):
         if sys.version_info >= (3, 8):
             from importlib.metadata import version

@@ -10,12 +10,17 @@ NODES = '/dev/davinci[0-9]*'
 PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
 
 
+def nodes():
+    """The device nodes of this machine's NPUs."""
+    return glob.glob(NODES)
+
+
 def find():
     """(Whether the adapter and a device node are here, that in words). It imports nothing."""
     if not importlib.util.find_spec('npu_bridge'):
         return False, 'no npu_bridge'
-    nodes = glob.glob(NODES)
-    return (True, 'npu_bridge and %s are there' % nodes[0]) if nodes else (False, 'npu_bridge but no %s' % NODES)
+    found = nodes()
+    return (True, 'npu_bridge and %s are there' % found[0]) if found else (False, 'npu_bridge but no %s' % NODES)
 
 
 def adapter():

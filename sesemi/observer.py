@@ -24,9 +24,9 @@ class Observer:
         """The time since the last lap was spent on `part`."""
         self.clock.lap(part)
 
-    def start(self, args, dataset, chosen, checksum, held):
+    def start(self, args, device, dataset, chosen, checksum, held):
         """Record a new run. args: the flags, resolved; dataset, chosen: as read; held: names of images that --validation took out."""
-        self.run.flags = vars(args)
+        self.run.flags, self.run.device = vars(args), device
         self.run.start(dataset, chosen, checksum, held)
 
     def watch(self, args, dataset, labeled, batches, steps_per_epoch, progress, checkpoints, evaluation, classifier):

@@ -12,6 +12,7 @@ import weakref
 
 import numpy as np
 
+from sesemi import precision
 from sesemi.errors import InputError, reason
 from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
 from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
@@ -30,7 +31,7 @@ class Run:
     """
 
     def __init__(self, folder, flags):
-        self.folder, self.flags, self.error_rate = folder, flags, None
+        self.folder, self.flags, self.device, self.error_rate = folder, flags, None, None
         self._lock = lock(folder, create=False)
         self._check()
         try:
@@ -88,6 +89,7 @@ class Run:
         """
         self.check_held()
         if self.resuming:
+            self._say_other_precision()
             return
         held = set(held)
         write_table(self.path('labeled.csv'), [
@@ -95,7 +97,14 @@ class Run:
              'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
         flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
         write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': flags, 'data_checksum': checksum, 'format': FORMAT})
+                                            'flags': flags, 'device': self.device, 'data_checksum': checksum, 'format': FORMAT})
+
+    def _say_other_precision(self):
+        stored = stored_record(self.folder)
+        mode, now = stored['flags'].get('precision_mode'), precision.in_words(self.device, self.flags['precision_mode'])
+        begun = precision.in_words(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)     # older records name no device
+        if begun != now:
+            print('Precision: %s from here on; the run began in %s.' % (now, begun))
 
     def read_split(self, dataset, checksum):
         """The indices of the labeled images as the run was started: int64 (labels,).
@@ -133,6 +142,8 @@ class Run:
             'versions': versions(),
             'git_revision': git_revision(),
             **stored_record(self.folder),
+            'device': self.device,
+            'precision_mode': self.flags['precision_mode'],
         }
 
     def finish(self, result):

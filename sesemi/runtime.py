@@ -92,6 +92,9 @@ def open_session(device, options=Options(), group=ProcessGroup()):
             rewrite.auto_mixed_precision = rewrite.ON
     else:
         config = tf.ConfigProto(device_count={'GPU': 0})
+        if options.precision_mode == 'mixed':
+            rewrite = config.graph_options.rewrite_options
+            rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
     target = _server(group, config, device == 'gpu').target if group.world_size > 1 and device != 'npu' else ''
     tf.add_to_collection(_RANK, (group.rank, group.world_size))
     session = tf.Session(target, config=config)
@@ -152,12 +155,13 @@ def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessG
     With several ranks it averages gradients over them: on the NPU by the adapter's wrapper, which reads RANK_SIZE, else by
     TensorFlow's collective operations.
 
-    With precision 'mixed' on a GPU it scales the loss for the session's graph rewrite.
+    With precision 'mixed' on a GPU, which is float16 there, it scales the loss: small gradients would become zero. A CPU's bfloat16 has
+    the range of float32.
     """
     sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
     if device == 'npu':
         return npu.adapter().npu_distributed_optimizer_wrapper(sgd)
-    if options.precision_mode == 'mixed':
+    if device == 'gpu' and options.precision_mode == 'mixed':
         sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
     return _averaging(sgd, group) if group.world_size > 1 else sgd
 
