@@ -95,6 +95,8 @@ def open_session(device, options=Options(), group=ProcessGroup()):
         if options.precision_mode == 'mixed':
             rewrite = config.graph_options.rewrite_options
             rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
+            if group.world_size > 1:    # TensorFlow's server refuses the bfloat16 convolution with its bias that remapping makes
+                rewrite.remapping = rewrite.OFF
     target = _server(group, config, device == 'gpu').target if group.world_size > 1 and device != 'npu' else ''
     tf.add_to_collection(_RANK, (group.rank, group.world_size))
     session = tf.Session(target, config=config)

@@ -2,6 +2,7 @@
 import contextlib
 import glob
 import json
+import os
 import re
 import signal
 import socket
@@ -40,7 +41,7 @@ def start(workers, rank, folder, *flags, program=TINY, **environment):
     return start_program(program, *FLAGS, '--device', 'cpu', '--result', folder, *flags, *of_rank, **environment)
 
 
-@pytest.fixture(scope='module', params=['gpus', 'npu'])
+@pytest.fixture(scope='module', params=['gpus', 'npu'] + ['mixed'] * ('SESEMI_BFLOAT16' in os.environ))
 def kept(request, tmp_path_factory):
     """What both ranks of a whole run left (tests/kept_rank.py), started by the user's own commands."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -49,8 +50,11 @@ def kept(request, tmp_path_factory):
         sys.executable, PROJECT / 'tests/kept_rank.py'))
     python.chmod(0o755)
     flags = FLAGS + ('--result', folder / 'run', '--scale-lr')
-    if request.param == 'gpus':     # of which there are none: the ranks run on the CPU
+    if request.param != 'npu':      # and GPUs, of which there are none: the ranks run on the CPU
         script, environment = ['run_1p.sh', '--gpus', '5,7', '--device', 'cpu'], {}
+        if request.param == 'mixed':
+            script += ['--precision-mode', 'mixed']
+            environment['TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_LOG_PATH'] = str(folder)
     else:
         channel, all_reduce = (int(address.rsplit(':')[-1]) for address in addresses().split(','))
         table = {'server_list': [{'server_id': 'the.only.host', 'device': [
@@ -61,13 +65,13 @@ def kept(request, tmp_path_factory):
             'NPU_BRIDGE_ALL_REDUCE': '127.0.0.1:%d' % all_reduce}
     status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder, KEEP=str(folder), PYTHON=str(python), **environment)
     assert status == 0, out + err
-    assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out
+    assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out and ('bfloat16).' in out) == (request.param == 'mixed')
     assert len(re.findall('^classification error rate', out, re.MULTILINE)) == 1
     found = []
     for rank in (0, 1):
         with np.load(str(folder / ('%d.npz' % rank))) as file:
             found.append({name: file[name] for name in file.files})
-    return found, request.param
+    return found, request.param, folder
 
 
 def test_both_ranks_end_with_the_same_weights(kept):
@@ -75,14 +79,23 @@ def test_both_ranks_end_with_the_same_weights(kept):
     for name in set(one) - {'losses', 'gpu'}:
         np.testing.assert_array_equal(one[name], other[name])
     assert len(one) > 4 and (one['losses'] != other['losses']).all()
-    if kept[1] == 'gpus':
+    if kept[1] != 'npu':
         assert (one['gpu'], other['gpu']) == ('5', '7')
+
+
+@pytest.mark.parametrize('kept', ['mixed'] * ('SESEMI_BFLOAT16' in os.environ), indirect=True)
+def test_in_mixed_precision_gradients_are_averaged_in_float32(kept):
+    types = {'Conv2D': set(), 'CollectiveReduce': set()}
+    for path in kept[2].glob('graphdef_AutoMixedPrecision*.txt'):
+        for operation, attributes in re.findall(r'op: "(Conv2D|CollectiveReduce)"(.*?)(?=\nnode)', path.read_text(), re.DOTALL):
+            types[operation].update(re.findall(r'key: "T"\s+value \{\s+type: (\w+)', attributes))
+    assert types == {'Conv2D': {'DT_BFLOAT16'}, 'CollectiveReduce': {'DT_FLOAT'}}
 
 
 def test_the_losses_are_those_of_one_process_that_averages_both_gradients(kept):
     losses = losses_of_one_process(len(kept[0][0]['losses']))
     for rank in (0, 1):
-        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank], rtol=1e-5)
+        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank], rtol=1e-2 if kept[1] == 'mixed' else 1e-5)
 
 
 def losses_of_one_process(steps):

@@ -393,14 +393,12 @@ def test_options_put_their_folders_below_the_result():
         'force_fp16', data_dump=result + '/data_dump', data_dump_step='0|5', autotune=True)
     assert options('npu', over_dump=True, profiling=True) == runtime.Options(
         over_dump=result + '/over_dump', profiling=result + '/profiling')
-    assert options('cpu', profiling=True) == options('gpu', profiling=True) == runtime.Options(profiling=result + '/profiling')
+    assert options('cpu', profiling=True) == options('gpu', profiling=True) == runtime.Options('float32', profiling=result + '/profiling')
     assert options('gpu', 'mixed') == runtime.Options('mixed')
 
 
 @pytest.mark.parametrize('device, given, part', [
-    ('npu', {'precision_mode': 'mixed'}, 'allow_fp32_to_fp16, force_fp16, must_keep_origin_dtype, allow_mix_precision'),
-    ('gpu', {'precision_mode': 'force_fp16'}, 'the gpu offers mixed'),
-    ('cpu', {'precision_mode': 'mixed'}, 'computes in float32 only'),
+    ('cpu', {'precision_mode': 'force_fp16'}, '--precision-mode force_fp16: the cpu has'),
     ('cpu', {'over_dump': True}, '--over-dump: only the npu'),
     ('gpu', {'data_dump': True}, '--data-dump: only the npu'),
     ('cpu', {'autotune': True}, '--autotune: only the npu')])

@@ -291,7 +291,7 @@ def test_divergence_ends_with_status_3(train, data, tmp_path):
 
 
 @pytest.mark.parametrize('flags, named', [
-    (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'mixed'], '--precision-mode'), (['--autotune'], '--autotune')])
+    (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'force_fp16'], '--precision-mode'), (['--autotune'], '--autotune')])
 def test_what_the_device_has_not_is_refused(train, data, tmp_path, monkeypatch, flags, named):
     monkeypatch.setattr(devices, '_gpus', lambda: [])
     done = train(*flags_for(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])))

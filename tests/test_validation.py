@@ -252,14 +252,6 @@ def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
     assert flags.parse_args(result[:2]).labels == 1000
 
 
-def test_a_resumed_run_keeps_its_precision_unless_the_device_is_another(tmp_path):
-    begin(tmp_path, '--data folder --dataset x --precision-mode mixed --device gpu')
-    result = ['--result', str(tmp_path), '--resume']
-    assert flags.parse_args(result).precision_mode == 'mixed'
-    assert flags.parse_args(result + ['--device', 'cpu']).precision_mode is None
-    assert flags.parse_args(result + ['--device', 'npu', '--precision-mode', 'force_fp16']).precision_mode == 'force_fp16'
-
-
 def test_the_first_of_several_runs_tells_their_flags(tmp_path):
     for seed in (11, 9):
         begin(tmp_path / ('seed-%d' % seed), '--data digits --seed %d --runs 3' % seed)
