@@ -26,7 +26,7 @@ import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
-from sesemi import machine, pools, runtime, training  # noqa: E402
+from sesemi import machine, pools, precision, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
 from sesemi.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
 from sesemi.files import write_json  # noqa: E402
@@ -150,14 +150,23 @@ def host_share(args):
             'host share, loop and progress line': (None, loop)}
 
 
+def seconds_a_step(network, precision_mode, repeats):
+    batches = TwoBranchBatches(*two_branches())
+    with runtime.open_session('cpu', runtime.Options(precision_mode)):
+        model, _ = build_sesemi(network, (32, 32, 3), 10)
+        train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
+        train_step(*batches[0])
+        return median(lambda: train_step(*batches[1]), repeats)
+
+
 def network_step(network):
+    """In bfloat16, with the step in float32 as its baseline, where this machine has it."""
     def row(args):
-        batches = TwoBranchBatches(*two_branches())
-        with runtime.open_session('cpu'):
-            model, _ = build_sesemi(network, (32, 32, 3), 10)
-            train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
-            train_step(*batches[0])
-            return None, median(lambda: train_step(*batches[1]), args.repeats)
+        plain = seconds_a_step(network, 'float32', args.repeats)
+        rows = {'step, %s' % network: (None, plain)}
+        if not precision.missing_for_bfloat16(runtime.tf.__version__):
+            rows['step, %s, bfloat16' % network] = plain, seconds_a_step(network, 'mixed', args.repeats)
+        return rows
     return row
 
 
