@@ -55,7 +55,6 @@ class Images(NamedTuple):
 # What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the training images.
 WHITENINGS = {
     'zca': (Whitener, zca_whitener),
-    'shrunk': (Whitener, functools.partial(zca_whitener, shrink=True)),
     'channel': (ChannelStandardizer, fit_channel_standardizer),
     'none': (None, None),
 }
@@ -68,7 +67,7 @@ def choose_whitening(whitening, images, image_size):
 
     A covariance that few images are fitted to is theirs and not that of the next image: benchmarks/whitening.py.
     """
-    if whitening in ('auto', 'zca', 'shrunk') and image_size > WHITENED_SIZE:
+    if whitening in ('auto', 'zca') and image_size > WHITENED_SIZE:
         return 'channel', 'a matrix for images of more than %d pixels would be too large' % WHITENED_SIZE
     if whitening != 'auto':
         return whitening, ''

@@ -42,9 +42,8 @@ def parse_args(argv):
     if given.get('no_flip') is False and not preset.flip:
         raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the flag out.' % args['data'])
     args['whitening'] = args['whitening'] or preset.whitening
-    if given.get('whitening') in ('zca', 'shrunk') and args['image_size'] > WHITENED_SIZE:
-        raise InputError('--whitening %s: is for images of at most %d pixels; say channel or none, or lower --image-size.'
-                         % (args['whitening'], WHITENED_SIZE))
+    if given.get('whitening') == 'zca' and args['image_size'] > WHITENED_SIZE:
+        raise InputError('--whitening zca: is for images of at most %d pixels; say channel or none, or lower --image-size.' % WHITENED_SIZE)
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
@@ -74,7 +73,7 @@ def stored_flags(folder):
     """The flags of the run in `folder`, {} if there is none. Raises InputError when one is none that the command line takes."""
     stored, parser = stored_record(folder), _parser()
     for name, value in stored['flags'].items() if stored else ():
-        if name in DEFAULTS and name != 'resume' and value is not None:
+        if name in DEFAULTS and name not in ('resume', 'whitening') and value is not None:      # whitening: run_folder.check_version
             try:
                 understood = getattr(parser.parse_args(['--%s=%s' % (name.replace('_', '-'), value)]), name)
             except InputError:
@@ -126,9 +125,9 @@ def _data_flags(group):
     group.add_argument('--image-size', type=_image_size, metavar='N', help='pixels a side, a multiple of 4 from 16 to 128 '
                        '(default: 32)')
     group.add_argument('--fit', choices=list(FITS), help='what happens to images that are not square (default: stretch)')
-    group.add_argument('--whitening', choices=['auto', 'zca', 'shrunk', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
-                       'whitening; shrunk: with the covariance of Ledoit and Wolf; channel: a mean and a deviation for each color; or '
-                       'nothing (default: auto: by the number of images for folder, none for svhn and digits, else zca)')
+    group.add_argument('--whitening', choices=['auto', 'zca', 'channel', 'none'], help='what follows contrast normalisation: ZCA '
+                       'whitening; channel: a mean and a deviation for each color; or nothing (default: auto: by the number of '
+                       'images for folder, none for svhn and digits, else zca)')
     group.add_argument('--memory-limit', type=positive, metavar='GB', help='more images than fit into this are kept in the cache and '
                        'normalised as they are drawn (default: half of the memory, shared by the processes of a host)')
     group.add_argument('--no-cache', **SWITCH, help='decode all images and fit the whitening anew')

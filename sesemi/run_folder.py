@@ -199,6 +199,9 @@ def _is_number(value):
 
 def check_version(folder, stored):
     """Raises InputError when another version of this program began the run and would go on with it otherwise."""
+    if stored['flags'].get('whitening') == 'shrunk':
+        raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version does not have; finish it with the '
+                         'version that began it or give another --result.' % folder)
     begun = stored.get('format', 1)
     other = ('averages and dropout masks' if begun < 2 else 'whitening of own images' if begun < 3 and stored['flags'].get('data') == 'folder'
              else 'training' if begun > FORMAT else None)

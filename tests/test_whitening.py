@@ -1,8 +1,12 @@
 """What follows contrast normalisation: the choice by the number of images, each kind in training and in the saved model."""
+import json
+
+import h5py
 import numpy as np
 import pytest
 from conftest import write_classes
 
+import predict
 import utils
 from sesemi import batches, cache, datasets, model_file
 from sesemi.batches import WHITENINGS, choose_whitening, prepare_images
@@ -12,8 +16,7 @@ from sesemi.settings import WHITENED_IMAGES
 @pytest.mark.parametrize('whitening, images, image_size, chosen', [
     ('auto', WHITENED_IMAGES * 3 * 32 ** 2, 32, 'zca'), ('auto', WHITENED_IMAGES * 3 * 32 ** 2 - 1, 32, 'channel'),
     ('auto', 300, 16, 'channel'), ('auto', 10 ** 6, 48, 'zca'), ('auto', 10 ** 6, 52, 'channel'),
-    ('zca', 10, 48, 'zca'), ('shrunk', 10, 48, 'shrunk'), ('none', 10 ** 6, 32, 'none'), ('channel', 10 ** 6, 32, 'channel'),
-    ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
+    ('zca', 10, 48, 'zca'), ('channel', 10 ** 6, 32, 'channel'), ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
 def test_choice(whitening, images, image_size, chosen):
     found, why_not_another = choose_whitening(whitening, images, image_size)
     assert found == chosen and bool(why_not_another) == (whitening == 'auto' or found != whitening)
@@ -59,7 +62,7 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
         images = prepare_images(dataset, 'checksum', labeled, 'asl', kind, store)
     contrast = utils.global_contrast_normalize(dataset.train_images)
     expected = {
-        'zca': lambda: utils.zca_whitener(contrast)(contrast), 'shrunk': lambda: utils.zca_whitener([contrast], shrink=True)(contrast),
+        'zca': lambda: utils.zca_whitener(contrast)(contrast),
         'channel': lambda: (contrast - contrast.mean((0, 1, 2))) / contrast.std((0, 1, 2)), 'none': lambda: contrast}[kind]()[labeled]
     np.testing.assert_allclose(images.labeled, expected, rtol=0, atol=1e-3)
     with runtime.open_session('cpu'):
@@ -71,3 +74,29 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
         whitened = runtime.keras.Model(model.input, model.get_layer('whitened').output)
         found = whitened.predict_on_batch(dataset.train_images[labeled].astype(np.float32))
     np.testing.assert_allclose(found, images.labeled, rtol=0, atol=1e-3)
+
+
+def test_a_run_begun_with_shrunk_is_not_resumed_and_its_finished_run_and_model_are_read(train, tmp_path, capsys):
+    """Earlier versions had --whitening shrunk, whose matrix is saved as that of zca is."""
+    write_classes(tmp_path / 'data', {'cat': 12, 'dog': 12}, size=16)
+    train('--data', 'folder', '--dataset', tmp_path / 'data', '--image-size', '16', '--network', 'nin', '--labels', '8', '--batch-size', '4',
+          '--epochs', '1', '--quiet', '--whitening', 'zca', '--result', tmp_path / 'run')
+
+    def classes():
+        assert predict.main([str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'data/cat')]) == 0
+        return capsys.readouterr().out
+    before = classes()
+    with h5py.File(str(tmp_path / 'run/sesemi.h5'), 'r+') as file:
+        file.attrs['sesemi'] = json.dumps(dict(json.loads(file.attrs['sesemi']), whitening='shrunk'))
+    for name in 'args.json', 'result.json':
+        path = tmp_path / 'run' / name
+        path.write_text(path.read_text().replace('"whitening": "zca"', '"whitening": "shrunk"'))
+    assert classes() == before
+    resumed = train('--resume', '--result', tmp_path / 'run')
+    assert resumed.status == 0 and 'holds the finished run' in resumed.out
+    (tmp_path / 'run/result.json').unlink()
+    for flags in ['--resume'], ['--resume', 'auto', '--quiet']:
+        resumed = train(*flags, '--result', tmp_path / 'run')
+        assert resumed.status == 2 and resumed.sentence() == (
+            '--resume: the run in %s was begun with --whitening shrunk, which this version does not have; finish it with the version that '
+            'began it or give another --result.' % (tmp_path / 'run'))
