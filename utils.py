@@ -1,15 +1,14 @@
 """Image folders as numpy arrays: reading, contrast normalisation, whitening, the choice of the labeled images.
 
 An image travels through this file from top to bottom: it is read and brought to one size (uint8), contrast normalised and
-whitened (float32), chosen into the labeled subset. numpy and Pillow only; scipy's BLAS where numpy's is old.
+whitened (float32), chosen into the labeled subset. numpy and Pillow only.
 """
-import contextlib
 import functools
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -129,7 +128,7 @@ class Whitener(NamedTuple):
     def __call__(self, images):
         """Whiten float32 (n, h, w, 3) images into new ones of the same shape."""
         flat = images.reshape(len(images), -1).astype(np.float32, copy=False)
-        return _linear_algebra().product(flat - self.mean, self.matrix).reshape(images.shape)
+        return ((flat - self.mean) @ self.matrix).reshape(images.shape)
 
     @staticmethod
     def shapes(image_shape):
@@ -179,34 +178,13 @@ def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILO
         flat = part.reshape(len(part), -1)
         count += len(flat)
         total = total + flat.sum(axis=0, dtype=np.float64)
-        products += _linear_algebra().gram(flat)
+        products += (flat.T @ flat).astype(np.float64)
     mean = total / count
     covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
     covariance.flat[::len(mean) + 1] += identity_scale      # the diagonal
-    values, vectors = _linear_algebra().eigh(covariance)
+    values, vectors = np.linalg.eigh(covariance)
     matrix = (vectors / np.sqrt(values + eps)).astype(np.float32) @ vectors.T.astype(np.float32)
     return Whitener(mean.astype(np.float32), matrix)
-
-
-class LinearAlgebra(NamedTuple):
-    """The three operations of whitening, on C-contiguous matrices."""
-    product: Callable       # a @ b, float32
-    gram: Callable          # a.T @ a, float32 to float64; at least its lower triangle
-    eigh: Callable          # eigenvalues and eigenvectors of a symmetric float64 matrix, from its lower triangle
-
-
-OLD_BLAS = np.lib.NumpyVersion(np.__version__) < '1.20.0'       # on Python 3.7 it takes twice the time of scipy's on a CPU of today
-
-
-@functools.lru_cache(maxsize=None)
-def _linear_algebra():
-    """numpy's operations, which let other threads run meanwhile, so that Ctrl-C is heard; where its BLAS is old, scipy's, if it is there."""
-    if OLD_BLAS:
-        with contextlib.suppress(ImportError):
-            from scipy.linalg import blas, eigh
-            return LinearAlgebra(lambda a, b: blas.sgemm(1, b.T, a.T).T, lambda a: blas.ssyrk(1, a.T, lower=1).astype(np.float64),
-                                 functools.partial(eigh, driver='evd', check_finite=False))
-    return LinearAlgebra(np.matmul, lambda a: (a.T @ a).astype(np.float64), np.linalg.eigh)
 
 
 def chunks(array, size=CHUNK):

@@ -162,19 +162,8 @@ def zca(flat):
     return mean, u @ np.diag((s + 1e-10) ** -.5) @ u.T
 
 
-@pytest.fixture(params=['scipy', 'numpy'])
-def linear_algebra(request, monkeypatch):
-    """Whitening with scipy's operations, as where numpy's BLAS is old, and with those taken where scipy is not installed either."""
-    monkeypatch.setattr(utils, 'OLD_BLAS', True)
-    if request.param == 'numpy':
-        monkeypatch.setitem(sys.modules, 'scipy.linalg', None)
-    utils._linear_algebra.cache_clear()
-    yield
-    utils._linear_algebra.cache_clear()
-
-
 @pytest.mark.parametrize('n', [40, 300])       # fewer images than values, and more
-def test_whitening(n, linear_algebra):
+def test_whitening(n):
     images = contrast_normalised(photos(n)).reshape(n, 8, 8, 3).astype(np.float32)
     before = images.copy()
     whitener = utils.zca_whitener(images)
