@@ -130,12 +130,6 @@ class Whitener(NamedTuple):
         flat = images.reshape(len(images), -1).astype(np.float32, copy=False)
         return ((flat - self.mean) @ self.matrix).reshape(images.shape)
 
-    @staticmethod
-    def shapes(image_shape):
-        """The shapes of mean and matrix for images (h, w, 3)."""
-        size = int(np.prod(image_shape))
-        return (size,), (size, size)
-
 
 class ChannelStandardizer(NamedTuple):
     """(images - mean) / deviation for each color channel: in place of whitening where its matrix grows too large."""
@@ -145,11 +139,6 @@ class ChannelStandardizer(NamedTuple):
     def __call__(self, images):
         """Standardise float32 (n, h, w, 3) images into new ones."""
         return (images - self.mean) / self.deviation
-
-    @staticmethod
-    def shapes(image_shape):
-        """The shapes of mean and deviation for images (h, w, 3)."""
-        return image_shape[-1:], image_shape[-1:]
 
 
 def fit_channel_standardizer(parts):

@@ -83,7 +83,7 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
     if kind:
         parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
         key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
-        whitener = cache.whitener(kind, key, dataset.train_images.shape[1:], lambda: fit(parts))
+        whitener = cache.whitener(kind, key, lambda: fit(parts))
 
     def prepare(images, places=None):
         images = NormalizedImages(images, whitener, places)

@@ -1,30 +1,28 @@
 """What start-up computes from the files, kept for the next start: decoded images and whitening, in files that are whole or not there.
 
-An entry's name holds a digest of all it depends on; one that is damaged, or that cannot be written, is computed as if there were
+An entry's name holds a digest of all it depends on; one that was cut off, or that cannot be written, is computed as if there were
 no cache. Decoded images that would not fit into memory stay in their entry, or without a cache in a temporary file, and are read as
 they are drawn.
 """
 import contextlib
-import glob
 import hashlib
+import io
 import itertools
 import os
 import sys
 import tempfile
 import time
-import zlib
+import zipfile
 
 import numpy as np
 import PIL
 
-from sesemi.errors import InputError, RunError, reason
-from sesemi.files import open_regular
+from sesemi.errors import InputError, reason
 from sesemi.machine import memory
 from utils import decode_blocks, decode_images
 
 FORMAT = 2              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together
-PIECE = 16 << 20        # bytes read at a time to check an entry
 STALE_SECONDS = 86400   # since the last block of an entry that nobody can still be writing
 
 
@@ -37,8 +35,7 @@ def default_folder():
 class StoredImages:
     """uint8 images (n, s, s, 3) of an open file, which are read when indexed and not kept.
 
-    A slice or a mask is a part of them, an index or an int array of indices gives an array; np.asarray reads them all. Raises
-    IndexError for any other index.
+    A slice or a mask gives a part of them, an index or an int array of indices an array; np.asarray reads them all.
     """
 
     def __init__(self, file, places, image_size):
@@ -49,36 +46,19 @@ class StoredImages:
         return self.shape[0]
 
     def __getitem__(self, index):
-        if not isinstance(index, slice):
-            index = np.asarray(index)
-            if index.dtype.kind not in 'iub' or index.dtype == bool and index.shape != self.shape[:1]:
-                raise IndexError('%.60r is no index of %d images' % (index, len(self)))
         places = self.places[index]
-        if isinstance(index, slice) or index.dtype == bool:
+        if isinstance(index, slice) or np.asarray(index).dtype == bool:
             return StoredImages(self.file, places, self.shape[1])
-        return self._read(np.ravel(places)).reshape(np.shape(index) + self.shape[1:])
+        return self._read(places)
 
     def __array__(self, dtype=None, copy=None):
         images = self._read(self.places)
         return images if dtype is None else images.astype(dtype)
 
     def _read(self, places):
-        """The file's images at `places`, int (k,), those that follow each other at once."""
-        images = np.empty((len(places),) + self.shape[1:], np.uint8)
-        ends = [*np.flatnonzero(np.diff(places) != 1) + 1, len(places)] if len(places) else []
-        for first, end in zip([0, *ends], ends):
-            self._fill(images[first:end], int(places[first]))
-        return images
-
-    def _fill(self, images, first):
-        """Read into a contiguous array from the file's image `first` on; preadv, because threads share the file's position."""
-        view = memoryview(images).cast('B')
-        offset, done = first * int(np.prod(self.shape[1:])), 0
-        while done < len(view):         # the system reads at most 2 GB at once
-            count = os.preadv(self.file.fileno(), [view[done:]], offset + done)
-            if not count:
-                raise RunError('%s: has become shorter while it was read; start again with --resume.' % self.file.name)
-            done += count
+        """A copy of the file's images at these places. Mapped anew each time: what stays mapped counts as the process's memory."""
+        mapped = np.asarray(np.memmap(self.file, np.uint8, 'r'))
+        return mapped.reshape(-1, *self.shape[1:]).take(places, axis=0)
 
 
 class Cache:
@@ -112,73 +92,57 @@ class Cache:
             key = digest(itertools.chain(('images', image_size, fit, PIL.__version__), map(_identity, paths)))
         except OSError:         # a file is missing, which reading it says better
             return None
-        name, size = 'images-%s' % key, len(paths) * image_size ** 2 * 3
-        file = self._stored(name, size)
-        if file is None:
-            self._keep(name, decode_blocks(paths, image_size, fit, self.memory_limit), 'images')
-            file = self._stored(name, size)
-        return file and StoredImages(file, np.arange(len(paths)), image_size)
+        path, size = os.path.join(self.folder, 'images-%s.uint8' % key), len(paths) * image_size ** 2 * 3
+
+        def load():
+            if os.path.getsize(path) != size:
+                raise ValueError('it was cut off')
+            return StoredImages(open(path, 'rb'), np.arange(len(paths)), image_size)
+        images = _stored(path, load)
+        if images is None:
+            self._keep(path, decode_blocks(paths, image_size, fit, self.memory_limit), 'images')
+            images = _stored(path, load)
+        return images
 
     def _spill(self, paths, image_size, fit):
         """The StoredImages of a temporary file, which goes with the process."""
         try:
             file = tempfile.TemporaryFile()
-            for block in decode_blocks(paths, image_size, fit, self.memory_limit):
-                file.write(block)
+            file.writelines(decode_blocks(paths, image_size, fit, self.memory_limit))
             file.flush()
         except OSError as error:
             raise InputError('%s: has no room for the images beyond the memory limit (%s); set TMPDIR to a folder that has, raise '
                              '--memory-limit, or use the cache.' % (tempfile.tempdir or 'The temporary folder', reason(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
-    def whitener(self, kind, key, image_shape, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer) for images of that shape, or what it gave for this key before."""
+    def whitener(self, kind, key, fit):
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for this key before."""
         if self.folder is None:
             return fit()
-        name, shapes = 'whitening-%s' % digest([kind.__name__, key]), kind.shapes(image_shape)
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        file = self._stored(name, 4 * sum(sizes))
-        if file:
-            with file:
-                fields = np.split(np.frombuffer(file.read(), '<f4'), np.cumsum(sizes)[:-1])
-            if all(np.isfinite(field).all() for field in fields):
-                return kind(*[field.reshape(shape) for field, shape in zip(fields, shapes)])
-        whitener = fit()
-        self._keep(name, (np.ascontiguousarray(field, '<f4') for field in whitener), 'whitening')
+        path = os.path.join(self.folder, 'whitening-%s.npz' % digest([kind.__name__, key]))
+
+        def load():
+            if not zipfile.is_zipfile(path):    # numpy 1.18 would print a traceback
+                raise ValueError('it was cut off')
+            with np.load(path) as fields:
+                return kind(**fields)
+        whitener = _stored(path, load)
+        if whitener is None:
+            whitener, content = fit(), io.BytesIO()
+            np.savez(content, **whitener._asdict())
+            self._keep(path, [content.getbuffer()], 'whitening')
         return whitener
 
-    def _stored(self, name, size):
-        """The open file of an entry of so many bytes, or None if there is none that is whole. Its name ends in its CRC."""
-        for path in glob.glob(os.path.join(glob.escape(self.folder), name + '-*')):
-            try:
-                file = open_regular(path)
-                crc, read = 0, 0
-                for piece in iter(lambda: file.read(PIECE), b''):
-                    crc, read = zlib.crc32(piece, crc), read + len(piece)
-                if read == size and path.endswith('-%08x' % crc):
-                    with contextlib.suppress(OSError):      # another user's
-                        os.utime(path)
-                    file.seek(0)
-                    return file
-                os.remove(path)
-            except OSError:         # removed by another process, or not to be read
-                continue
-        return None
-
-    def _keep(self, name, blocks, what):
+    def _keep(self, path, blocks, what):
         """Write an entry block by block, whole or not at all, and remove old ones; when it cannot be, say so."""
         try:
             os.makedirs(self.folder, exist_ok=True)
-            crc = 0
             handle, beside = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
             try:
                 with open(handle, 'wb') as file:
-                    for block in blocks:
-                        crc = zlib.crc32(block, crc)
-                        file.write(block)
+                    file.writelines(blocks)
                     file.flush()
                     os.fsync(file.fileno())
-                path = os.path.join(self.folder, '%s-%08x' % (name, crc))
                 os.replace(beside, path)
             except BaseException:       # also Ctrl-C, for the file may be of gigabytes
                 with contextlib.suppress(OSError):
@@ -207,6 +171,17 @@ class Cache:
                 total -= size
                 with contextlib.suppress(OSError):
                     os.remove(path)
+
+
+def _stored(path, load):
+    """What load() gives of an entry, or None where there is none that is whole."""
+    try:
+        stored = load()
+    except Exception:       # numpy and zipfile raise nine types for damaged files
+        return None
+    with contextlib.suppress(OSError):      # another user's
+        os.utime(path)
+    return stored
 
 
 def digest(key):

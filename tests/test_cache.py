@@ -2,13 +2,15 @@
 import json
 import os
 import re
+import resource
+import sys
 import tempfile
 import time
-import zlib
 
 import numpy as np
 import pytest
-from conftest import write_classes, write_image
+from conftest import PROJECT, write_classes, write_image
+from programs import result, start
 
 import utils
 from sesemi import cache
@@ -65,18 +67,57 @@ def test_a_changed_file_is_noticed_though_its_size_and_time_are_as_before(files,
     assert store.decode_images([str(path)], 16).max() == 2
 
 
-@pytest.mark.parametrize('damage', [lambda data: data[:-1], lambda data: data + b'0', lambda data: data[:99] + b'!' + data[100:],
-                                    lambda data: b''])
-def test_a_damaged_entry_is_made_anew(files, store, no_decoding, damage):
-    paths, images = files
-    store.decode_images(paths, 16)
+def cut_to(store, length):
+    """Cut the one entry to so many bytes; a negative number: by so many."""
     name, = entries(store)
     path = os.path.join(store.folder, name)
-    with open(path, 'rb') as file:
-        data = file.read()
-    with open(path, 'wb') as file:
-        file.write(damage(data))
+    with open(path, 'r+b') as file:
+        file.truncate(length if length >= 0 else os.path.getsize(path) + length)
+
+
+@pytest.mark.parametrize('length', [0, 16 * 16 * 3, -1])
+def test_an_entry_that_was_cut_off_is_made_anew(files, store, no_decoding, length):
+    paths, images = files
+    store.decode_images(paths, 16)
+    cut_to(store, length)
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    assert len(entries(store)) == 1
+    no_decoding()
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+
+
+@pytest.mark.parametrize('length', [0, 1, 30, 200, -100, -1])
+def test_whitening_that_was_cut_off_is_fitted_anew(store, length, capsys):
+    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    cut_to(store, length)
+    calls = []
+    for _ in range(2):
+        again = store.whitener(utils.ChannelStandardizer, 'checksum', lambda: calls.append(1) or standardizer())
+        np.testing.assert_array_equal(again, fitted)
+    assert len(calls) == 1 and capsys.readouterr().err == ''
+
+
+def test_an_entry_of_the_former_format_goes_when_there_is_no_room(files, store, monkeypatch):
+    paths, images = files
+    monkeypatch.setattr(cache, 'LIMIT', images.size)
+    os.makedirs(store.folder)
+    former = os.path.join(store.folder, 'images-%s-%s' % (32 * 'a', 8 * '0'))       # its key and its checksum
+    with open(former, 'wb') as file:
+        file.write(images)
+    os.utime(former, (time.time() - 60,) * 2)
+    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    assert not os.path.exists(former) and len(entries(store)) == 1
+
+
+DECODE = "import sys; from sesemi.cache import Cache; Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)"
+
+
+def test_processes_that_make_an_entry_at_once_leave_one(files, store, no_decoding):
+    paths, images = files
+    started = [start(sys.executable, '-c', DECODE, store.folder, *paths, cwd=PROJECT) for _ in range(3)]
+    assert [result(process) for process in started] == [(0, '', '')] * 3
+    name, = entries(store)
+    assert name.startswith('images-')
     no_decoding()
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
 
@@ -98,9 +139,21 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys)
     (tmp_path / 'file').write_text('')
     store = cache.Cache(str(tmp_path / 'file'))
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
-    assert store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer).mean[0] == 1
+    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
+
+
+def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, capsys):
+    paths, images = files
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (images.size // 2, limits[1]))        # bytes of a file
+    try:
+        np.testing.assert_array_equal(store.decode_images(paths, 16), images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert entries(store) == []
+    assert capsys.readouterr().err == '%s: the images cannot be kept there ([Errno 27] File too large); the run goes on without.\n' % store.folder
 
 
 def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
@@ -131,6 +184,10 @@ def test_images_beyond_the_limit_are_read_as_they_are_drawn(files, tmp_path):
     odd = np.arange(150) % 2 == 1
     np.testing.assert_array_equal(stored[odd][3:], images[odd][3:])
     np.testing.assert_array_equal(stored[odd][chosen % 75], images[odd][chosen % 75])
+    np.testing.assert_array_equal(stored[10:][:-10][-1], images[-11])
+    for beyond in 150, [0, 150]:
+        with pytest.raises(IndexError):
+            stored[beyond]
     assert len(stored[150:]) == 0 and np.asarray(stored[150:]).shape == (0, 16, 16, 3)
     labels = np.eye(2, dtype=np.float32)[np.arange(150) % 2]
     whitener = utils.zca_whitener(map(utils.global_contrast_normalize, utils.chunks(stored)))
@@ -148,38 +205,14 @@ def standardizer():
 def test_whitening_is_fitted_once_for_the_same_images(store):
     def refuse():
         raise AssertionError('fitted again')
-    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
-    again = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), refuse)
+    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    again = store.whitener(utils.ChannelStandardizer, 'checksum', refuse)
     assert isinstance(again, utils.ChannelStandardizer)
     for ours, theirs in zip(fitted, again):
         np.testing.assert_array_equal(ours, theirs)
     for kind, checksum in ((utils.ChannelStandardizer, 'another'), (utils.Whitener, 'checksum')):
         with pytest.raises(AssertionError, match='fitted again'):
-            store.whitener(kind, checksum, (16, 16, 3), refuse)
-
-
-@pytest.mark.parametrize('content', [
-    b'', bytes(23), bytes(25), bytes(24), np.full(6, np.nan, '<f4').tobytes(), np.full(6, np.inf, '<f4').tobytes()])
-def test_whitening_of_odd_content_is_fitted_anew(store, content):
-    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
-    name, = entries(store)
-    os.remove(os.path.join(store.folder, name))
-    crc = zlib.crc32(content) if any(content) else 1        # those of the right checksum hold odd numbers
-    with open(os.path.join(store.folder, '%s-%08x' % (name.rsplit('-', 1)[0], crc)), 'wb') as file:
-        file.write(content)
-    for ours, theirs in zip(fitted, store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_an_entry_that_is_no_file_is_not_waited_for(files, store):
-    paths, images = files
-    store.decode_images(paths, 16)
-    store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer)
-    for name in entries(store):
-        os.remove(os.path.join(store.folder, name))
-        os.mkfifo(os.path.join(store.folder, name))
-    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
-    assert store.whitener(utils.ChannelStandardizer, 'checksum', (16, 16, 3), standardizer).deviation[2] == 2
+            store.whitener(kind, checksum, refuse)
 
 
 def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files, store, monkeypatch):
@@ -192,25 +225,6 @@ def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files
         os.utime(os.path.join(store.folder, name), (time.time() - age,) * 2)
     store.decode_images(paths, 16)
     assert [name for name in entries(store) if name.endswith('.part')] == ['fresh.part'] and len(entries(store)) == 2
-
-
-@pytest.mark.parametrize('index', [
-    150, -151, [0, 150], [-151], 2 ** 40, 1.0, [], None, True, np.ones(149, bool), np.ones((150, 1), bool), 'a', (0, 1.5), Ellipsis,
-    slice(0.5)])
-def test_an_index_that_stored_images_do_not_know_raises(files, tmp_path, index):
-    stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
-    with pytest.raises((IndexError, TypeError)):
-        stored[index]
-    with pytest.raises(IndexError):
-        stored[40:90][50]
-
-
-@pytest.mark.parametrize('index', [
-    -1, [-150, 149], slice(None, None, -7), slice(20, -20, 3), np.arange(150) % 7 == 3, np.zeros(150, bool), np.zeros((2, 0), int)])
-def test_an_index_that_they_know_gives_what_numpy_gives(files, tmp_path, index):
-    stored = cache.Cache(str(tmp_path / 'cache'), memory_limit=1e-9).decode_images(files[0], 16)
-    np.testing.assert_array_equal(stored[index], files[1][index])
-    np.testing.assert_array_equal(stored[10:][:-10][-1], files[1][-11])
 
 
 @pytest.mark.parametrize('folder', [None, 'unwritable'])
