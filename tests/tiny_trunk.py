@@ -1,4 +1,4 @@
-"""A trunk of one convolution, for tests whose subject is not the trunk: the network `tiny`.
+"""A trunk of one convolution, for tests whose subject is not the trunk: the network `tiny`. The checkpoints in tests/fixture are of it.
 
 Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files but for the pictures, which
 take as long as all else.

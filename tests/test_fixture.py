@@ -1,0 +1,131 @@
+"""What an earlier version left in tests/fixture, by make_fixture.py, is still read: runs, models, records."""
+import csv
+import gzip
+import json
+import re
+import shutil
+
+import make_fixture
+import numpy as np
+import pytest
+from test_export_pb import frozen_classifier
+from test_train_evaluate import weights
+
+import export_pb
+import predict
+import report
+from utils import decode_images
+
+MODELS = {'channel': 'stretch', 'none': 'stretch', 'zca': 'pad', 'shrunk': 'stretch'}     # and --fit
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A copy of the fixture, the models unpacked, with the images of its runs in `images`."""
+    folder = tmp_path_factory.mktemp('fixture') / 'runs'
+    shutil.copytree(make_fixture.FIXTURE, str(folder))
+    make_fixture.write_images(str(folder / 'images'))
+    for name in MODELS:
+        packed = folder / name / 'sesemi.h5.gz'
+        packed.with_suffix('').write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder
+
+
+def rows_of(path):
+    with open(str(path), newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def result_of(folder):
+    return json.loads((folder / 'result.json').read_text())
+
+
+def error_line(folder):
+    return 'classification error rate: %.4f\n' % result_of(folder)['classification_error_rate']
+
+
+@pytest.mark.parametrize('name, saved_epoch', [('channel', 4), ('none', 2)])
+def test_a_run_that_was_stopped_comes_to_the_end_that_it_had_uninterrupted(train, place, name, saved_epoch):
+    """One with the averages of training in its model; one whose best weights are in its checkpoint alone."""
+    half, whole = place / (name + '-half'), place / name
+    before, labeled = rows_of(half / 'log.csv'), (half / 'labeled.csv').read_bytes()
+    done = train('--result', half, '--resume', '--dataset', place / 'images', '--device', 'cpu')
+    assert done.status == 0, done.err
+    assert 'Epoch 3/4: ' in done.out and 'Epoch 2/4: ' not in done.out
+
+    rows, expected = rows_of(half / 'log.csv'), rows_of(whole / 'log.csv')
+    assert len(before) == 2 and rows[:2] == before
+    assert [row['step'] for row in rows] == ['6', '12', '18', '24']
+    for row, other in zip(rows, expected):
+        assert list(row) == list(other)
+        for column in set(other) - {'seconds'}:
+            assert float(row[column]) == pytest.approx(float(other[column]), abs=1e-4), column
+    assert (half / 'labeled.csv').read_bytes() == labeled == (whole / 'labeled.csv').read_bytes()
+    found, expected = result_of(half), result_of(whole)
+    assert set(found) >= set(expected) and found['steps'] == 24 and found['saved_epoch'] == saved_epoch
+    assert found['confusion_matrix'] == expected['confusion_matrix']
+    found, expected = weights(half), weights(whole)
+    assert list(found) == list(expected)
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_model_gives_the_probabilities_that_it_gave(place, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(place)
+    model = name + '/sesemi.h5'
+    assert predict.main([model, 'image.png', '--device=cpu', '--csv', str(tmp_path / 'predicted.csv')]) == 0
+    (found,), (expected,) = rows_of(tmp_path / 'predicted.csv'), rows_of(name + '/predicted.csv')
+    assert list(found) == list(expected)
+    for column, value in expected.items():
+        if 'probability' in column:
+            assert float(found[column]) == pytest.approx(float(value), abs=1e-4)
+        else:
+            assert found[column] == value
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_the_frozen_graph_of_a_model_gives_them_too(place, tmp_path, name):
+    model, pb = place / name / 'sesemi.h5', tmp_path / 'a.pb'
+    assert export_pb.main([str(model), str(pb), '--from-images', '--batch', '1']) == 0
+    image = decode_images([str(place / 'image.png')], 16, MODELS[name]).astype(np.float32)
+    row, = rows_of(place / name / 'predicted.csv')
+    expected = {row['class' + rank]: float(row['probability' + rank]) for rank in ('', '_2', '_3')}
+    found, = frozen_classifier(pb, 'images')(image)
+    np.testing.assert_allclose(found, [expected[label] for label in make_fixture.CLASSES], rtol=0, atol=1e-4)
+
+
+def test_the_views_of_a_finished_run_are_exported_by_its_record_and_have_its_score(place, tmp_path, capsys):
+    model, pb = place / 'channel/sesemi.h5', tmp_path / 'a.pb'
+    bins, outputs = tmp_path / 'bins', tmp_path / 'outputs'
+    assert export_pb.main([str(model), str(pb), '--batch', '24', '--bins', str(bins),
+                           '--dataset', str(place / 'images')]) == 0
+    outputs.mkdir()
+    classify = frozen_classifier(pb, 'super_data')
+    for path in (bins / 'views').iterdir():
+        probabilities = classify(np.fromfile(str(path), '<f4').reshape(24, 16, 16, 3))
+        probabilities.tofile(str(outputs / (path.stem + '_output_0.bin')))
+    capsys.readouterr()
+    assert export_pb.main(['--score', str(bins), str(outputs)]) == 0
+    assert capsys.readouterr().out == error_line(place / 'channel')
+
+
+def test_finished_runs_are_compared(place, capsys):
+    assert report.main(['compare', *(str(place / name) for name in MODELS)]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert {'method', 'data', 'network', 'labels', 'whitening', 'seed', 'error'} <= set(heading.split())
+    assert len(lines) == len(MODELS)
+    for name in MODELS:
+        result = result_of(place / name)
+        shown = '{method} +images +{network} +{labels} '.format(**result['flags'])
+        errors = ' +'.join('%.4f' % result[error] for error in (
+            'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate'))
+        pattern = '^%s.* %s .* %d +%s +4 ' % (shown, name, result['flags']['seed'], errors)
+        assert sum(bool(re.search(pattern, line)) for line in lines) == 1, name
+
+
+@pytest.mark.parametrize('name', ['channel', 'none', 'zca'])
+def test_a_finished_run_is_known_to_be_finished(train, place, name):
+    done = train('--result', place / name, '--resume', '--dataset', place / 'images')
+    assert done.status == 0 and 'holds the finished run' in done.out, done.err
+    assert done.out.endswith(error_line(place / name))
