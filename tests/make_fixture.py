@@ -35,7 +35,6 @@ RUNS = {
     'channel': CHANNEL,
     'none': NONE,
     'zca': ('--whitening=zca', '--network=wrn', '--labels=24', '--method=ssl', '--fit=pad'),
-    'shrunk': ('--whitening=shrunk', '--network=nin', '--labels=24', '--method=supervised', '--seed=1'),
 }
 HALVES = {'channel-half': CHANNEL, 'none-half': NONE}
 

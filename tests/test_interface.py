@@ -31,7 +31,7 @@ FLAGS = {
         --split-seed
         --image-size
         --fit {stretch,crop,pad}
-        --whitening {auto,zca,shrunk,channel,none}
+        --whitening {auto,zca,channel,none}
         --memory-limit
         --no-cache [True|False]
         --no-flip [True|False]
