@@ -1,0 +1,95 @@
+"""Forks the programs that tests/programs.py starts from a process that has imported what takes them seconds.
+
+Standard input is the server's end of a multiprocessing.Pipe(). Standard output and error must be pipes, because
+the streams of the programs are those of the server. A request is a program's words, environment, working folder
+and limit in seconds. Three descriptors follow it: a Pipe() on which the program's process number is sent when it
+begins and its wait status when it has ended, its standard output, and its standard error.
+"""
+import gc
+import os
+import runpy
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[0] = PROJECT
+import sesemi.runtime  # noqa: E402, F401   TensorFlow as every program imports it; no session
+import h5py  # noqa: E402, F401
+import matplotlib.backends.backend_agg  # noqa: E402, F401
+import matplotlib.figure  # noqa: E402, F401
+import numpy as np  # noqa: E402
+import PIL.Image  # noqa: E402, F401
+import scipy.io  # noqa: E402, F401
+import sklearn.datasets  # noqa: E402, F401
+
+
+def serve():
+    """Wait for requests until the other end is closed. Returns in the process of each program: its words."""
+    requests = Connection(os.dup(0))
+    requests.send('ready')
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # keepers leave no zombies
+    while True:
+        try:
+            words, environment, folder, limit = requests.recv()
+        except EOFError:
+            sys.exit()
+        descriptors = [recv_handle(requests) for _ in range(3)]
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            program = os.fork()
+            if program:
+                keep(program, limit, *descriptors)
+            become(environment, folder, *descriptors)
+            return words
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def keep(program, limit, connection, *output):
+    """Wait for the program in a process of its own, send its wait status, and end.
+
+    The program is killed, with what it started, after `limit` seconds, or when the tests have ended.
+    """
+    for descriptor in output:       # else their readers would wait for this process too
+        os.close(descriptor)
+    connection, ended = Connection(connection), threading.Event()
+
+    def kill():
+        connection.poll(limit)      # nothing is ever sent there: this waits for the other side to be closed
+        if not ended.is_set():
+            os.killpg(program, signal.SIGKILL)
+    threading.Thread(target=kill, daemon=True).start()
+    _, status = os.waitpid(program, 0)
+    ended.set()
+    try:
+        connection.send(status)
+    finally:
+        os._exit(0)
+
+
+def become(environment, folder, connection, *output):
+    """Give this process what a start gives: session, environment, folder, random seed, descriptors 0 to 2."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    np.random.seed()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, own in enumerate((null, *output)):
+        os.dup2(own, descriptor)
+        os.close(own)
+    with Connection(connection) as connection:
+        connection.send(os.getpid())
+
+
+if __name__ == '__main__':
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'sesemi']:
+        del sys.modules[name]       # each program imports its own
+    gc.freeze()
+    sys.argv = serve()
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    # The last statement, so that the interpreter ends as it ends after the program itself.
+    runpy.run_path(sys.argv[0], run_name='__main__')
