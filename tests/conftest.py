@@ -18,12 +18,19 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture
 def no_tensorflow(tmp_path):
-    """A PYTHONPATH: importing TensorFlow ends the process with status 1."""
+    """A PYTHONPATH for a process: importing TensorFlow ends it with status 1."""
     packages = tmp_path / 'packages'
     packages.mkdir()
     (packages / 'tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
     (packages / 'tf_keras.py').write_text('')
     return str(packages)
+
+
+@pytest.fixture
+def no_tensorflow_here(monkeypatch):
+    """In this process importing sesemi.runtime, which imports TensorFlow, raises ModuleNotFoundError."""
+    monkeypatch.delattr('sesemi.runtime', raising=False)
+    monkeypatch.setitem(sys.modules, 'sesemi.runtime', None)
 
 
 @pytest.fixture

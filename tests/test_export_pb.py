@@ -10,6 +10,7 @@ import pytest
 from conftest import write_image
 from programs import TINY, run
 
+import export_pb
 from sesemi import cache, datasets, run_folder
 from sesemi.batches import prepare_images, test_views as views_of
 
@@ -170,10 +171,13 @@ def here(exported, tmp_path):
 
 
 @pytest.fixture
-def refuses(here, no_tensorflow):
+def refuses(here, no_tensorflow_here, monkeypatch, capsys):
     """Checks that the flags are refused in one sentence which holds the words, and that nothing is written."""
+    monkeypatch.chdir(here)
+
     def refuses(flags, words):
-        status, printed, error = run('export_pb.py', *flags.split(), cwd=here, PYTHONPATH=no_tensorflow)
+        status = export_pb.main(flags.split())
+        printed, error = capsys.readouterr()
         assert (status, printed, error.count('\n')) == (2, '', 1), error
         assert words in error
         assert not (here / 'new.pb').exists() and not (here / 'new').exists()
@@ -203,9 +207,13 @@ def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, re
     refuses(flags, words)
 
 
-def test_right_input_comes_to_tensorflow(here, no_tensorflow):
-    assert run('export_pb.py', *MODEL.split(), '--bins', 'new', '--dataset', 'data', cwd=here,
-               PYTHONPATH=no_tensorflow) == (1, '', 'TensorFlow is imported\n')
+@pytest.mark.parametrize('dataset, status, words', [
+    ('nowhere', 2, '--dataset nowhere: no such file or folder'), ('data', 1, 'TensorFlow is imported')])
+def test_a_process_takes_only_right_input_to_tensorflow(here, no_tensorflow, dataset, status, words):
+    flags = [*MODEL.split(), '--bins', 'new', '--dataset', dataset]
+    ended = run('export_pb.py', *flags, cwd=here, PYTHONPATH=no_tensorflow)
+    assert (ended.status, ended.out) == (status, '')
+    assert ended.err.startswith(words) and ended.err.count('\n') == 1
 
 
 def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):

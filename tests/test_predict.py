@@ -12,6 +12,7 @@ import programs
 from conftest import PROJECT
 from PIL import Image
 
+import predict
 from sesemi import files
 from sesemi.errors import InputError
 from utils import decode_image, fit_channel_standardizer, global_contrast_normalize
@@ -226,10 +227,21 @@ def folder(tmp_path):
     (['other.h5', 'image.png'], 'other.h5: not a model saved by this program'),
     (['{model}', '--evaluate', 'labeled'], 'labeled/wolf: the model has no class of this name'),
 ])
-def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(saved, folder, no_tensorflow, flags, words):
-    status, lines, error = run(*[flag.format(model=saved.model) for flag in flags], cwd=folder, PYTHONPATH=no_tensorflow)
-    assert (status, lines, error.count('\n')) == (2, [], 1)
+def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(
+        saved, folder, no_tensorflow_here, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(folder)
+    status = predict.main([flag.format(model=saved.model) for flag in flags])
+    out, error = capsys.readouterr()
+    assert (status, out, error.count('\n')) == (2, '', 1)
     assert words in error
+
+
+def test_a_process_takes_only_right_input_to_tensorflow(saved, folder, no_tensorflow):
+    status, lines, error = run(saved.model, '--evaluate', 'labeled', cwd=folder, PYTHONPATH=no_tensorflow)
+    assert (status, lines) == (2, [])
+    assert error.startswith('labeled/wolf: the model has no class of this name')
+    ended = run(saved.model, 'image.png', cwd=folder, PYTHONPATH=no_tensorflow)
+    assert ended == (1, [], 'TensorFlow is imported\n')
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -266,24 +266,6 @@ def test_large_images_that_are_not_square(train, tmp_path, capsys):
     assert ERROR.search(capsys.readouterr().out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
 
 
-@pytest.mark.parametrize('flags, named', [
-    (['--network', 'wrn'], '--network'), (['--seed', '5'], '--seed'), (['--epochs', '4'], '--epochs'), (['--labels', '12'], '--labels')])
-def test_resuming_another_run_is_refused(train, finished, data, flags, named):
-    done = train(*flags_for(data, finished[0], '--resume', *flags))
-    assert done.status == 2 and named in done.sentence()
-
-
-def test_resuming_on_other_images_is_refused(train, finished, data, tmp_path):
-    other = tmp_path / 'other'
-    for part in ('train', 'test'):
-        for name in CLASSES:
-            (other / part / name).mkdir(parents=True)
-            for path in sorted((data / part / name).iterdir()):
-                Image.open(str(path)).transpose(Image.FLIP_LEFT_RIGHT).save(str(other / part / name / path.name))
-    done = train(*flags_for(other, finished[0], '--resume'))
-    assert done.status == 2 and '--dataset' in done.sentence()
-
-
 def test_divergence_ends_with_status_3(train, data, tmp_path):
     done = train(*flags_for(data, tmp_path / 'run', '--lr', '1e30'))
     assert done.status == 3 and re.search(r'step \d+', done.sentence()) and '--lr' in done.sentence()
