@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import reduction
 from typing import NamedTuple
 
+import h5py
+import numpy as np
 from conftest import PROJECT
 
 STAND_INS = PROJECT / 'tests/stand_ins'
@@ -20,14 +22,6 @@ LIMIT = 300                         # seconds
 OF_A_JOB = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH', 'PYTHONUNBUFFERED')
 READ_AT_START = ('PYTHON', 'TF_', 'CUDA_')      # how variables begin that Python and TensorFlow read at their start
 TEXT = {'encoding': 'utf-8', 'errors': 'surrogateescape'}
-
-SMALL_NIN = '''
-from networks.layers import Layers, chain
-
-def trunk(dropout=0.0, seed=0):
-    make = Layers(slope=0.0, use_bias=True, seed=seed)
-    return chain(make.conv_norm(4, 3), make.dropout(dropout))
-'''
 
 
 class Result(NamedTuple):
@@ -158,6 +152,24 @@ def run(*command, **options):
     return result(start(*command, **options))
 
 
+def saved_weights(result):
+    """The arrays of the model that a run left in the folder `result`, by name."""
+    found = {}
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with h5py.File(str(result / 'sesemi.h5'), 'r') as file:
+        file['model_weights'].visititems(keep)
+    return found
+
+
+def same_weights(result, other):
+    ours, theirs = saved_weights(result), saved_weights(other)
+    return list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 def read_until(process, text):
     """What a process prints up to `text`. Fails when it ends before, or is killed for its limit."""
     seen = ''
@@ -174,7 +186,7 @@ def copy_project(folder):
         for path in PROJECT.glob(pattern):
             (folder / path.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))
-    (folder / 'networks/nin.py').write_text(SMALL_NIN)
+    shutil.copy(str(PROJECT / 'tests/one_convolution.py'), str(folder / 'networks/nin.py'))
     return folder
 
 

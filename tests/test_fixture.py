@@ -8,8 +8,8 @@ import shutil
 import make_fixture
 import numpy as np
 import pytest
+from programs import saved_weights
 from test_export_pb import frozen_classifier
-from test_train_evaluate import weights
 
 import export_pb
 import predict
@@ -64,7 +64,7 @@ def test_a_run_that_was_stopped_comes_to_the_end_that_it_had_uninterrupted(train
     found, expected = result_of(half), result_of(whole)
     assert set(found) >= set(expected) and found['steps'] == 24 and found['saved_epoch'] == saved_epoch
     assert found['confusion_matrix'] == expected['confusion_matrix']
-    found, expected = weights(half), weights(whole)
+    found, expected = saved_weights(half), saved_weights(whole)
     assert list(found) == list(expected)
     for key in expected:
         np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-4, err_msg=key)

@@ -7,14 +7,13 @@ import re
 import signal
 import sys
 
-import h5py
 import numpy as np
 import programs
 import pytest
 import scipy.io
 from conftest import PROJECT
 from PIL import Image
-from programs import TINY, read_until, run, start
+from programs import TINY, read_until, run, same_weights, saved_weights, start
 
 import predict
 import report
@@ -48,18 +47,6 @@ def data(tmp_path_factory):
 def flags_for(data, result, *flags):
     return ['--data', 'folder', '--dataset', data, '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '3',
             '--labels', '24', '--result', result, *flags]
-
-
-def weights(result):
-    with h5py.File(str(result / 'sesemi.h5'), 'r') as file:
-        found = {}
-        file['model_weights'].visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
-def same_weights(result, other):
-    ours, theirs = weights(result), weights(other)
-    return list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +137,7 @@ def test_measured_statistics_are_saved_and_training_is_the_same(train, finished,
     """On for folders, so that `finished` has them; without, the same kernels, and the averages of training."""
     done = train(*flags_for(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
     assert done.status == 0, done.err
-    measured, averaged = weights(finished[0]), weights(tmp_path / 'run')
+    measured, averaged = saved_weights(finished[0]), saved_weights(tmp_path / 'run')
     assert list(measured) == list(averaged)
     for name in measured:
         assert np.array_equal(measured[name], averaged[name]) == ('moving' not in name), name

@@ -4,7 +4,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import programs
 import pytest
@@ -160,13 +159,6 @@ def data(tmp_path_factory):
     return folder
 
 
-def weights_of(path):
-    with h5py.File(str(path), 'r') as file:
-        found = {}
-        file['model_weights'].visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
 def validation_error(data, path):
     """That of a saved model, on the images that --validation 0.25 takes out, over the views of seed 5."""
     dataset = datasets.load_dataset('folder', str(data), 16)
@@ -198,8 +190,7 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
     assert whole.status == resumed.status == 0, whole.err + resumed.err
     assert 'Epoch 1/8' not in resumed.out and '--scale-lr: there is one process' in resumed.err
     assert re.search('classification error rate: .*', whole.out).group() in resumed.out
-    ours, theirs = (weights_of(tmp_path / name / 'sesemi.h5') for name in ('whole', 'cut'))
-    assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert programs.same_weights(tmp_path / 'whole', tmp_path / 'cut')
 
     record = json.loads((tmp_path / 'cut' / 'result.json').read_text())
     with open(str(tmp_path / 'cut' / 'log.csv'), newline='') as file:

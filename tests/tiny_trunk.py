@@ -1,4 +1,4 @@
-"""A trunk of one convolution, for tests whose subject is not the trunk: the network `tiny`. The checkpoints in tests/fixture are of it.
+"""Makes the trunk of one convolution the network `tiny`. The checkpoints in tests/fixture are of it.
 
 Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files but for the pictures, which
 take as long as all else.
@@ -10,13 +10,7 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from networks import sesemi  # noqa: E402
-from networks.layers import Layers, chain  # noqa: E402
-
-
-def trunk(dropout=0.0, seed=0):
-    make = Layers(slope=0.1, use_bias=True, seed=seed)
-    return chain(make.conv_norm(4, 3), make.pool(), make.dropout(dropout))
-
+from one_convolution import trunk  # noqa: E402
 
 sesemi.TRUNKS['tiny'] = trunk
 

@@ -1,0 +1,7 @@
+"""The trunk of tests whose subject is not the trunk; copies of the project have it as networks/nin.py."""
+from networks.layers import Layers, chain
+
+
+def trunk(dropout=0.0, seed=0):
+    make = Layers(slope=0.1, use_bias=True, seed=seed)
+    return chain(make.conv_norm(4, 3), make.pool(), make.dropout(dropout))
