@@ -5,6 +5,7 @@ the streams of the programs are those of the server. A request is a program's wo
 and limit in seconds. Three descriptors follow it: a Pipe() on which the program's process number is sent when it
 begins and its wait status when it has ended, its standard output, and its standard error.
 """
+import contextlib
 import gc
 import os
 import runpy
@@ -24,6 +25,9 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402, F401
 import scipy.io  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
+
+with contextlib.suppress(ImportError):      # of TensorFlow 1.15, which imports it for the first layer
+    import tensorflow.contrib  # noqa: F401
 
 
 def serve():
