@@ -26,7 +26,7 @@ def choose_device(requested='auto'):
     """
     if requested == 'npu':
         npu.adapter()
-    if requested == 'gpu' and not _gpus():
+    if requested == 'gpu' and not list_gpus():
         raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
     if requested != 'auto':
         return requested, 'asked for'
@@ -34,7 +34,7 @@ def choose_device(requested='auto'):
     if found:
         npu.adapter()
         return 'npu', why
-    if _gpus():
+    if list_gpus():
         return 'gpu', why + '; TensorFlow finds a GPU'
     unused = _unused_card()
     if unused:
@@ -65,7 +65,7 @@ def check_ranks(device, group):
                          % (group.world_size, device))
 
 
-def _gpus():
+def list_gpus():
     """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
     if nvidia.has_card():
         nvidia.load_cuda()

@@ -32,7 +32,7 @@ EARLY_LINES = ('^I[0-9]{4} |^To enable the following instructions: |^WARNING: Al
 
 
 @contextlib.contextmanager
-def _without_early_lines():
+def without_early_lines():
     """Within the block standard error goes through sed, which has the last words of a process that TensorFlow aborts, too."""
     try:
         sed = subprocess.Popen(['sed', '-E', '/%s/d' % EARLY_LINES], stdin=subprocess.PIPE, stdout=2)
@@ -51,7 +51,7 @@ def _without_early_lines():
         sed.wait()
 
 
-with contextlib.ExitStack() if VERBOSE else _without_early_lines():
+with contextlib.ExitStack() if VERBOSE else without_early_lines():
     import tensorflow.compat.v1 as tf
 
 if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):

@@ -211,7 +211,7 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / os.path.basename(npu.NODES)))
-    monkeypatch.setattr(devices, '_gpus', lambda: ['GPU'] if gpu else [])
+    monkeypatch.setattr(devices, 'list_gpus', lambda: ['GPU'] if gpu else [])
     (tmp_path / 'davinci_manager').write_text('')
     if node:
         (tmp_path / 'davinci3').write_text('')
@@ -224,7 +224,7 @@ def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path
 def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
     adapter('raise AssertionError("it patches TensorFlow")')
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / 'none'))
-    monkeypatch.setattr(devices, '_gpus', lambda: [])
+    monkeypatch.setattr(devices, 'list_gpus', lambda: [])
     assert devices.choose_device('auto')[0] == 'cpu'
 
 
@@ -244,7 +244,7 @@ def add_card(tmp_path, monkeypatch):
 
 
 def test_without_a_card_nothing_is_said_of_one(add_card, monkeypatch, capsys):
-    monkeypatch.setattr(devices, '_gpus', lambda: [])
+    monkeypatch.setattr(devices, 'list_gpus', lambda: [])
     assert devices.choose_device('auto')[0] == 'cpu'
     assert capsys.readouterr() == ('', '')
     with pytest.raises(InputError, match='--device gpu: there is no NVIDIA card here'):
@@ -315,7 +315,7 @@ def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, m
         subprocess.run(['cc', '-shared', '-Wl,-soname,' + name, '-o', str(path), '-xc', os.devnull], check=True)
         with pytest.raises(OSError):
             ctypes.CDLL(name)
-    devices._gpus()
+    devices.list_gpus()
     assert ctypes.CDLL('libcusolver.so.11') and ctypes.CDLL('libnccl.so.2')
 
 
@@ -329,11 +329,11 @@ def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
 import os, sys
 from sesemi import runtime
 
-with runtime._without_early_lines():
+with runtime.without_early_lines():
     os.write(2, %r)
     print('written by Python', file=sys.stderr)
 os.write(2, b'I0000 afterwards' + os.linesep.encode())
-with runtime._without_early_lines():
+with runtime.without_early_lines():
     os.write(2, b'F0000 the last words')
     os.abort()
 ''' % b'\n'.join(lines), cwd=PROJECT, TF_CPP_MIN_LOG_LEVEL='3')

@@ -262,7 +262,7 @@ def test_divergence_ends_with_status_3(train, data, tmp_path):
 @pytest.mark.parametrize('flags, named', [
     (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'force_fp16'], '--precision-mode'), (['--autotune'], '--autotune')])
 def test_what_the_device_has_not_is_refused(train, data, tmp_path, monkeypatch, flags, named):
-    monkeypatch.setattr(devices, '_gpus', lambda: [])
+    monkeypatch.setattr(devices, 'list_gpus', lambda: [])
     done = train(*flags_for(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])))
     assert done.status == 2 and named in done.sentence()
     assert not (tmp_path / 'run' / 'args.json').exists()
