@@ -23,4 +23,4 @@ fi
 # A relative PYTHON is seen from the caller's folder.
 if [[ $python == [!/]*/* ]]; then python=$PWD/$python; fi
 cd "$here"
-exec "$python" -m pytest --rootdir=. -o testpaths=tests --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+exec "$python" -m pytest --rootdir=. -o testpaths=tests --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 "$@"

@@ -517,7 +517,8 @@ def test_tests_get_pytest_once_beside_the_trainings_packages(project):
     add_python(project.bin / "python3.11")
     for _ in range(2):
         out, _, status = project.run("-k", "two words", script="run_tests.sh")
-        assert out.startswith(str(project.folder) + " [") and out.endswith("'--dist=loadfile', '-k', 'two words']\n")
+        assert out.startswith(str(project.folder) + " [")
+        assert out.endswith("'--dist=loadfile', '--durations=10', '-k', 'two words']\n")
         assert status == 5
     project.train()
     assert project.log == INSTALLATION + ["pytest"]
