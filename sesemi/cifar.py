@@ -22,22 +22,17 @@ CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.met
 CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
 FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
 
-# Somewhat more than official files have: 186 MB unpacked in 9 members, of which CIFAR-100's `train` has 155 MB.
-ARCHIVE_BYTES, MEMBERS, FILE_BYTES = 200 << 20, 32, 160 << 20
-
 
 def read_archive(path):
-    """{file name: content of the pickle} of an archive. Raises InputError when it is not whole or larger than an official one."""
+    """{file name: content of the pickle} of an archive. Raises InputError when it is not whole."""
     try:
         with gzip.open(path) as file:   # to its end, where the checksum is: nothing of a damaged archive is used
-            whole = file.read(ARCHIVE_BYTES + 1)
-        if len(whole) > ARCHIVE_BYTES:
-            raise tarfile.TarError('it unpacks to more than %d MB' % (ARCHIVE_BYTES >> 20))
+            whole = io.BytesIO(file.read())
         files = {}
-        with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-            for _, member in zip(range(MEMBERS), archive):
+        with tarfile.open(fileobj=whole) as archive:
+            for member in archive:
                 name = os.path.basename(member.name)
-                if member.isreg() and not member.issparse() and name in FILES:
+                if member.isreg() and name in FILES:
                     files[name] = _read_batch(lambda: archive.extractfile(member), '%s in %s' % (name, path))
         return files
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
@@ -57,10 +52,7 @@ def read_batches(folder):
 def _read_batch(open_batch, what):
     try:
         with open_batch() as file:
-            data = file.read(FILE_BYTES + 1)
-        if len(data) > FILE_BYTES:
-            raise ValueError('it is larger than %d MB' % (FILE_BYTES >> 20))
-        return read_pickle(data)
+            return read_pickle(file.read())
     except Exception as error:      # a damaged pickle raises nearly anything
         raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, reason(error))) from None
 
@@ -86,15 +78,11 @@ def arrays(files, source):
 
 
 def _images_and_labels(batch, labels_key, classes):
-    rows, labels = batch[b'data'], batch[labels_key]
-    if not isinstance(labels, np.ndarray):
-        if any(type(label) is not int for label in labels):
-            raise ValueError('labels that are no whole numbers')
-        labels = np.array(labels, np.int64)
-    if rows.dtype != np.uint8 or labels.shape != rows.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+    images, labels = batch[b'data'].reshape(-1, 3, 32, 32), np.array(batch[labels_key], np.int64)
+    fit = images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    if not (fit and 0 <= labels.min() <= labels.max() < classes):
         raise ValueError('labels do not fit the images')
-    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), labels.astype(np.int64)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
 
 
 def download(data, directory):
