@@ -3,7 +3,6 @@ import contextlib
 import glob
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ import zipfile
 import numpy as np
 
 from sesemi.errors import InputError, reason
-from sesemi.files import open_regular, read_array, write_atomic
+from sesemi.files import write_atomic
 from sesemi.process_group import ProcessGroup
 from sesemi.runtime import step_variable
 from sesemi.training import Diverged, Progress, assign, read
@@ -81,8 +80,7 @@ class Checkpoints:
         paths = self._paths()
         for path in reversed(paths):
             try:
-                with open_regular(path) as file:
-                    content = self._read(file)
+                content = self._read(path)
             except Exception as error:      # a damaged file raises nearly anything
                 print('%s: damaged (%s); %s.' % (path, reason(error), 'the run starts again from its first step' if path == paths[0]
                                                  else 'the checkpoint before it is used'), file=sys.stderr)
@@ -105,19 +103,21 @@ class Checkpoints:
         return self._set(*self._read(io.BytesIO(data)))
 
     def _read(self, file):
-        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint. Raises whatever a damaged one makes zipfile raise."""
-        with zipfile.ZipFile(file) as archive:      # reading checks each array's CRC
-            progress = Progress(**json.loads(read_array(archive, 'progress', np.uint8, None).tobytes().decode()))
-            steps_per_epoch = int(read_array(archive, 'steps_per_epoch', np.int64, ()))
-            kinds = [(variable.dtype.base_dtype.as_numpy_dtype, variable.shape.as_list()) for variable in self.variables]
-            arrays = [read_array(archive, 'variable_%d' % i, *kind) for i, kind in enumerate(kinds)]
+        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint, its path or open file.
+
+        Raises ValueError when it is another model's, and nearly any exception when it is damaged.
+        """
+        with zipfile.ZipFile(file) as archive:
+            progress = Progress(**json.loads(_array(archive, 'progress').tobytes().decode()))
+            steps_per_epoch = int(_array(archive, 'steps_per_epoch'))
+            arrays = [_array(archive, 'variable_%d' % i) for i in range(len(self.variables))]
             best = []       # the variables begin with the model's weights
             if len(archive.namelist()) > 2 + len(arrays):       # not by their names, which have no CRC
-                best = [read_array(archive, 'best_%d' % i, *kind) for i, kind in enumerate(kinds[:len(self.model.weights)])]
-        if not _is_whole(progress, steps_per_epoch):
-            raise ValueError('its progress is none')
-        if not all(np.isfinite(array).all() for array in arrays + best):
-            raise ValueError('its weights are not finite')
+                best = [_array(archive, 'best_%d' % i) for i in range(len(self.model.weights))]
+        for variable, array in zip(self.variables + self.model.weights, arrays + best):
+            kind = variable.dtype.base_dtype.as_numpy_dtype
+            if array.dtype != kind or list(array.shape) != variable.shape.as_list():
+                raise ValueError('its %s is of another kind or shape' % variable.name)
         return progress, steps_per_epoch, arrays, best
 
     def _set(self, progress, steps_per_epoch, arrays, best):
@@ -130,18 +130,10 @@ class Checkpoints:
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), 'step-*.npz')))
 
 
-def _is_whole(progress, steps_per_epoch):
-    """Whether the parts of a Progress are of the right kinds and of one run: a row for each epoch, totals for the steps behind them."""
-    step, totals, rows = progress
-    if not (type(step) is int and steps_per_epoch > 0 and isinstance(rows, list) and all(map(_are_numbers, [totals] + rows))):
-        return False
-    done = step - steps_per_epoch * len(rows)
-    return (0 < done <= steps_per_epoch if totals else done == 0) and all(
-        row.get('epoch') == epoch and 'step' in row and row.get('seconds', 0) > 0 for epoch, row in enumerate(rows, 1))
-
-
-def _are_numbers(row):
-    return isinstance(row, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in row.values())
+def _array(archive, name):
+    """An array of an open .npz. With numpy 1.18 np.load prints a traceback for a file that is cut off."""
+    with archive.open(name + '.npy') as member:     # reading it to its end checks its CRC
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def rescale(progress, before, now):

@@ -1,10 +1,6 @@
 import io
-import json
 import os
-import pickle
 import signal
-import struct
-import zipfile
 
 import numpy as np
 import pytest
@@ -87,65 +83,33 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
     whole = newest.read_bytes()
     with np.load(str(newest)) as file:
         arrays = {name: file[name] for name in file.files}
+    middle = len(whole) // 2
 
-    def changed(**others):
+    def packed(arrays):
         memory = io.BytesIO()
-        np.savez(memory, **{**arrays, **others})
+        np.savez(memory, **arrays)
         return memory.getvalue()
 
-    def zipped(compression=zipfile.ZIP_STORED, **others):
-        memory = io.BytesIO()
-        with zipfile.ZipFile(memory, 'w', compression) as archive:
-            for name in arrays:
-                content = io.BytesIO()
-                np.save(content, arrays[name])
-                archive.writestr(name + '.npy', others.get(name, content.getvalue()))
-        return memory.getvalue()
-
-    def header(text):
-        return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text
-
-    progress = json.loads(arrays['progress'].tobytes().decode())
-    damaged = [
-        b'', whole[:len(whole) // 2], whole[:500] + b'\xff' + whole[501:], b'\x93NUMPY', pickle.dumps(arrays), zipped()[:-1], zipped()[1:],
-        changed(variable_0=arrays['variable_0'][:1]), changed(variable_0=arrays['variable_0'].astype(np.float64)),
-        changed(variable_0=np.array([None])), changed(bust_0=arrays['variable_0']),
-        changed(variable_0=arrays['variable_0'][..., :1]), changed(steps_per_epoch=np.zeros(2, int)), changed(steps_per_epoch=0),
-        changed(variable_0=np.full_like(arrays['variable_0'], np.nan)), changed(variable_0=np.full_like(arrays['variable_0'], -np.inf)),
-        zipped(variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }")), zipped(variable_3=header(60000 * b'-')),
-        zipped(zipfile.ZIP_DEFLATED, variable_3=header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (16777216,), }") + bytes(1 << 26)),
-        zipped().replace(b'PK\x03\x04\x14\x00\x00', b'PK\x03\x04\x14\x00\x01').replace(     # said to be encrypted
-            b'PK\x01\x02\x14\x03\x14\x00\x00', b'PK\x01\x02\x14\x03\x14\x00\x01')]
-    damaged += [changed(progress=np.frombuffer(text.encode(), np.uint8)) for text in (
-        '', '[7]', 100000 * '[', '{"steps": 6}', *(json.dumps(dict(progress, **change)) for change in (
-            {'step': -1}, {'step': '6'}, {'step': True}, {'step': None}, {'totals': []}, {'totals': {'loss': 'a'}}, {'rows': {}}, {'rows': [3]},
-            {'rows': [{}]}, {'rows': [{'epoch': 1, 'step': 4, 'seconds': None}]},
-            # of a run that cannot have come that far
-            {'step': 4}, {'step': 9}, {'step': 10 ** 30}, {'totals': {}}, {'totals': {'loss': 10 ** 400}}, {'rows': []},
-            {'rows': 2 * progress['rows']}, {'rows': [dict(progress['rows'][0], epoch=2)]}, {'rows': [dict(progress['rows'][0], seconds=0)]})))]
-    lacking = dict(arrays)
-    del lacking['variable_2']
-    memory = io.BytesIO()
-    np.savez(memory, **lacking)
-    damaged.append(memory.getvalue())
+    first = arrays['variable_0']
+    turned = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]
+    damaged = [b'', whole[:middle], whole[:-1], turned,
+               packed({**arrays, 'variable_0': first[..., :1]}),
+               packed({**arrays, 'variable_0': first.astype(np.float64)}),
+               packed({name: arrays[name] for name in arrays if name != 'variable_2'}),
+               packed({**arrays, 'variable_%d' % (len(arrays) - 2): first})]
     with open_session('cpu'):
         model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
         sgd = optimizer('cpu', 0.05, 0.9)
         training.training_function(model, sgd)
         checkpoints = Checkpoints(str(tmp_path), model, sgd, STEPS, 1)
-        for number, content in enumerate([*damaged, None]):
-            newest.unlink()
-            if content is None:
-                os.mkfifo(str(newest))
-            else:
-                newest.write_bytes(content)
+        for number, content in enumerate(damaged):
+            newest.write_bytes(content)
             training.assign([step_variable()], [0])
             assert checkpoints.restore().step == 5, number
             assert keras.backend.get_value(step_variable()) == 5
             said = capsys.readouterr().err
             assert said.startswith('%s: damaged (' % newest) and said.count('\n') == 1 and len(said) < 600
-        newest.unlink()
-        newest.write_bytes(zipped())        # as another writer would pack it
+        newest.write_bytes(packed(arrays))
         assert checkpoints.restore().step == 6
         for path in tmp_path.iterdir():
             path.write_bytes(whole[:-1])

@@ -77,9 +77,7 @@ def test_the_best_weights_survive_a_kill_at_any_step(tmp_path, capsys):
         Run(folder, errors, killed_after)
         if killed_after == STEPS * EPOCHS:
             newest = folder / ('step-%09d.npz' % (killed_after - 1))
-            with np.load(str(newest)) as file:
-                arrays = {name: file[name] for name in file.files}
-            np.savez(str(newest), **{**arrays, 'best_0': np.full_like(arrays['best_0'], np.nan)})
+            newest.write_bytes(newest.read_bytes()[:-1000])
         assert same(whole.best, Run(folder, errors).best), killed_after
     assert '%s: damaged' % newest in capsys.readouterr().err
 
