@@ -7,7 +7,6 @@ settings and the weights' values alone: building it would be more graphs for an 
 """
 import io
 import json
-from itertools import zip_longest
 
 import h5py
 import numpy as np
@@ -105,13 +104,11 @@ def load_classifier(path):
     """The Keras model that Classifier.save wrote, in the current session. Raises InputError when the file holds anything else."""
     with model_file.open_model(path) as file:
         model = keras.Model.from_config(model_file.read_description(file))
-        stored = model_file.read_weights(file)
-        pairs = [pair for layer in model.layers for pair in zip_longest(layer.weights, stored[layer.name])]
-        for variable, data in pairs:
-            if variable is None or data is None or tuple(variable.shape.as_list()) != data.shape:
-                raise ValueError('its weights do not fit its layers')
-        arrays = [data[()] for _, data in pairs]
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise ValueError('its weights are not finite')
-        assign([variable for variable, _ in pairs], arrays)
+        groups = [file['model_weights'][layer.name] for layer in model.layers]
+        arrays = [group[name][()] for group in groups for name in group.attrs['weight_names']]
+        variables = [variable for layer in model.layers for variable in layer.weights]
+        fit = [tuple(variable.shape.as_list()) for variable in variables] == [array.shape for array in arrays]
+        if not fit or not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError('its weights do not fit its layers or are not finite')
+        assign(variables, arrays)
     return model
