@@ -11,6 +11,8 @@ import math
 import os
 import shlex
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 if __name__ == '__main__':
     from sesemi import signals
@@ -23,12 +25,10 @@ from sesemi.batches import test_views
 from sesemi.command_line import Parser, program, whole
 from sesemi.datasets import load_dataset
 from sesemi.errors import InputError
-from sesemi.flags import stored_flags
 from utils import chunks
 
 BATCH = 100
 LABELS, MANIFEST, VIEWS = 'labels.bin', 'manifest.json', 'views'     # in the folder of --bins
-FLAGS = 'data', 'dataset', 'image_size', 'fit', 'method', 'seed', 'flip'    # those of the run that its views depend on
 
 
 def export(args):
@@ -86,10 +86,9 @@ def read_run(model_path, directory):
     """
     folder = os.path.dirname(model_path)
     stored = run_folder.stored_record(folder)
-    missing = [name for name in FLAGS if name not in stored_flags(folder)] if stored else []
-    if stored is None or missing:
-        raise InputError('%s: %s, and --bins takes the data, seed and flips of the run from it; give the sesemi.h5 in its result '
-                         'folder.' % (os.path.join(folder, 'args.json'), 'holds no ' + missing[0] if missing else 'not there'))
+    if stored is None:
+        raise InputError('%s: not there, and --bins takes the data, seed and flips of the run from it; give '
+                         'the sesemi.h5 in its result folder.' % os.path.join(folder, 'args.json'))
     flags = stored['flags']
     dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
                            with_unlabeled=flags['method'] == 'ssl')
@@ -129,14 +128,14 @@ def view_name(batch, view):
 def score(bins, outputs):
     """The error rate of msame's outputs, the softmax of each file of views, averaged over the views. Raises InputError."""
     manifest, labels = read_manifest(bins)
-    found = {}
-    for folder, _, names in os.walk(outputs):       # msame puts them into a folder named after the time
-        for name in names:
-            found.setdefault(name, []).append(os.path.join(folder, name))
+    found = defaultdict(list)
+    for path in sorted(Path(outputs).rglob('*_0.bin')):     # below a folder that msame names after the time
+        found[path.name.replace('_output', '')].append(path)        # older msame: without `output`
     shape = manifest['batch'], manifest['classes']
     dense = []
     for batch in range(math.ceil(len(labels) / manifest['batch'])):
-        views = [read_output(outputs, found, view_name(batch, view), shape) for view in range(manifest['views'])]
+        names = [view_name(batch, view) for view in range(manifest['views'])]
+        views = [read_output(outputs, found[name + '_0.bin'], name, shape) for name in names]
         dense.append(np.mean(views, axis=0))
     return metrics.error_rate(np.concatenate(dense)[:len(labels)], labels)
 
@@ -147,29 +146,25 @@ def read_manifest(folder):
         with open(os.path.join(folder, MANIFEST)) as file:
             manifest = json.load(file)
         labels = np.fromfile(os.path.join(folder, LABELS), '<i4')
-        sizes = [manifest[name] for name in ('batch', 'images', 'views', 'classes')]
-        if any(type(size) is not int or size < 1 for size in sizes) or len(labels) != manifest['images']:
+        if len(labels) != manifest['images']:
             raise ValueError('%s and %s do not fit' % (MANIFEST, LABELS))
-        return manifest, labels
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError('--score %s: not a whole folder that --bins wrote (%s); write it again.' % (folder, error)) from None
+    return manifest, labels
 
 
-def read_output(outputs, found, name, shape):
-    """msame's output for the views `name`: float32 of `shape`. found: file name -> paths. Raises InputError."""
-    paths = found.get(name + '_output_0.bin', []) + found.get(name + '_0.bin', [])      # older msame: without `output`
+def read_output(outputs, paths, name, shape):
+    """msame's output for the views `name`: float32 of `shape`. paths: the files of it. Raises InputError."""
     if len(paths) != 1:
-        raise InputError('%s: %s; give the folder of one run of msame, with --outfmt BIN, over all the views.' % (
-            outputs, 'holds %s and %s' % tuple(sorted(paths)[:2]) if paths else 'there is no %s_output_0.bin below it' % name))
-    size, right = os.path.getsize(paths[0]), 4 * shape[0] * shape[1]
-    if size != right:
-        raise InputError('%s: has %d bytes, not the %d of float32 %s; convert the .pb that was made with these views again, and '
-                         'run msame with --outfmt BIN.' % (paths[0], size, right, shape))
-    probabilities = np.fromfile(paths[0], '<f4').reshape(shape)
-    if not np.isfinite(probabilities).all():
-        raise InputError('%s: holds values that are not finite, as float16 gives for raw images; convert a .pb made without '
-                         '--from-images.' % paths[0])
-    return probabilities
+        wrong = 'holds %s and %s' % tuple(paths[:2]) if paths else 'there is no %s_output_0.bin' % name
+        raise InputError('%s: %s; give the folder of one run of msame, with --outfmt BIN, over all the views.'
+                         % (outputs, wrong))
+    probabilities = np.fromfile(str(paths[0]), '<f4')
+    if probabilities.size != shape[0] * shape[1] or not np.isfinite(probabilities).all():
+        raise InputError('%s: does not hold finite float32 values of shape %s; convert the .pb that was made '
+                         'with these views, as that of --from-images overflows in float16, and run msame '
+                         'with --outfmt BIN.' % (paths[0], shape))
+    return probabilities.reshape(shape)
 
 
 # Flags --------------------------------------------------------------------------------------------------------------
