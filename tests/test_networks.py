@@ -1,4 +1,5 @@
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ EXACT = {
     'nin': [(6.02817, 1.77583, 2.64432)],
     'wrn': [(6.13267, 1.69528, 2.38491)],
 }
+STEPS = 5       # whose statistics are averaged
 
 
 @pytest.fixture(autouse=True)
@@ -110,16 +112,16 @@ def test_batch_norm_averages_are_the_published_ones(network):
     observe = keras.backend.function([inference_model.input, keras.backend.learning_phase()],
                                      [inference_model.get_layer('norm_2').input, *statistics[-2:]])
     rng, seen = np.random.RandomState(0), []
-    for _ in range(12):
+    for _ in range(STEPS):
         super_data, self_data = rng.standard_normal((2, 6, 16, 16, 3)).astype(np.float32) + [[[[[1]]]], [[[[7]]]]]
         train_step({'super_data': super_data, 'self_data': self_data}, {'super_clf': np.eye(10)[:6], 'self_clf': np.eye(6)})
         features, *deepest = observe([super_data, 1])
         features = features.reshape(6 * 16 * 16, -1)
         seen.append([features.mean(axis=0), features.var(axis=0, ddof=1), *deepest])
-    weights = np.array([0.01 * 0.99 ** (12 - i) / (1 - 0.99 ** 12) for i in range(1, 13)])
+    weights = np.array([0.01 * 0.99 ** (STEPS - i) / (1 - 0.99 ** STEPS) for i in range(1, STEPS + 1)])
     for average, values in zip(averages[:2] + averages[-2:], zip(*seen)):
         np.testing.assert_allclose(keras.backend.get_value(average), weights @ np.array(values), rtol=1e-4, atol=1e-4)
-    assert keras.backend.get_value(step_variable()) == 12
+    assert keras.backend.get_value(step_variable()) == STEPS
 
 
 def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_back():
@@ -139,40 +141,49 @@ def operations():
     return {operation.type for operation in keras.backend.get_session().graph.get_operations()}
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def supported():
     """The names of the operations that a CANN installation of early 2022 lists."""
     return set((PROJECT / 'tests/npu_supported_ops.txt').read_text().split())
 
 
-@pytest.mark.parametrize('network', sorted(EXACT))
-@pytest.mark.parametrize('build', [networks.build_sesemi, networks.build_supervised])
-@pytest.mark.parametrize('dropout', [0.0, 0.5])
-def test_an_npu_has_every_operation_of_a_run(network, build, dropout, supported):
-    """Of the first weights, training and measuring of statistics."""
-    model, _ = build(network, (16, 16, 3), 10, super_dropout=dropout, in_network_dropout=dropout)
-    training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
-    evaluation.NormStatistics(model, [], 10)
-    assert operations() - supported == set()
-    assert 'StatelessRandomUniformInt' in operations() or not dropout
+RUNS = [(network, build) for network in sorted(EXACT) for build in ('build_sesemi', 'build_supervised')]
 
 
-@pytest.mark.parametrize('network', sorted(EXACT))
-@pytest.mark.parametrize('build', [networks.build_sesemi, networks.build_supervised])
-def test_plain_keras_opens_the_model_and_an_npu_has_every_operation_of_it(network, build, supported, tmp_path):
-    """First that of the evaluation in a run, then predict.py's. The dropout within the network, which the saved model is without, is the harder case."""
-    shape = (16, 16, 3)
-    _, inference_model = build(network, shape, 10, super_dropout=0.5, in_network_dropout=0.5)
+@pytest.fixture(scope='module', params=RUNS, ids='-'.join)
+def run(request, tmp_path_factory):
+    """A network with all dropouts, which add operations and take none away, and are not in the saved model.
+
+    evaluating, training: its operations by then; model: the saved file; probabilities: its own, of images.
+    """
+    network, build = request.param
+    path = str(tmp_path_factory.mktemp(network) / 'sesemi.h5')
     matrix = np.random.RandomState(0).standard_normal((768, 768)).astype(np.float32) / 28
     whitener = utils.Whitener(np.arange(768, dtype=np.float32) / 768, matrix)
-    classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(str(tmp_path / 'sesemi.h5'))
-    images = np.random.RandomState(0).randint(0, 256, (4,) + shape).astype(np.float32)
-    expected = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
-    assert operations() - supported == set()
+    images = np.random.RandomState(0).randint(0, 256, (4, 16, 16, 3)).astype(np.float32)
     with open_session('cpu'):
-        saved = keras.models.load_model(str(tmp_path / 'sesemi.h5'), compile=False)
-        np.testing.assert_allclose(saved.predict_on_batch(images), expected, rtol=1e-3, atol=1e-5)
-        assert operations() - supported == set()
+        model, inference_model = getattr(networks, build)(
+            network, (16, 16, 3), 10, super_dropout=0.5, in_network_dropout=0.5)
+        classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(path)
+        probabilities = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
+        evaluating = operations()
+        training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
+        evaluation.NormStatistics(model, [], 10)
+        return SimpleNamespace(evaluating=evaluating, training=operations(), model=path, images=images,
+                               probabilities=probabilities)
+
+
+def test_an_npu_has_every_operation_of_a_run(run, supported):
+    """Of the first weights, evaluation, training and measuring of statistics."""
+    assert run.evaluating - supported == set()
+    assert run.training - supported == set()
+    assert 'StatelessRandomUniformInt' in run.training
+
+
+def test_plain_keras_opens_the_model_and_an_npu_has_every_operation_of_it(run, supported):
+    saved = keras.models.load_model(run.model, compile=False)
+    np.testing.assert_allclose(saved.predict_on_batch(run.images), run.probabilities, rtol=1e-3, atol=1e-5)
+    assert operations() - supported == set()
 
 
 def test_a_dropout_mask_is_a_function_of_seed_step_and_call():
