@@ -42,29 +42,30 @@ def train_and_evaluate(args, group=ProcessGroup()):
     """
     observer = NullObserver() if group.rank else Observer(args)
 
-    # 1. Read
-    cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
-    dataset, checksum = read(args, cache, group)
+    with observer.starting():
+        # 1. Read
+        cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
+        dataset, checksum = read(args, cache, group)
 
-    # 2. Choose the labels
-    chosen = observer.read_split(dataset, checksum)
-    if chosen is None:
-        chosen = choose_labeled(dataset, args.labels, args.split_seed)
-    trained, labeled = split_validation(dataset, chosen, args.validation)
-    args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), group)
-    group.check_equal(run_identity(args, checksum, chosen))
-    if group.broadcast(b'' if observer.error_rate is None else b'finished'):
-        print('%s holds the finished run.' % args.result)
-        return observer.error_rate
-    observer.lap('reading')
+        # 2. Choose the labels
+        chosen = observer.read_split(dataset, checksum)
+        if chosen is None:
+            chosen = choose_labeled(dataset, args.labels, args.split_seed)
+        trained, labeled = split_validation(dataset, chosen, args.validation)
+        args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), group)
+        group.check_equal(run_identity(args, checksum, chosen))
+        if group.broadcast(b'' if observer.error_rate is None else b'finished'):
+            print('%s holds the finished run.' % args.result)
+            return observer.error_rate
+        observer.lap('reading')
 
-    import networks             # these import TensorFlow: only now, when all that can be checked without it has been
-    from sesemi import devices, runtime, training
-    from sesemi.checkpoints import Checkpoints
-    from sesemi.classifier import Classifier
-    from sesemi.evaluation import Evaluation
-    device, options, why = devices.choose_for_run(args, group)
-    observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
+        import networks             # these import TensorFlow: only now, when all that can be checked without it has been
+        from sesemi import devices, runtime, training
+        from sesemi.checkpoints import Checkpoints
+        from sesemi.classifier import Classifier
+        from sesemi.evaluation import Evaluation
+        device, options, why = devices.choose_for_run(args, group)
+        observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
     print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
     # 3. Normalise and whiten

@@ -1,4 +1,6 @@
 """What a run writes and prints. Rank 0's observer does both; the other ranks have one that does nothing."""
+import contextlib
+
 from sesemi.run_folder import Clock, Run
 
 
@@ -15,6 +17,10 @@ class Observer:
     def error_rate(self):
         """That of a finished run, else None."""
         return self.run.error_rate
+
+    def starting(self):
+        """The block up to `start`: an error in it leaves nothing behind, as run_folder.Run.starting has it."""
+        return self.run.starting()
 
     def read_split(self, dataset, checksum):
         """The labeled images of the run that is resumed, as run_folder.Run.read_split has them; None if it is a new one."""
@@ -73,6 +79,7 @@ class Observer:
 class NullObserver:
     """The observer of the ranks above 0."""
     error_rate = None
+    starting = staticmethod(contextlib.nullcontext)
 
     def nothing(self, *_):
         """In place of each of Observer's methods."""

@@ -5,10 +5,10 @@ import glob
 import io
 import json
 import os
+import pathlib
 import shlex
 import sys
 import time
-import weakref
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from sesemi import precision
 from sesemi.errors import InputError, reason
 from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
 from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
-from sesemi.lock import is_held, lock, release
+from sesemi.lock import is_held, lock
 
 RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
                   'images_per_second')
@@ -24,33 +24,41 @@ FORMAT = 3      # of a run: to be raised when the same flags make another one; 2
 
 
 class Run:
-    """The folder of one run: locked as long as this lives, made and tried for writing at once, so that a run fails before its work.
+    """The folder of one run: made and locked at once, so that a run that cannot be written fails before its work.
 
     resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
     InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
     """
 
     def __init__(self, folder, flags):
-        self.folder, self.flags, self.device, self.error_rate = folder, flags, None, None
-        self._lock = lock(folder, create=False)
-        self._check()
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
-        if not self._lock:
+        self.folder, self.flags, self.device, self._lock = folder, flags, None, None
+        lock_path = pathlib.Path(os.path.abspath(self.path('.lock')))
+        self._made = [path for path in (lock_path, *lock_path.parents) if not os.path.exists(str(path))]
+        with self.starting():
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
             self._lock = lock(folder)
-            self._check()       # another run may have come and gone
-        weakref.finalize(self, release, self._lock)
+            self._check()
+            result = stored_result(folder)
+        self.error_rate = result['classification_error_rate'] if result else None
         for place in folder, self.path('checkpoints'):
             for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
-                with contextlib.suppress(OSError):      # no file
-                    os.remove(path)     # of a run that was killed while it wrote
-        write_atomic(self.path('.writable'), b'')
-        os.remove(self.path('.writable'))
-        result = stored_result(folder)
-        if result:
-            self.error_rate = result['classification_error_rate']
+                os.remove(path)     # of a run that was killed while it wrote
+
+    @contextlib.contextmanager
+    def starting(self):
+        """A block that may still refuse the run: an error in it leaves no lock and no folder behind that were not there before."""
+        try:
+            yield
+        except BaseException:
+            if self._lock and is_held(self._lock):
+                with contextlib.suppress(OSError):      # a folder that holds something by now
+                    for path in self._made:
+                        remove = path.rmdir if path.is_dir() else path.unlink
+                        remove()
+            raise
 
     def _check(self):
         """Raises InputError unless the flags are for what the folder holds."""

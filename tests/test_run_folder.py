@@ -71,10 +71,26 @@ def test_a_record_that_is_no_file_is_not_waited_for(tmp_path, make):
         flags.parse_args(['--result', str(tmp_path), '--resume'])
 
 
-def test_a_folder_in_the_place_of_an_unfinished_file_is_passed_over(images, tmp_path):
-    (tmp_path / 'log.csv.0123abcd.part').mkdir()
-    a_run(images, tmp_path)
-    assert (tmp_path / 'args.json').exists()
+@pytest.mark.parametrize('given', [['--resume'], ['--labels', 'all', '--fit', 'crop'], ['--whitening', 'none']])
+@pytest.mark.parametrize('folder', ['run', 'new/folders/run', '.'])
+def test_a_start_that_is_refused_leaves_nothing(images, tmp_path, folder, given):
+    """By the folder itself, and by what is read until the run is recorded."""
+    def refuse():
+        run, _ = started(images, tmp_path / folder, *given)
+        with run.starting():
+            raise InputError('the images are damaged')
+    with pytest.raises(InputError):
+        refuse()
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_refused_start_leaves_the_lock_of_another_run(images, tmp_path):
+    run, _ = started(images, tmp_path / 'run')
+    with pytest.raises(InputError, match='damaged'), run.starting():
+        shutil.rmtree(str(tmp_path / 'run'))
+        started(images, tmp_path / 'run')
+        raise InputError('the images are damaged')
+    assert os.listdir(str(tmp_path / 'run')) == ['.lock']
 
 
 @pytest.mark.parametrize('again', [False, True])
@@ -83,11 +99,10 @@ def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tm
     run.start(dataset, [0, 1, 6, 7], '')
     shutil.rmtree(str(tmp_path / 'run'))
     if again:
-        other, _ = started(images, tmp_path / 'run')
+        started(images, tmp_path / 'run')
     for write in (lambda: run.log([{'epoch': 1}])), (lambda: run.start(dataset, [0], '')):
         with pytest.raises(InputError, match='--result .*run: was removed'):
             write()
-    del run, write
     assert os.listdir(str(tmp_path)) == again * ['run'] and (not again or os.listdir(str(tmp_path / 'run')) == ['.lock'])
 
 

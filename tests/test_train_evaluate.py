@@ -113,10 +113,10 @@ print(np.mean(predicted != [i for i, _ in files]))
 
 def test_one_seed_gives_one_model_and_a_finished_run_is_kept(train, finished, data, tmp_path):
     result, printed = finished
-    before = {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
+    before = {path.name: path.read_bytes() for path in result.glob('[!.]*') if path.is_file()}
     refused = train(*flags_for(data, result))
     assert refused.status == 2 and str(result) in refused.sentence() and '--resume' in refused.sentence()
-    assert before == {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()}
+    assert before == {path.name: path.read_bytes() for path in result.glob('[!.]*') if path.is_file()}
     again = train(*flags_for(data, tmp_path / 'again'))     # in another process
     assert ERROR.search(again.out).group() == ERROR.search(printed).group()
     assert same_weights(result, tmp_path / 'again')

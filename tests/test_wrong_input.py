@@ -176,6 +176,7 @@ def a_run(result, images):
     args = flags.parse_args(folder(str(images), '--result', str(result)))
     dataset = datasets.load_dataset('folder', str(images))
     run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], identity.data_checksum(dataset))
+    (result / '.lock').unlink()
 
 
 def test_result_that_holds_a_run(refuses, images, here):

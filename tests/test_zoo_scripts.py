@@ -8,7 +8,7 @@ import pytest
 from conftest import PROJECT
 from programs import copy_project, run, write_run_1p
 
-from sesemi.lock import lock, release
+from sesemi.lock import lock
 
 FULL, PERFORMANCE = 'train_full_1p.sh', 'train_performance_1p.sh'
 RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192, 'flags': {'network': 'convnet', 'batch_size': 16}}
@@ -139,7 +139,7 @@ def test_a_folder_in_which_a_run_goes_on_is_not_emptied(zoo):
     held = lock(str(result))
     assert_failed(zoo.run(FULL, '--data_path=/data'), 1, str(result), 'process %d on ' % os.getpid())
     assert sorted(os.listdir(str(zoo.tests / 'output/0'))) == before and (result / 'result.json').exists()
-    release(held)
+    held.close()
     assert zoo.run(FULL, '--data_path=/data')[0] == 0
 
 
