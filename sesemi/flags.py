@@ -70,18 +70,16 @@ def flags_to_resume(folder):
 
 
 def stored_flags(folder):
-    """The flags of the run in `folder`, {} if there is none. Raises InputError when one is none that the command line takes."""
-    stored, parser = stored_record(folder), _parser()
-    for name, value in stored['flags'].items() if stored else ():
-        if name in DEFAULTS and name not in ('resume', 'whitening') and value is not None:      # whitening: run_folder.check_version
-            try:
-                understood = getattr(parser.parse_args(['--%s=%s' % (name.replace('_', '-'), value)]), name)
-            except InputError:
-                understood = None
-            if understood != value or '\0' in str(value):
-                raise InputError('%s: not the record of a run, its %s is %.40r; give another --result.'
-                                 % (os.path.join(folder, 'args.json'), name, value))
-    return stored['flags'] if stored else {}
+    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line does not take one any more."""
+    flags = (stored_record(folder) or {'flags': {}})['flags']
+    words = ['--%s=%s' % (name.replace('_', '-'), value) for name, value in flags.items()
+             if name in DEFAULTS and name != 'whitening' and value is not None]      # run_folder names a shrunk one
+    try:
+        _parser().parse_args(words)
+    except InputError as error:
+        raise InputError('%s: begun by another version of this program (%s); finish the run with that one or give another --result.'
+                         % (os.path.join(folder, 'args.json'), str(error).split('; --help')[0])) from None
+    return flags
 
 
 def unused_flags(args, ranks):

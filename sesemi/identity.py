@@ -1,9 +1,9 @@
 """What makes a run the one it is: its flags, images and code; and the versions that could change its result."""
 import contextlib
-import glob
 import hashlib
 import json
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -55,9 +55,8 @@ def code_checksum():
     """SHA-256 over all Python files that take part in a run."""
     digest = hashlib.sha256()
     for pattern in '*.py', 'networks/**/*.py', 'sesemi/**/*.py':
-        for path in sorted(glob.glob(os.path.join(glob.escape(PROJECT), pattern), recursive=True)):
-            with open(path, 'rb') as file:
-                digest.update(file.read())
+        for path in sorted(pathlib.Path(PROJECT).glob(pattern)):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

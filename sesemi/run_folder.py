@@ -1,8 +1,6 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
 import contextlib
 import csv
-import glob
-import io
 import json
 import os
 import pathlib
@@ -14,12 +12,13 @@ import numpy as np
 
 from sesemi import precision
 from sesemi.errors import InputError, reason
-from sesemi.files import PART, open_regular, write_atomic, write_json, write_table
+from sesemi.files import PART, write_atomic, write_json, write_table
 from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
 from sesemi.lock import is_held, lock
 
-RESULT_NUMBERS = ('classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
-                  'images_per_second')
+RECORD = 'flags', 'data_checksum'       # what args.json always has
+RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
+          'images_per_second')
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 
 
@@ -32,8 +31,8 @@ class Run:
 
     def __init__(self, folder, flags):
         self.folder, self.flags, self.device, self._lock = folder, flags, None, None
-        lock_path = pathlib.Path(os.path.abspath(self.path('.lock')))
-        self._made = [path for path in (lock_path, *lock_path.parents) if not os.path.exists(str(path))]
+        place = pathlib.Path(os.path.abspath(folder))
+        self._made = [path for path in (place / '.lock', place, *place.parents) if not os.path.exists(str(path))]
         with self.starting():
             try:
                 os.makedirs(folder, exist_ok=True)
@@ -43,9 +42,9 @@ class Run:
             self._check()
             result = stored_result(folder)
         self.error_rate = result['classification_error_rate'] if result else None
-        for place in folder, self.path('checkpoints'):
-            for path in glob.glob(os.path.join(glob.escape(place), PART % ('*', 8 * '[0-9a-f]'))):
-                os.remove(path)     # of a run that was killed while it wrote
+        unfinished = PART % ('*', 8 * '[0-9a-f]')
+        for path in [*place.glob(unfinished), *place.glob('checkpoints/' + unfinished)]:
+            path.unlink()       # of a run that was killed while it wrote
 
     @contextlib.contextmanager
     def starting(self):
@@ -64,18 +63,27 @@ class Run:
         """Raises InputError unless the flags are for what the folder holds."""
         folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
         self.resuming = stored is not None
-        left = [path for name in ('result.json', 'checkpoints/step-*.npz') for path in glob.glob(os.path.join(glob.escape(folder), name))]
-        if left and not self.resuming:      # which would be taken for this run's
-            raise InputError('--result %s: holds %s of a run, but not its args.json; give another --result.'
-                             % (folder, os.path.relpath(left[0], folder)))
-        if self.resuming and not flags['resume']:
+        if not self.resuming:
+            place = pathlib.Path(folder)
+            left = [*place.glob('result.json'), *place.glob('checkpoints/step-*.npz')]
+            if left:        # it would be taken for this run's
+                raise InputError('--result %s: holds %s of a run, but not its args.json; give another --result.'
+                                 % (folder, left[0].relative_to(place)))
+            if flags['resume'] == 'yes':
+                raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
+            return
+        if not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
-        if flags['resume'] == 'yes' and not self.resuming:
-            raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
-        if self.resuming and not os.path.exists(self.path('result.json')):
-            check_version(folder, stored)
-        for name in IDENTITY_FLAGS if self.resuming else ():
-            started = stored['flags'].get(name, IDENTITY_FLAGS[name])
+        finished, begun = os.path.exists(self.path('result.json')), stored.get('format', 1)
+        if not finished and stored['flags'].get('whitening') == 'shrunk':
+            raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version does not '
+                             'have; finish it with the version that began it or give another --result.' % folder)
+        as_today = begun == FORMAT or begun == 2 and stored['flags']['data'] != 'folder'
+        if not as_today and not finished:
+            raise InputError('--resume: the run in %s was begun by another version of this program, which trains otherwise; finish it '
+                             'with that version or give another --result.' % folder)
+        for name, default in IDENTITY_FLAGS.items():
+            started = stored['flags'].get(name, default)
             if flags[name] not in (None, started):
                 raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
@@ -104,8 +112,8 @@ class Run:
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]],
              'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
         flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
-        write_json(self.path('args.json'), {'command': shlex.join(sys.argv) if hasattr(shlex, 'join') else ' '.join(sys.argv),
-                                            'flags': flags, 'device': self.device, 'data_checksum': checksum, 'format': FORMAT})
+        write_json(self.path('args.json'), {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
+                                            'data_checksum': checksum, 'format': FORMAT})
 
     def _say_other_precision(self):
         stored = stored_record(self.folder)
@@ -123,12 +131,12 @@ class Run:
             raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
                              'or another --result.' % self.folder)
         try:
-            with open_regular(self.path('labeled.csv')) as file:
-                labeled = [int(row['index']) for row in csv.DictReader(io.StringIO(file.read().decode()))]
-            if not labeled or min(labeled) < 0 or max(labeled) >= len(dataset.train_labels) or len(set(labeled)) < len(labeled):
-                raise ValueError('not the numbers of training images')
+            with open(self.path('labeled.csv'), encoding='utf-8', newline='') as file:
+                labeled = [int(row['index']) for row in csv.DictReader(file)]
+            if not labeled:
+                raise ValueError('it is empty')
             return np.array(labeled)
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        except (OSError, ValueError, KeyError, csv.Error) as error:
             raise InputError('%s: not the labeled images of a run (%s); give another --result.'
                              % (self.path('labeled.csv'), reason(error))) from None
 
@@ -175,47 +183,13 @@ class Clock:
 def stored_record(folder):
     """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
     path = os.path.join(folder, 'args.json')
-    if not os.path.lexists(path):
-        return None
-    record = read_json(path)
-    if not isinstance(record.get('data_checksum'), str) or not _are_flags(record.get('flags')) or type(record.get('format', 1)) is not int:
-        raise InputError('%s: not the record of a run; give another --result.' % path)
-    return record
+    return read_json(path, RECORD) if os.path.lexists(path) else None
 
 
 def stored_result(folder):
     """What result.json of a run's folder holds; None when the run is not finished."""
     path = os.path.join(folder, 'result.json')
-    if not os.path.lexists(path):
-        return None
-    result = read_json(path)
-    numbers = [result.get(name) for name in RESULT_NUMBERS]
-    if not isinstance(result.get('data_checksum'), str) or not _are_flags(result.get('flags')) or not all(
-            map(_is_number, numbers + [result['flags'].get(name) for name in ('seed', 'epochs')])) or not isinstance(
-                result['flags'].get('data'), str):
-        raise InputError('%s: not the result of a run; give another --result.' % path)
-    return result
-
-
-def _are_flags(value):
-    return isinstance(value, dict) and all(flag is None or isinstance(flag, (bool, str)) or _is_number(flag) for flag in value.values())
-
-
-def _is_number(value):
-    return type(value) in (int, float) and abs(value) < float('inf')
-
-
-def check_version(folder, stored):
-    """Raises InputError when another version of this program began the run and would go on with it otherwise."""
-    if stored['flags'].get('whitening') == 'shrunk':
-        raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version does not have; finish it with the '
-                         'version that began it or give another --result.' % folder)
-    begun = stored.get('format', 1)
-    other = ('averages and dropout masks' if begun < 2 else 'whitening of own images' if begun < 3 and stored['flags'].get('data') == 'folder'
-             else 'training' if begun > FORMAT else None)
-    if other:
-        raise InputError('--resume: the run in %s was begun by another version of this program, with other %s; finish it with that '
-                         'version or give another --result.' % (folder, other))
+    return read_json(path, RESULT) if os.path.lexists(path) else None
 
 
 def data_name(flags):
@@ -225,13 +199,14 @@ def data_name(flags):
     return flags['data']
 
 
-def read_json(path):
-    """The object that a JSON file of a run holds. Raises InputError when it is damaged."""
+def read_json(path, names=()):
+    """The object that a JSON file of a run holds. Raises InputError when it is damaged or lacks one of these names."""
     try:
-        with open_regular(path) as file:
-            content = json.loads(file.read().decode())
-        if not isinstance(content, dict):
-            raise ValueError('it is a %s' % type(content).__name__)
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+        missing = set(names) - set(content)
+        if missing:
+            raise ValueError('it has no ' + min(missing))
         return content
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
