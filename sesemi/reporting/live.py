@@ -59,8 +59,8 @@ class Report:
         """Yield (name, bytes) of each file."""
         curves, title = [], page.title(self.record['flags'], self.labeled)
         if not plots.missing():
-            yield 'curves.png', plots.curves_png(rows, title)
-            curves = list(plots.curves_svg(rows))
+            png, curves = plots.curves(rows, title)
+            yield 'curves.png', png
         if result and not plots.missing():
             names = self.dataset.class_names
             yield 'confusion.png', plots.confusion_png(np.array(result['confusion_matrix']), names, len(names) <= page.NUMBERED, title)

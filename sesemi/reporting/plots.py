@@ -36,29 +36,39 @@ PANELS = (
 
 @functools.lru_cache(maxsize=None)
 def missing():
-    """Why matplotlib cannot be imported; None when it can. Comes before everything else here."""
+    """Why matplotlib cannot be imported; None when it can."""
     try:
         import matplotlib.figure
     except Exception as error:      # a broken installation raises other types than ImportError too
         return error
-    matplotlib.rcParams['svg.fonttype'] = 'none'                    # letters stay letters in the page, in the reader's font
     warnings.filterwarnings('ignore', message='Glyph .* missing')   # of class names in scripts that its font lacks
     return None
 
 
-def curves_png(rows, title):
-    """All panels of the curves in one picture: PNG bytes. rows: a dict an epoch, with some of the columns of CURVES."""
-    return _png(_curves(rows, _panels(rows), 2, title))
+def curves(rows, title):
+    """The curves of a run: PNG bytes of all panels, and a list of them as <svg> elements for an HTML page.
 
-
-def curves_svg(rows):
-    """Yield each panel of the curves as an <svg> element for an HTML page, with words for a reader who does not see it."""
-    for title, columns in _panels(rows):
-        text = io.StringIO()
-        _curves(rows, [(title, columns)], 1).savefig(
-            text, format='svg', transparent=True, metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
-        last = ', '.join('%s %.4g' % (CURVES[column][0], _points(rows, column)[1][-1]) for column in columns)
-        yield _inline(text.getvalue(), '%s by epoch; last: %s' % (title, last))
+    rows: a dict an epoch, with some of the columns of CURVES; title: that of the picture. The margins are
+    given: a layout that matplotlib works out doubles the time.
+    """
+    from matplotlib.transforms import Bbox
+    present = {column for row in rows for column in row}
+    panels = [(name, columns) for name, columns in PANELS if present.intersection(columns)]
+    width, height, down = 4.5, 3, -(-len(panels) // 2)
+    whole = down + 0.12     # heights of a panel, with the title
+    figure = _figure(2 * width, whole * height, None)
+    elements = []
+    for place, (name, columns) in enumerate(panels):
+        y, x = divmod(place, 2)
+        axes = figure.add_axes([(x + 0.12) / 2, (down - y - 0.84) / whole, 0.85 / 2, 0.73 / whole])
+        last = _draw_panel(axes, rows, name, [column for column in columns if column in present])
+        box = Bbox.from_bounds(x * width, (down - y - 1) * height, width, height)
+        elements.append(_svg(figure, box, '%s by epoch; last: %s' % (name, last)))
+        axes.set_visible(False)     # in the elements of the other panels
+    for axes in figure.axes:
+        axes.set_visible(True)
+    figure.text(0.06, 1 - 0.05 / whole, _plain(title, 80), color=INK, fontsize=12.5, va='top')
+    return _png(figure), elements
 
 
 def confusion_colours(matrix):
@@ -123,43 +133,24 @@ def comparison_png(series, title):
     return _png(figure)
 
 
-def _panels(rows):
-    """(title, columns) of the panels there is something to draw in."""
-    present = {column for row in rows for column in row}
-    panels = ((title, [column for column in columns if column in present]) for title, columns in PANELS)
-    return [panel for panel in panels if panel[1]]
-
-
-def _points(rows, column):
-    """(epochs, values) of a column, where it has a value."""
-    return tuple(zip(*((row['epoch'], row[column]) for row in rows if column in row)))
-
-
-def _curves(rows, panels, across, heading=None):
-    """A figure of panels. Their margins are given: a layout that matplotlib works out doubles the time."""
-    width, height = 4.5, 3
-    down = -(-len(panels) // across)
-    whole = down + (0.12 if heading else 0)
-    figure = _figure(across * width, whole * height, None)
-    if heading:
-        figure.text(0.12 / across, 1 - 0.05 / whole, _plain(heading, 80), color=INK, fontsize=12.5, va='top')
-    for place, (title, columns) in enumerate(panels):
-        y, x = divmod(place, across)
-        axes = figure.add_axes([(x + 0.12) / across, (down - y - 0.84) / whole, 0.85 / across, 0.73 / whole])
-        for column in columns:
-            name, colour, line = CURVES[column]
-            epochs, values = _points(rows, column)
-            axes.plot(epochs, values, color=colour, linestyle=line, linewidth=1.6, label=name,
-                      marker='o' if len(epochs) <= 40 else None, markersize=3)
-        _scale(axes, title)
-        _style(axes)
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)      # of one epoch too
-        axes.set_title(title, loc='left', color=INK, fontsize=11.5)
-        axes.set_xlabel('epoch', color=MUTED)
-        if CURVES[columns[0]][0] != title.lower():
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9.5, ncol=len(columns), columnspacing=1.2, borderpad=0,
-                        loc='lower right', bbox_to_anchor=(1, 1.02), borderaxespad=0)
-    return figure
+def _draw_panel(axes, rows, title, columns):
+    """Draw columns of the rows by epoch; returns the last value of each in words."""
+    last = []
+    for column in columns:
+        name, colour, line = CURVES[column]
+        epochs, values = zip(*((row['epoch'], row[column]) for row in rows if column in row))
+        axes.plot(epochs, values, color=colour, linestyle=line, linewidth=1.6, label=name,
+                  marker='o' if len(epochs) <= 40 else None, markersize=3)
+        last.append('%s %.4g' % (name, values[-1]))
+    _scale(axes, title)
+    _style(axes)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)      # of one epoch too
+    axes.set_title(title, loc='left', color=INK, fontsize=11.5)
+    axes.set_xlabel('epoch', color=MUTED)
+    if CURVES[columns[0]][0] != title.lower():
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9.5, ncol=len(columns), columnspacing=1.2,
+                    borderpad=0, loc='lower right', bbox_to_anchor=(1, 1.02), borderaxespad=0)
+    return ', '.join(last)
 
 
 def _scale(axes, title):
@@ -193,9 +184,16 @@ def _png(figure):
     return memory.getvalue()
 
 
-def _inline(svg, description):
-    """matplotlib's SVG file as an element of a page: the page's colours, and no ids that other pictures have too."""
+def _svg(figure, box, description):
+    """The part of a figure in a Bbox, in inches, as an <svg> element of a page, in its colours."""
+    import matplotlib
+    text = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'none'}):       # letters stay letters, in the reader's font
+        figure.savefig(text, format='svg', transparent=True, bbox_inches=box,
+                       metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+    svg = text.getvalue()
     view_box = re.search(r'viewBox="[^"]*"', svg).group()
+    # Without the ids that the elements of other pictures have too
     content = re.sub(r' id="[\w.]+_\d+"', '', svg[svg.index('>', svg.index('<svg')) + 1:])
     for colour, name in PAGE_COLOURS.items():
         content = content.replace(colour, 'var(--%s)' % name)
