@@ -59,13 +59,14 @@ def train_and_evaluate(args, group=ProcessGroup()):
             return observer.error_rate
         observer.lap('reading')
 
-        import networks             # these import TensorFlow: only now, when all that can be checked without it has been
+        import networks     # these import TensorFlow: only now, when all else has been checked
         from sesemi import devices, runtime, training
         from sesemi.checkpoints import Checkpoints
         from sesemi.classifier import Classifier
         from sesemi.evaluation import Evaluation
         device, options, why = devices.choose_for_run(args, group)
-        observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
+        held = trained.valid_names if args.validation else ()
+        observer.start(args, device, dataset, chosen, checksum, held)
     print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
     # 3. Normalise and whiten

@@ -70,14 +70,16 @@ def flags_to_resume(folder):
 
 
 def stored_flags(folder):
-    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line does not take one any more."""
+    """The flags of the run in `folder`, {} if there is none. Raises InputError if one is not known."""
     flags = (stored_record(folder) or {'flags': {}})['flags']
+    known = set(DEFAULTS) - {'whitening'}       # run_folder.Run refuses shrunk, of earlier versions
     words = ['--%s=%s' % (name.replace('_', '-'), value) for name, value in flags.items()
-             if name in DEFAULTS and name != 'whitening' and value is not None]      # run_folder names a shrunk one
+             if name in known and value is not None]
     try:
         _parser().parse_args(words)
     except InputError as error:
-        raise InputError('%s: begun by another version of this program (%s); finish the run with that one or give another --result.'
+        raise InputError('%s: begun by another version of this program (%s); finish the run with that one or '
+                         'give another --result.'
                          % (os.path.join(folder, 'args.json'), str(error).split('; --help')[0])) from None
     return flags
 

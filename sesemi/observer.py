@@ -19,7 +19,7 @@ class Observer:
         return self.run.error_rate
 
     def starting(self):
-        """The block up to `start`: an error in it leaves nothing behind, as run_folder.Run.starting has it."""
+        """The block up to `start`, as run_folder.Run.starting has it: an error leaves nothing behind."""
         return self.run.starting()
 
     def read_split(self, dataset, checksum):

@@ -17,13 +17,13 @@ from sesemi.identity import IDENTITY_FLAGS, git_revision, versions
 from sesemi.lock import is_held, lock
 
 RECORD = 'flags', 'data_checksum'       # what args.json always has
-RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate', 'steps', 'seconds_per_step',
-          'images_per_second')
+RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
+          'steps', 'seconds_per_step', 'images_per_second')      # what result.json always has
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 
 
 class Run:
-    """The folder of one run: made and locked at once, so that a run that cannot be written fails before its work.
+    """The folder of one run: made and locked at once, so that one that cannot be kept fails before its work.
 
     resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
     InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
@@ -32,12 +32,14 @@ class Run:
     def __init__(self, folder, flags):
         self.folder, self.flags, self.device, self._lock = folder, flags, None, None
         place = pathlib.Path(os.path.abspath(folder))
-        self._made = [path for path in (place / '.lock', place, *place.parents) if not os.path.exists(str(path))]
+        places = place / '.lock', place, *place.parents
+        self._made = [path for path in places if not os.path.exists(str(path))]
         with self.starting():
             try:
                 os.makedirs(folder, exist_ok=True)
             except OSError as error:
-                raise InputError('--result %s: cannot be made (%s); give another --result.' % (folder, error.strerror)) from None
+                raise InputError('--result %s: cannot be made (%s); give another --result.'
+                                 % (folder, error.strerror)) from None
             self._lock = lock(folder)
             self._check()
             result = stored_result(folder)
@@ -48,7 +50,7 @@ class Run:
 
     @contextlib.contextmanager
     def starting(self):
-        """A block that may still refuse the run: an error in it leaves no lock and no folder behind that were not there before."""
+        """A block that may still refuse the run: an error in it removes the lock and folders made for it."""
         try:
             yield
         except BaseException:
@@ -67,21 +69,24 @@ class Run:
             place = pathlib.Path(folder)
             left = [*place.glob('result.json'), *place.glob('checkpoints/step-*.npz')]
             if left:        # it would be taken for this run's
-                raise InputError('--result %s: holds %s of a run, but not its args.json; give another --result.'
-                                 % (folder, left[0].relative_to(place)))
+                raise InputError('--result %s: holds %s of a run, but not its args.json; give another '
+                                 '--result.' % (folder, left[0].relative_to(place)))
             if flags['resume'] == 'yes':
-                raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.' % folder)
+                raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.'
+                                 % folder)
             return
         if not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
         finished, begun = os.path.exists(self.path('result.json')), stored.get('format', 1)
         if not finished and stored['flags'].get('whitening') == 'shrunk':
-            raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version does not '
-                             'have; finish it with the version that began it or give another --result.' % folder)
+            raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version '
+                             'does not have; finish it with the version that began it or give another '
+                             '--result.' % folder)
         as_today = begun == FORMAT or begun == 2 and stored['flags']['data'] != 'folder'
         if not as_today and not finished:
-            raise InputError('--resume: the run in %s was begun by another version of this program, which trains otherwise; finish it '
-                             'with that version or give another --result.' % folder)
+            raise InputError('--resume: the run in %s was begun by another version of this program, which '
+                             'trains otherwise; finish it with that version or give another --result.'
+                             % folder)
         for name, default in IDENTITY_FLAGS.items():
             started = stored['flags'].get(name, default)
             if flags[name] not in (None, started):
@@ -112,8 +117,9 @@ class Run:
             {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]],
              'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
         flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
-        write_json(self.path('args.json'), {'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
-                                            'data_checksum': checksum, 'format': FORMAT})
+        write_json(self.path('args.json'), {
+            'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
+            'data_checksum': checksum, 'format': FORMAT})
 
     def _say_other_precision(self):
         stored = stored_record(self.folder)
@@ -200,7 +206,7 @@ def data_name(flags):
 
 
 def read_json(path, names=()):
-    """The object that a JSON file of a run holds. Raises InputError when it is damaged or lacks one of these names."""
+    """The object that a JSON file of a run holds. Raises InputError if it is damaged or lacks a name."""
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)

@@ -250,7 +250,8 @@ def test_the_first_of_several_runs_tells_their_flags(tmp_path):
 
 
 @pytest.mark.parametrize('data, begun, refused', [
-    ('folder', 2, True), ('cifar10', 2, False), ('cifar10', None, True), ('folder', 99, True), ('folder', run_folder.FORMAT, False)])
+    ('folder', 2, True), ('cifar10', 2, False), ('cifar10', None, True), ('folder', 99, True),
+    ('folder', run_folder.FORMAT, False)])
 def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
     begin(tmp_path, '--data %s --dataset x' % data, format=begun or 1)
     args = vars(flags.parse_args(['--result', str(tmp_path), '--resume']))
