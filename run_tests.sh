@@ -14,7 +14,7 @@ make_pytest() {
 }
 
 if [[ $python == "$venv/bin/python" ]]; then
-    fill "$pytest" "$requirements" make_pytest "$python" || exit
+    fill "$pytest" "$requirements" make_pytest "$python" || fail "$not_installed."
     export PYTHONPATH="$pytest${PYTHONPATH:+:$PYTHONPATH}"
 elif ! "$python" -c 'import pytest, xdist' >/dev/null 2>&1; then
     fail "$python has no pytest with pytest-xdist, which the tests need: run $python -m pip install -r $requirements"
