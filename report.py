@@ -7,6 +7,10 @@ import json
 import os
 import sys
 
+if __name__ == '__main__':
+    from sesemi import signals
+    signals.watch()     # before the imports that take a second
+
 import numpy as np
 
 from sesemi import precision

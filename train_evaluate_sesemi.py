@@ -22,65 +22,73 @@ import report
 from sesemi import precision, signals
 from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.cache import Cache, default_folder
+from sesemi.command_line import program
 from sesemi.datasets import default_directory, load_dataset
 from sesemi.errors import InputError, RunError
 from sesemi.flags import parse_args, unused_flags
 from sesemi.identity import PROJECT, data_checksum, run_identity, tensorflow_version
 from sesemi.leaks import find_leaks
-from sesemi.observer import NullObserver, Observer
-from sesemi.process_group import JOIN_SECONDS, PEER_SECONDS, ProcessGroup
-from sesemi.ranks import find_gpus, find_rank
+from sesemi.observer import observe
+from sesemi.ranks import RankInfo, find_gpus, find_rank
+from sesemi.run_folder import Clock
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
 from sesemi.split import choose_labeled, split_validation
 
 
-def train_and_evaluate(args, group=ProcessGroup()):
+def train_and_evaluate(args, info=RankInfo()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
-    args: what parse_args returns, left as it is; group: a ProcessGroup that has been joined. Rank 0 alone evaluates and writes: the
-    others return None after their last step. Raises InputError, training.Diverged and training.Interrupted.
+    args: what parse_args returns, left as it is; info: which rank this process is. All ranks do the same; rank 0 alone reads and writes the
+    folder of the run. Raises InputError, training.Diverged and training.Interrupted.
     """
-    observer = NullObserver() if group.rank else Observer(args)
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        observer = None if info.rank else stack.enter_context(observe(args))
 
-    with observer.starting():
         # 1. Read
-        cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, group.local_size)
-        dataset, checksum = read(args, cache, group)
+        cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, info.local_size, args.join_timeout)
+        dataset, checksum = read(args, cache)
 
         # 2. Choose the labels
-        chosen = observer.read_split(dataset, checksum)
+        chosen = observer.read_split(dataset, checksum) if observer else None
         if chosen is None:
             chosen = choose_labeled(dataset, args.labels, args.split_seed)
         trained, labeled = split_validation(dataset, chosen, args.validation)
-        args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), group)
-        group.check_equal(run_identity(args, checksum, chosen))
-        if group.broadcast(b'' if observer.error_rate is None else b'finished'):
+        args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), info)
+        clock.lap('reading')
+        finished = observer and observer.error_rate is not None
+        if finished and info.world_size == 1:
             print('%s holds the finished run.' % args.result)
             return observer.error_rate
-        observer.lap('reading')
 
-        import networks     # these import TensorFlow: only now, when all else has been checked
-        from sesemi import devices, runtime, training
+        import networks             # these import TensorFlow: only now, when all that can be checked without it has been
+        from sesemi import collective, devices, runtime, training
         from sesemi.checkpoints import Checkpoints
         from sesemi.classifier import Classifier
         from sesemi.evaluation import Evaluation
-        device, options, why = devices.choose_for_run(args, group)
-        held = trained.valid_names if args.validation else ()
-        observer.start(args, device, dataset, chosen, checksum, held)
-    print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
+        device, options, why = devices.choose_for_run(args, info)
+        print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 
-    # 3. Normalise and whiten
-    with group.main_process_first():
-        images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method,
-                                args.whitening, cache)
+        # 3. Normalise and whiten
+        images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method, args.whitening, cache)
 
-    # 4. Batches: augmented labeled images beside augmented images in six proxy views
-    labels_one_hot = np.eye(len(trained.class_names), dtype=np.float32)[trained.train_labels[labeled]]
-    batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
-                               group.rank, group.world_size, oversample=not args.no_oversample)
-    observer.lap('preparing')
+        # 4. Batches: augmented labeled images beside augmented images in six proxy views
+        labels_one_hot = np.eye(len(trained.class_names), dtype=np.float32)[trained.train_labels[labeled]]
+        batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
+                                   info.rank, info.world_size, oversample=not args.no_oversample)
+        clock.lap('preparing')
 
-    with runtime.open_session(device, options, group), training.StopSignals(group) as stop:
+        ranks = collective.Ranks(info, device, args.join_timeout, args.peer_timeout)
+        stack.enter_context(runtime.open_session(device, options, ranks))
+        ranks.join()
+        ranks.check_equal({**run_identity(args, checksum, chosen), 'the device': device})
+        if ranks.broadcast(b'finished' if finished else b''):
+            print('%s holds the finished run.' % args.result)
+            return observer and observer.error_rate
+        if observer:
+            observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
+        stop = stack.enter_context(training.StopSignals(ranks.sum))
+
         # 5. A trunk and two heads
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(trained.class_names),
@@ -88,26 +96,45 @@ def train_and_evaluate(args, group=ProcessGroup()):
 
         # 6. Train
         rate, steps = args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch * args.epochs
-        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, group)
+        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, ranks)
         weights = training.balanced_weights(labels_one_hot) if args.class_weights else None
-        train_step = training.training_function(model, optimizer, weights)
-        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes)
-        progress = checkpoints.restore(group)
-        evaluation = Evaluation(model, inference_model, images, trained, labeled, batches, steps, checkpoints, args, stop)
+        train_step = training.training_function(model, optimizer, weights, ranks)
+        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes, ranks)
+        progress = checkpoints.restore()
+        evaluation = Evaluation(model, inference_model, images, trained, labeled, batches, steps, checkpoints, args, stop, ranks)
         classifier = Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening)
-        observer.watch(args, trained, labeled, batches, steps_per_epoch, progress, checkpoints, evaluation, classifier)
-        progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, observer.after_step, observer.after_epoch,
+        if observer:
+            observer.watch(args, trained, labeled, batches, steps_per_epoch, progress)
+
+        def save(progress):
+            if observer:
+                observer.check_held()
+            checkpoints.save(progress)
+
+        def after_epoch(rows):
+            evaluation.after_epoch(rows)
+            if observer:
+                observer.after_epoch(rows)
+        progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, (checkpoints.is_due, save), after_epoch,
                                   stop, runtime.profiler(device, options, model, steps), verbose=not args.quiet)
-        group.finish()
+        save(progress)
+        clock.lap('training')
 
         # 7. Evaluate: the mean softmax over the test views
-        return observer.evaluate(progress)
+        with evaluation.kept_weights(progress.rows) as kept:
+            probabilities, metrics = evaluation.test()
+            kept_weights = classifier.read()
+        metrics.update(validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+        clock.lap('evaluating')
+        if observer:
+            classifier.save(os.path.join(args.result, 'sesemi.h5'), kept_weights)
+            observer.finish(progress.rows, probabilities, metrics, clock.laps)
+        return metrics['classification_error_rate']
 
 
-def read(args, cache, group):
+def read(args, cache):
     """(the datasets.Dataset that the flags ask for, its checksum); warns of images that are in two parts of it or under two labels."""
-    with group.main_process_first():
-        dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
+    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
     digests = []
     checksum = data_checksum(dataset, digests)
     leaks = find_leaks(dataset, *digests)
@@ -116,7 +143,7 @@ def read(args, cache, group):
     return dataset, checksum
 
 
-def resolve_flags(args, dataset, labeled, group):
+def resolve_flags(args, dataset, labeled, info):
     """Give the flags that depend on the data, on where it lies and on the number of ranks their values: (a copy of the flags, steps an
     epoch, the reason for the whitening).
 
@@ -130,13 +157,13 @@ def resolve_flags(args, dataset, labeled, group):
     preset = PRESETS[args.data]
     images = len(dataset.unlabeled_images) if args.method == 'ssl' else labeled
     epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
-    steps_per_epoch = max(1, images // (args.batch_size * group.world_size))
+    steps_per_epoch = max(1, images // (args.batch_size * info.world_size))
     if preset.steps:
         epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
     resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data), epochs=args.epochs or epochs, eval_every=eval_every,
                     whitening=whitening, precision_mode=precision.resolve(precision.known_device(args.device), args.precision_mode),
-                    rank=group.rank, ranks=group.world_size)
+                    rank=info.rank, ranks=info.world_size)
     return argparse.Namespace(**resolved), steps_per_epoch, why
 
 
@@ -150,27 +177,27 @@ def in_words(args, dataset, labeled, steps_per_epoch, why_whitening, device, why
             args.whitening, ' (%s)' % why_whitening if why_whitening else '', precision.opening_words(device, args.precision_mode, tensorflow_version()))
 
 
-def train_runs(args, group):
+def train_runs(args, info):
     """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate.
 
     Several runs also leave one plot of their errors, runs.png.
     """
     if args.runs == 1:
-        error = train_and_evaluate(args, group)
-        if not group.rank:
+        error = train_and_evaluate(args, info)
+        if not info.rank:
             print('classification error rate: %.4f' % error)
         return
     folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
-    if args.resume == 'yes' and not any(os.path.exists(os.path.join(folder, 'args.json')) for folder in folders.values()) and not group.rank:
+    if args.resume == 'yes' and not any(os.path.exists(os.path.join(folder, 'args.json')) for folder in folders.values()) and not info.rank:
         raise InputError('--resume: %s holds no runs to go on with; leave the flag out to start them.' % args.result)
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), group)
-        if not group.rank:
+        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), info)
+        if not info.rank:
             errors.append(error)
             print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
-    if group.rank:
+    if info.rank:
         return
     print(report.compare(folders.values()))
     try:
@@ -186,40 +213,26 @@ def select_gpu(args, info, argv):
         gpus = find_gpus(args.gpus, os.environ)
         if len(gpus) > info.world_size == 1:
             os.environ.setdefault('PYTHON', sys.executable)
+            signals.unblock()
             os.execvp('bash', ['bash', os.path.join(PROJECT, 'run_local.sh'), str(len(gpus)), *argv])
         args.gpu_id = gpus[info.rank % len(gpus)]
     if args.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
 
 
+@program
 def main(argv):
     """Run the program; returns its exit status."""
     warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
-    group, status, sentence = ProcessGroup(), 0, ''
-    try:
-        signals.raise_stopped()
-        args = parse_args(argv)
-        info = find_rank(args.workers, args.rank, os.environ)
-        select_gpu(args, info, argv)
-        if args.verbose:
-            os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-        for words in unused_flags(args, info.world_size):
-            print(words, file=sys.stderr)
-        group = ProcessGroup(info, args.peer_timeout or PEER_SECONDS)
-        group.join(args.join_timeout or JOIN_SECONDS)
-        with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
-            train_runs(args, group)
-    except RunError as error:
-        status, sentence = error.status, str(error)
-        print(sentence, file=sys.stderr)
-    except KeyboardInterrupt as interrupt:
-        status, sentence = signals.last_words(interrupt)
-    except Exception:
-        group.wait_for_lost_rank()
-        raise
-    signals.raise_stopped(False)
-    group.leave(status, sentence)
-    return status
+    args = parse_args(argv)
+    info = find_rank(args.workers, args.rank, os.environ)
+    select_gpu(args, info, argv)
+    if args.verbose:
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
+    for words in unused_flags(args, info.world_size):
+        print(words, file=sys.stderr)
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
+        train_runs(args, info)
 
 
 if __name__ == '__main__':

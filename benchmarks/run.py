@@ -26,7 +26,7 @@ import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
-from sesemi import machine, pools, precision, runtime, training  # noqa: E402
+from sesemi import collective, machine, pools, precision, runtime, training  # noqa: E402
 from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
 from sesemi.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
 from sesemi.files import write_json  # noqa: E402
@@ -141,7 +141,7 @@ def host_share(args):
 
         def train(step):
             with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-                training.train(step, Made(), steps, 1, 0.05, training.Progress(), ignore, ignore, stop)
+                training.train(step, Made(), steps, 1, 0.05, training.Progress(), (lambda step: False, ignore), ignore, stop)
         metrics = train_step(*batch)
         run = median(lambda: [train_step(*batch) for _ in range(steps)], args.repeats) / steps
         loop = median(lambda: train(lambda *_: dict(metrics)), args.repeats) / steps
@@ -175,7 +175,7 @@ def evaluation(args):
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     with runtime.open_session('cpu'):
         _, model = build_sesemi('nin', (32, 32, 3), 10)
-        evaluate = DenseEvaluator(model, images, 0, True, training.StopSignals())
+        evaluate = DenseEvaluator(model, images, 0, True, training.StopSignals(), collective.Ranks())
         part = images[:EVALUATION_BATCH]
         model.predict_on_batch(part)
         return median(lambda: [model.predict_on_batch(part) for _ in range(8 * 4)], 1), median(evaluate, 1)

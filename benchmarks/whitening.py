@@ -20,6 +20,7 @@ sys.path.insert(0, PROJECT)
 from networks import build_sesemi  # noqa: E402
 from sesemi import cache, evaluation, runtime, training  # noqa: E402
 from sesemi.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
+from sesemi.collective import Ranks  # noqa: E402
 from sesemi.datasets import Dataset, load_dataset  # noqa: E402
 from sesemi.files import write_json  # noqa: E402
 from sesemi.metrics import error_rate  # noqa: E402
@@ -98,8 +99,8 @@ def error_of(dataset, whitening, flip, seed, steps):
         runtime.keras.backend.get_session().run(runtime.tf.global_variables_initializer())
         for t in range(steps):
             train_step(*batches[t])
-        with evaluation.NormStatistics(model, batches, steps).measured():
-            evaluate = evaluation.DenseEvaluator(inference_model, images.test, seed, flip, training.StopSignals())
+        with evaluation.NormStatistics(model, batches, steps, Ranks()).measured():
+            evaluate = evaluation.DenseEvaluator(inference_model, images.test, seed, flip, training.StopSignals(), Ranks())
             return error_rate(evaluate()[0], dataset.test_labels)
 
 

@@ -2,16 +2,22 @@
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# Starts ranks 0 to $1 - 1 at once and waits for all of them; its status is that of a rank that failed, if one did, and then it
-# ends the others, which may not have met yet. SIGTERM and Ctrl-C, which the shell has its background processes ignore until
-# they handle it themselves, go on to rank 0 as SIGTERM: it saves and tells the others.
+# Sends signal $1 to the processes behind it. One that is stopped gets it only when it goes on.
+signal_ranks() {
+    kill "-$1" "${@:2}" 2>/dev/null || true
+    kill -CONT "${@:2}" 2>/dev/null || true
+}
+
+# Starts ranks 0 to $1 - 1 at once and waits for all of them; returns the status of the first that failed, if one did. The others
+# have a second to end by themselves; then they get SIGTERM, again after 2 s, which ends them at once, and SIGKILL after 10 s.
+# SIGTERM, SIGHUP and Ctrl-C go on to all ranks as SIGTERM: together they stop after a step and save.
 run_ranks() {
     local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do
         start_rank "$rank" &
         pids+=($!)
     done
-    trap 'signalled=1; kill -TERM "${pids[0]}" 2>/dev/null || true' TERM INT
+    trap 'signalled=1; signal_ranks TERM "${pids[@]}"' TERM INT HUP
     while ((ended < $1 && status == 0)); do
         wait -n || status=$?
         if ((signalled)); then      # it was the signal that ended wait
@@ -20,11 +26,18 @@ run_ranks() {
             ended=$((ended + 1))
         fi
     done
-    trap - TERM INT
+    trap - TERM INT HUP
     if ((status)); then
-        kill -TERM "${pids[@]}" 2>/dev/null || true
-        kill -CONT "${pids[@]}" 2>/dev/null || true     # one that is stopped gets it only then
+        {
+            sleep 1
+            signal_ranks TERM "${pids[@]}"
+            sleep 2
+            signal_ranks TERM "${pids[@]}"
+            sleep 8
+            signal_ranks KILL "${pids[@]}"
+        } >/dev/null 2>&1 &
+        wait "${pids[@]}" || true
+        kill "$!" 2>/dev/null || true
     fi
-    wait
     return "$status"
 }

@@ -17,12 +17,15 @@ import zipfile
 import numpy as np
 import PIL
 
+from sesemi import signals
 from sesemi.errors import InputError, reason
+from sesemi.files import WAIT_SECONDS, locked
 from sesemi.machine import memory
 from utils import decode_blocks, decode_images
 
 FORMAT = 2              # part of every digest: to be raised when the same files give another entry
 LIMIT = 16 << 30        # bytes of all entries together
+LOCK = '.lock'          # behind the name of the entry that is being made
 STALE_SECONDS = 86400   # since the last block of an entry that nobody can still be writing
 
 
@@ -64,11 +67,12 @@ class StoredImages:
 class Cache:
     """The entries in `folder`, or no cache when that is None.
 
-    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many `processes`.
+    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many `processes`. An entry is made by
+    one process; the others wait for it, at most so many seconds.
     """
 
-    def __init__(self, folder, memory_limit=None, processes=1):
-        self.folder = folder
+    def __init__(self, folder, memory_limit=None, processes=1, seconds=None):
+        self.folder, self.seconds = folder, seconds or WAIT_SECONDS
         self.memory_limit = 1e9 * memory_limit if memory_limit else memory() / 2 / processes
 
     def has_room(self, images, image_size):
@@ -100,8 +104,11 @@ class Cache:
             return StoredImages(open(path, 'rb'), np.arange(len(paths)), image_size)
         images = _stored(path, load)
         if images is None:
-            self._keep(path, decode_blocks(paths, image_size, fit, self.memory_limit), 'images')
-            images = _stored(path, load)
+            with locked(path + LOCK, self.seconds):
+                images = _stored(path, load)        # another process may have made it meanwhile
+                if images is None:
+                    self._keep(path, decode_blocks(paths, image_size, fit, self.memory_limit), 'images')
+                    images = _stored(path, load)
         return images
 
     def _spill(self, paths, image_size, fit):
@@ -128,9 +135,12 @@ class Cache:
                 return kind(**fields)
         whitener = _stored(path, load)
         if whitener is None:
-            whitener, content = fit(), io.BytesIO()
-            np.savez(content, **whitener._asdict())
-            self._keep(path, [content.getbuffer()], 'whitening')
+            with locked(path + LOCK, self.seconds):
+                whitener = _stored(path, load)
+                if whitener is None:
+                    whitener, content = fit(), io.BytesIO()
+                    np.savez(content, **whitener._asdict())
+                    self._keep(path, [content.getbuffer()], 'whitening')
         return whitener
 
     def _keep(self, path, blocks, what):
@@ -138,16 +148,11 @@ class Cache:
         try:
             os.makedirs(self.folder, exist_ok=True)
             handle, beside = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
-            try:
-                with open(handle, 'wb') as file:
-                    file.writelines(blocks)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with signals.removed_if_unfinished(beside), open(handle, 'wb') as file:      # it may be of gigabytes
+                file.writelines(blocks)
+                file.flush()
+                os.fsync(file.fileno())
                 os.replace(beside, path)
-            except BaseException:       # also Ctrl-C, for the file may be of gigabytes
-                with contextlib.suppress(OSError):
-                    os.remove(beside)
-                raise
             self._trim(path)
         except OSError as error:
             print('%s: the %s cannot be kept there (%s); the run goes on without.' % (self.folder, what, reason(error)), file=sys.stderr)
@@ -155,15 +160,15 @@ class Cache:
     def _trim(self, kept):
         """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes.
 
-        What other processes are writing stays, unless they were killed.
+        What other processes are writing stays, unless they were killed, and so do the locks.
         """
         entries = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(OSError):          # another process may have removed it
                 status = entry.stat(follow_symlinks=False)
-                if not entry.name.endswith('.part'):
+                if not entry.name.endswith(('.part', LOCK)):
                     entries.append((status.st_mtime, status.st_size, entry.path))
-                elif time.time() - status.st_mtime > STALE_SECONDS:
+                elif entry.name.endswith('.part') and time.time() - status.st_mtime > STALE_SECONDS:
                     os.remove(entry.path)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

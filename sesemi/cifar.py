@@ -3,12 +3,14 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 import zlib
 
 import numpy as np
 
+from sesemi import signals
 from sesemi.errors import InputError, reason
 from sesemi.files import open_regular
 from sesemi.pickles import read_pickle
@@ -93,12 +95,14 @@ def download(data, directory):
     name = ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=directory) as folder:
+        folder = tempfile.mkdtemp(prefix=UNFINISHED, dir=directory)
+        with signals.removed_if_unfinished(folder):
             for _ in range(2):
                 path = keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=folder, cache_subdir='')
                 with open(path, 'rb') as file:
                     if hashlib.sha256(file.read()).hexdigest() == SHA256[data]:
                         os.replace(path, os.path.join(directory, name))
+                        shutil.rmtree(folder)
                         return
                 os.remove(path)
             raise ValueError('what came is not the official archive')

@@ -47,13 +47,17 @@ class Classifier:
             'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]], 'output_layers': [[layers[-1]['name'], 0, 0]]}}
         self.variables = [(layer.name, variable) for layer in inference_model.layers for variable in layer.weights]
 
-    def save(self, path):
-        """Write the classifier with the weights as they are to the h5 file `path`, whole or not at all.
+    def read(self):
+        """The weights of the inference model as they are: a list of arrays."""
+        return read(variable for _, variable in self.variables)
+
+    def save(self, path, arrays=None):
+        """Write the classifier with the weights that `read` gave, by default those of now, to the h5 file `path`, whole or not at all.
 
         The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises InputError as write_atomic.
         """
         weights = dict(self.preprocessing)
-        for (layer, variable), array in zip(self.variables, read(variable for _, variable in self.variables)):
+        for (layer, variable), array in zip(self.variables, arrays or self.read()):
             weights.setdefault(layer, {})[variable.op.name.split('/')[-1]] = array
         memory = io.BytesIO()
         with h5py.File(memory, 'w') as file:

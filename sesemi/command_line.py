@@ -3,7 +3,6 @@ import argparse
 import functools
 import sys
 
-from sesemi import signals
 from sesemi.errors import InputError, RunError
 
 
@@ -18,17 +17,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def program(main):
-    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError or signal, which it prints."""
+    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it prints."""
     @functools.wraps(main)
     def status(argv):
         try:
-            signals.raise_stopped()
             return main(argv) or 0
         except RunError as error:
             print(error, file=sys.stderr)
             return error.status
-        except KeyboardInterrupt as interrupt:
-            return signals.last_words(interrupt)[0]
     return status
 
 

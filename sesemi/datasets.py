@@ -10,6 +10,7 @@ from PIL import Image
 
 from sesemi import cifar, svhn
 from sesemi.errors import InputError, reason
+from sesemi.files import locked
 from sesemi.folders import PassedOver, entries, find_images, why_not
 from utils import decode_images, hold_out, list_image_folder
 
@@ -86,12 +87,19 @@ def _fill_default_directory(data):
     directory = default_directory(data)
     if directory is None:
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
-    if not os.path.isdir(directory) or all(entry.name.startswith(cifar.UNFINISHED) for part in entries(directory) for entry in part):
+    if not _has_files(directory):
         if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
-        cifar.download(data, directory)
+        with locked(directory + '.lock'):
+            if not _has_files(directory):       # another process may have downloaded them meanwhile
+                cifar.download(data, directory)
     return directory
+
+
+def _has_files(directory):
+    """Whether a folder is there with more in it than unfinished downloads."""
+    return os.path.isdir(directory) and any(not entry.name.startswith(cifar.UNFINISHED) for part in entries(directory) for entry in part)
 
 
 # Image files --------------------------------------------------------------------------------------------------------

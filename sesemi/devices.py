@@ -8,14 +8,14 @@ from sesemi.runtime import Options, gpu_config, tf
 from sesemi.step_memory import check_memory
 
 
-def choose_for_run(args, group):
+def choose_for_run(args, info):
     """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
     device, why = choose_device(args.device)
-    check_ranks(device, group)
+    check_ranks(device, info)
     if device == 'cpu':
-        check_memory(args.network, args.method, args.batch_size, args.image_size, group.local_size)
+        check_memory(args.network, args.method, args.batch_size, args.image_size, info.local_size)
     return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
-                                  args.profiling and (device == 'npu' or not group.rank), args.autotune), why
+                                  args.profiling and (device == 'npu' or not info.rank), args.autotune), why
 
 
 def choose_device(requested='auto'):
@@ -56,13 +56,13 @@ def device_options(device, precision_mode, folder, over_dump, data_dump, data_du
                    below('profiling', profiling), autotune)
 
 
-def check_ranks(device, group):
-    """Raises InputError when the device's engine cannot bring the ranks of `group`, a ProcessGroup, together."""
-    if device == 'npu' and group.world_size != int(os.environ.get('RANK_SIZE') or 1):
+def check_ranks(device, info):
+    """Raises InputError when the device's engine cannot bring the ranks of `info`, a ranks.RankInfo, together."""
+    if device == 'npu' and info.world_size != int(os.environ.get('RANK_SIZE') or 1):
         raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
-    if device != 'npu' and group.world_size != max(1, len(group.workers)):
+    if device != 'npu' and info.world_size != max(1, len(info.workers)):
         raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
-                         % (group.world_size, device))
+                         % (info.world_size, device))
 
 
 def list_gpus():

@@ -18,15 +18,20 @@ class Evaluation:
     """The errors of a run: during training as --eval-every asks for, at its end those of the weights that --keep keeps.
 
     images: batches.Images of `dataset`, of which the images `labeled` are; batches, steps: those of the training, for --recompute-norm;
-    checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved; stop: training.StopSignals.
+    checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved; stop: training.StopSignals; ranks: collective.Ranks,
+    which share the images and have the same errors.
     """
 
-    def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop):
+    def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop, ranks):
         self.dataset, self.labels, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
-        size = evaluation_batch(*(len(part) for part in (images.test, images.valid) if len(part)), image_size=args.image_size)
-        self._test, self._valid, self._labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, size)
+        counts = [ranks.per_rank(len(images)) for images in (images.test, images.valid) if len(images)]
+        size = evaluation_batch(*counts, image_size=args.image_size)
+        self._test, self._valid, self._labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, ranks, size)
                                                   for part in (images.test, images.valid, images.labeled))
-        self._statistics = NormStatistics(model, batches, steps).measured if args.recompute_norm else contextlib.nullcontext
+        self._statistics = contextlib.nullcontext
+        if args.recompute_norm or not ranks.alone:
+            statistics = NormStatistics(model, batches, steps, ranks)
+            self._statistics = statistics.measured if args.recompute_norm else statistics.of_rank_0
 
     def after_epoch(self, rows):
         """Add the error of the weights as they are to the last of a run's rows if it is time, and note whether they are the best."""
@@ -66,23 +71,32 @@ def best_row(rows):
 
 
 class NormStatistics:
-    """The statistics that batch normalisation uses at inference, measured anew for the weights as they are.
+    """The statistics that batch normalisation uses at inference, which are rank 0's on all `ranks` (collective.Ranks).
 
-    The averages lag behind the weights: a short run is over before they have come near. Within the block of `measured()` they are
-    the mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on; behind it they
-    are training's own again. As PyTorch's `swa_utils.update_bn` does it, and fvcore's PreciseBN.
+    Within the block of a method the model has them, behind it training's own averages again.
     """
 
-    def __init__(self, model, batches, steps):
-        self.averages, values = zip(*batch_statistics(model))
+    def __init__(self, model, batches, steps, ranks):
+        (self.averages, values), self.ranks = zip(*batch_statistics(model)), ranks
         self.measure = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(values))
         self.super_data = lambda i: batches[steps + i][0]['super_data']
 
-    @contextlib.contextmanager
+    def of_rank_0(self):
+        """Rank 0's averages of training."""
+        return self._in_use(read(self.averages))
+
     def measured(self):
-        own = read(self.averages)
+        """Measured anew for the weights as they are, because averages lag behind the weights: a short run is over before they have come
+        near. The mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on. As PyTorch's
+        `swa_utils.update_bn` does it, and fvcore's PreciseBN.
+        """
         found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
-        assign(self.averages, [np.mean(values, axis=0) for values in zip(*found)])
+        return self._in_use([np.mean(values, axis=0) for values in zip(*found)])
+
+    @contextlib.contextmanager
+    def _in_use(self, statistics):
+        own = read(self.averages)
+        assign(self.averages, self.ranks.broadcast_arrays(statistics))
         try:
             yield
         finally:
@@ -99,40 +113,44 @@ def evaluation_batch(*counts, image_size=32):
 
 
 class DenseEvaluator:
-    """A model's probabilities for images, in batches of one size, by default what fits them best.
+    """A model's probabilities for images, in batches of one size, by default what fits them best. Each of the ranks takes a part of the images.
 
     images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
     """
 
-    def __init__(self, model, images, seed, flip, stop, size=None):
-        self.model, self.images, self.seed, self.flip, self.stop = model, images, seed, flip, stop
-        self.size = size or evaluation_batch(len(images), image_size=images.shape[1])
+    def __init__(self, model, images, seed, flip, stop, ranks, size=None):
+        self.model, self.images, self.seed, self.flip, self.stop, self.ranks = model, images, seed, flip, stop, ranks
+        self.own = self.ranks.per_rank(len(images))        # images
+        self.size = size or evaluation_batch(self.own, image_size=images.shape[1])
 
     def __call__(self):
         """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
         dense, one_view = [], []
         for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
-            outputs = [self._predict(view) for view in views]
+            outputs = [self.model.predict_on_batch(view) for view in views]
             dense.append(np.mean(outputs, axis=0))
             one_view.append(outputs[0])
         return self._joined(dense), self._joined(one_view)
 
     def one_view(self):
         """The softmax of the images themselves: float32 (n, classes)."""
-        return self._joined([self._predict(view) for view, in self._batches(lambda images, first: [images])])
+        return self._joined([self.model.predict_on_batch(view) for view, in self._batches(lambda images, first: [images])])
 
     def _batches(self, make_views):
-        """The views of one batch after another; the last ones are padded with zeros, for another size would be another graph."""
-        def padded(first):
-            images = self.images[first:first + self.size]
+        """Yield the views of one batch of this rank's images after another, of as many on all ranks; raises Interrupted behind each.
+
+        The last ones are padded with zeros, for another size would be another graph.
+        """
+        begin = self.ranks.rank * self.own
+
+        def padded(start):
+            first = min(start, len(self.images) - 1)        # of a batch behind the last image nothing is kept
+            images = self.images[first:min(start + self.size, begin + self.own)]
             padding = [(0, self.size - len(images))] + [(0, 0)] * 3
             return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
-        return prefetch(padded, range(0, len(self.images), self.size))
-
-    def _predict(self, view):
-        output = self.model.predict_on_batch(view)
-        self.stop.check()
-        return output
+        for views in prefetch(padded, range(begin, begin + self.own, self.size)):
+            yield views
+            self.stop.check()
 
     def _joined(self, outputs):
-        return np.concatenate(outputs)[:len(self.images)]
+        return self.ranks.gather(np.concatenate(outputs)[:self.own], len(self.images))

@@ -1,14 +1,20 @@
 """Files: those of others opened for reading, those of a run written whole or not at all."""
 import contextlib
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
 import secrets
 import stat
+import sys
+import time
 
+from sesemi import signals
 from sesemi.errors import InputError, printable
 
+WAIT_SECONDS = 1800      # that processes of one run wait for each other
 PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
 
 
@@ -19,6 +25,43 @@ def open_regular(path):
         os.close(descriptor)
         raise OSError('not a regular file')
     return os.fdopen(descriptor, 'rb')
+
+
+@contextlib.contextmanager
+def locked(path, seconds=WAIT_SECONDS):
+    """The block that one process at a time is in, by a lock on the file `path`, which goes with it; its folder is made if it is not there.
+
+    Where the file system has no locks, or after so many seconds of waiting, the process enters all the same: it does the work once more.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            file = stack.enter_context(open(path, 'a'))
+            locked = _try_lock(file)
+            if not locked:
+                print('%s: waiting for another process, which is at work on it.' % path, file=sys.stderr)
+            while not locked and seconds > 0:
+                time.sleep(1)
+                seconds, locked = seconds - 1, _try_lock(file)
+            if locked:
+                stack.callback(_remove, path)
+        yield
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):
+        os.remove(path)
+
+
+def _try_lock(file):
+    """Whether the lock could be taken. Raises OSError where there are no locks."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
 
 
 def check_writable(path, name):
@@ -35,16 +78,13 @@ def write_atomic(path, data):
     """
     beside = PART % (path, secrets.token_hex(4))
     try:
-        with open(beside, 'xb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
-        if not isinstance(error, OSError):
-            raise
+        with signals.removed_if_unfinished(beside):
+            with open(beside, 'xb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+    except OSError as error:
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
                          % (path, error.strerror)) from None
 

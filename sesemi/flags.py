@@ -181,9 +181,9 @@ def _several_flags(group):
     group.add_argument('--workers', metavar='HOST:PORT,HOST:PORT', help='an address for each of the processes that train together, '
                        'the same list for all (default: of TF_CONFIG, if that is set)')
     group.add_argument('--rank', type=whole(0), metavar='N', help="this process's number among them, from 0; rank 0 writes and prints")
-    group.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 300)')
-    group.add_argument('--peer-timeout', type=positive, metavar='X', help='seconds without a sign of life after which a process '
-                       'counts as lost (default: 30)')
+    group.add_argument('--join-timeout', type=positive, metavar='X', help='seconds to wait at the start for all to come (default: 1800)')
+    group.add_argument('--peer-timeout', type=positive, metavar='X', help='seconds that all may take for what they compute together, before the '
+                       'run ends (default: 600)')
     group.add_argument('--scale-lr', **SWITCH, help='multiply --lr by the number of processes (default: the same rate)')
 
 

@@ -46,7 +46,7 @@ def data_checksum(dataset, image_digests=None):
 
 def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
-    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in (*IDENTITY_FLAGS, 'precision_mode')}, 'the images': checksum,
+    return {**{'--' + name.replace('_', '-'): getattr(args, name) for name in (*IDENTITY_FLAGS, 'precision_mode', 'eval_every', 'runs')}, 'the images': checksum,
             'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum(),
             'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': tensorflow_version()}
 

@@ -33,6 +33,19 @@ def adapter():
     return npu_bridge.npu_init
 
 
+def all_reduce(tensor):
+    """The sum over the ranks of an int32 tensor, which is not a variable."""
+    adapter()
+    from npu_bridge.hccl import hccl_ops
+    return hccl_ops.allreduce(tensor, 'sum', fusion=0)
+
+
+def set_timeouts(join_timeout, peer_timeout):
+    """Let HCCL wait as long as the ranks do, unless the user has set its limits. Both in seconds; its own are 120 and 1836."""
+    os.environ.setdefault('HCCL_CONNECT_TIMEOUT', '%d' % min(max(120, join_timeout), 7200))
+    os.environ.setdefault('HCCL_EXEC_TIMEOUT', '%d' % max(1836, 68 * (peer_timeout // 68 + 1)))     # a multiple of 68
+
+
 def configure(config, options):
     """Add the NpuOptimizer to a session's ConfigProto; returns what the adapter makes of it. options: runtime.Options.
 

@@ -7,6 +7,8 @@ import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+from sesemi import signals
+
 
 def prefetch(make, keys, pool=None, ahead=4):
     """Yield make(key) for each key in order, made ahead by `pool`, which is shut down at the end. By default by two threads:
@@ -37,9 +39,9 @@ def processes(count):
 
 def _end_with_parent(parent):
     """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for ever, ends too."""
-    signal.set_wakeup_fd(-1)        # the parent's
     for number, action in (signal.SIGINT, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL):
         signal.signal(number, action)
+    signals.unblock()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
     if os.getppid() != parent:      # it was gone before
         os._exit(1)

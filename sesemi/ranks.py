@@ -4,17 +4,15 @@ import json
 import re
 from typing import NamedTuple, Tuple
 
-from sesemi.errors import InputError
+from sesemi.errors import InputError, reason
 from sesemi.nvidia import has_card
-
-ASCEND_PORT = 29400     # where ranks meet, plus the number of rank 0's card: a rank table names no ports
 
 
 class RankInfo(NamedTuple):
     """Which rank this process is, of how many."""
     rank: int = 0
     world_size: int = 1
-    workers: Tuple[str, ...] = ()       # host:port of each rank; with a rank table of rank 0 alone
+    workers: Tuple[str, ...] = ()       # host:port of each rank; on NPUs, which have a rank table, none
     local_size: int = 1                 # ranks on this host, which share its memory
 
     def name(self, rank):
@@ -36,7 +34,8 @@ def find_rank(workers, rank, environment):
     elif environment.get('TF_CONFIG'):
         info = _from_tf_config(environment['TF_CONFIG'])
     elif size > 1:
-        return RankInfo(_number(environment, 'RANK_ID', 0), size, *_rank_0_of_table(environment.get('RANK_TABLE_FILE')))
+        rank = _number(environment, 'RANK_ID', 0)
+        return RankInfo(rank, size, (), _ranks_on_host(environment.get('RANK_TABLE_FILE'), rank))
     else:
         return RankInfo()
     if size > 1 and (info.rank, info.world_size) != (_number(environment, 'RANK_ID', 0), size):
@@ -88,25 +87,20 @@ def _from_tf_config(text):
     return _rank_info(chief + workers, rank, 'TF_CONFIG', 'its task index')
 
 
-def _rank_0_of_table(path):
-    """((where the ranks meet,), ranks on a host) of an Ascend rank table, of version 1.0 or, as ModelArts first had it, 0.1.
-
-    Two jobs on one host have different cards, so the number of rank 0's card keeps their ports apart.
-    """
+def _ranks_on_host(path, rank):
+    """How many ranks share the host of this rank, by an Ascend rank table of version 1.0 or, as ModelArts first had it, 0.1."""
     try:
         with open(path or '') as file:
             table = json.load(file)
         if 'server_list' in table:
-            servers = [(server['server_id'], server['device']) for server in table['server_list']]
-            (host, cards, card), = [(host, cards, card) for host, cards in servers for card in cards if str(card['rank_id']) == '0']
+            hosts = [[int(card['rank_id']) for card in server['device']] for server in table['server_list']]
         else:       # ranks have no numbers there, but an order
-            servers = [(server['server_id'], server['devices']) for group in table['group_list'] for server in group['instance_list']]
-            host, cards, card = (*servers[0], servers[0][1][0])
-        port = ASCEND_PORT + int(card['device_id'])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError('RANK_TABLE_FILE=%s: where rank 0 is cannot be read from it (%s); set it to the rank table, or give '
-                         '--workers and --rank.' % (path or '', error)) from None
-    return ('%s:%d' % (host if len(servers) > 1 else '127.0.0.1', port),), len(cards)
+            counts = [len(server['devices']) for group in table['group_list'] for server in group['instance_list']]
+            hosts = [range(sum(counts[:number]), sum(counts[:number + 1])) for number in range(len(counts))]
+        return next(len(ranks) for ranks in hosts if rank in ranks)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InputError('RANK_TABLE_FILE=%s: rank %d is not to be found in it (%s); set it to the rank table, or give --workers and --rank.'
+                         % (path or '', rank, reason(error))) from None
 
 
 def find_gpus(gpus, environment):

@@ -31,10 +31,11 @@ class Run:
 
     def __init__(self, folder, flags):
         self.folder, self.flags, self.device, self._lock = folder, flags, None, None
+        self._started = False       # until then an error leaves nothing of it behind
         place = pathlib.Path(os.path.abspath(folder))
         places = place / '.lock', place, *place.parents
         self._made = [path for path in places if not os.path.exists(str(path))]
-        with self.starting():
+        with self.held():
             try:
                 os.makedirs(folder, exist_ok=True)
             except OSError as error:
@@ -49,12 +50,12 @@ class Run:
             path.unlink()       # of a run that was killed while it wrote
 
     @contextlib.contextmanager
-    def starting(self):
-        """A block that may still refuse the run: an error in it removes the lock and folders made for it."""
+    def held(self):
+        """The block in which the folder is this run's. An error before `start` removes the lock and the folders made for it."""
         try:
             yield
         except BaseException:
-            if self._lock and is_held(self._lock):
+            if self._lock and is_held(self._lock) and not self._started:
                 with contextlib.suppress(OSError):      # a folder that holds something by now
                     for path in self._made:
                         remove = path.rmdir if path.is_dir() else path.unlink
@@ -109,6 +110,7 @@ class Run:
         dataset, labeled: as they were before --validation; held: the names of the labeled images that it has taken out.
         """
         self.check_held()
+        self._started = True
         if self.resuming:
             self._say_other_precision()
             return
@@ -151,7 +153,7 @@ class Run:
         self.check_held()
         write_table(self.path('log.csv'), rows)
 
-    def result(self, metrics, rows, images_per_step, clock):
+    def result(self, metrics, rows, images_per_step, laps):
         """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was started with."""
         seconds = sum(row['seconds'] for row in rows)
         return {
@@ -160,7 +162,7 @@ class Run:
             'images_per_step': images_per_step,
             'seconds_per_step': seconds / rows[-1]['step'],
             'images_per_second': images_per_step * rows[-1]['step'] / seconds,
-            'seconds': clock.laps,
+            'seconds': laps,
             'versions': versions(),
             'git_revision': git_revision(),
             **stored_record(self.folder),

@@ -4,7 +4,6 @@
 inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
 """
 import contextlib
-import functools
 import importlib.util
 import os
 import platform
@@ -15,7 +14,6 @@ from typing import NamedTuple, Optional
 
 from sesemi import npu
 from sesemi.errors import InputError
-from sesemi.process_group import ProcessGroup
 
 os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
 if not npu.find()[0]:   # there the adapter's errors and its proof would be hidden
@@ -75,30 +73,28 @@ class Options(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_session(device, options=Options(), group=ProcessGroup()):
+def open_session(device, options=Options(), ranks=None):
     """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
 
     On the NPU every computation of the block, training or prediction, runs in it, and it carries the NpuOptimizer.
+    ranks: a collective.Ranks, with which TensorFlow then joins this process; None: alone.
     """
     keras.backend.clear_session()
     for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
         os.makedirs(folder, exist_ok=True)
     if device == 'npu':
         config = npu.configure(tf.ConfigProto(), options)
-    elif device == 'gpu':
-        config = gpu_config()
-        if options.precision_mode == 'mixed':
-            rewrite = config.graph_options.rewrite_options
-            rewrite.auto_mixed_precision = rewrite.ON
     else:
-        config = tf.ConfigProto(device_count={'GPU': 0})
-        if options.precision_mode == 'mixed':
-            rewrite = config.graph_options.rewrite_options
-            rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
-            if group.world_size > 1:    # TensorFlow's server refuses the bfloat16 convolution with its bias that remapping makes
-                rewrite.remapping = rewrite.OFF
-    target = _server(group, config, device == 'gpu').target if group.world_size > 1 and device != 'npu' else ''
-    tf.add_to_collection(_RANK, (group.rank, group.world_size))
+        config = gpu_config() if device == 'gpu' else tf.ConfigProto(device_count={'GPU': 0})
+    served = ranks and not ranks.alone and device != 'npu'
+    target = ranks.serve(config) if served else ''      # before the rewrites, which the server would make once more
+    rewrite = config.graph_options.rewrite_options
+    if device == 'gpu' and options.precision_mode == 'mixed':
+        rewrite.auto_mixed_precision = rewrite.ON
+    if device == 'cpu' and options.precision_mode == 'mixed':
+        rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
+        if served:      # TensorFlow's server refuses the bfloat16 convolution with its bias that remapping makes
+            rewrite.remapping = rewrite.OFF
     session = tf.Session(target, config=config)
     keras.backend.set_session(session)
     try:
@@ -113,45 +109,7 @@ def gpu_config():
     return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
 
 
-@functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
-def _grpc_server(workers, rank, config):
-    cluster = tf.train.ClusterSpec({'worker': workers})
-    try:
-        return tf.distribute.Server(cluster, 'worker', rank, config=tf.ConfigProto.FromString(config))
-    except tf.errors.OpError as error:
-        raise InputError('--workers: TensorFlow cannot listen at %s, the address of rank %d (%s); give it another port.'
-                         % (workers[rank], rank, error.message)) from None
-
-
-def _server(group, config, gpu):
-    """This rank's part of TensorFlow's cluster. Adds to the session's config that its graph is this process's own."""
-    config.device_filters.append(_task(group))
-    config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
-    config.experimental.collective_nccl = gpu       # a build for CPUs has no NCCL and crashes if it is asked for
-    return _grpc_server(group.workers, group.rank, config.SerializeToString())
-
-
-def _task(group):
-    return '/job:worker/task:%d' % group.rank
-
-
-def _averaging(optimizer, group):
-    """The optimizer, its gradients averaged over the ranks: one all-reduce for all of them, which gives every rank the same bits."""
-    own_gradients = optimizer.get_gradients
-
-    def get_gradients(loss, params):
-        gradients = own_gradients(loss, params)
-        with tf.device(_task(group)):
-            flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-            mean = tf.raw_ops.CollectiveReduce(
-                input=flat, group_size=group.world_size, group_key=1, instance_key=1, merge_op='Add', final_op='Div', subdiv_offsets=[0])
-            parts = tf.split(mean, [param.shape.num_elements() for param in params])
-        return [tf.reshape(part, param.shape) for part, param in zip(parts, params)]
-    optimizer.get_gradients = get_gradients
-    return optimizer
-
-
-def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessGroup()):
+def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
     """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor.
 
     With several ranks it averages gradients over them: on the NPU by the adapter's wrapper, which reads RANK_SIZE, else by
@@ -165,7 +123,7 @@ def optimizer(device, learning_rate, momentum, options=Options(), group=ProcessG
         return npu.adapter().npu_distributed_optimizer_wrapper(sgd)
     if device == 'gpu' and options.precision_mode == 'mixed':
         sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
-    return _averaging(sgd, group) if group.world_size > 1 else sgd
+    return ranks.average(sgd) if ranks and not ranks.alone else sgd
 
 
 def profiler(device, options, model, steps):
@@ -191,6 +149,11 @@ def step_variable():
 def step():
     """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
     return _step()[1]
+
+
+def set_rank(rank, ranks):
+    """Say which of so many ranks this process is, in a graph that has no layers yet. rank: an int32 scalar tensor, fed in training."""
+    tf.add_to_collection(_RANK, (rank, ranks))
 
 
 def batch_number():

@@ -1,26 +1,22 @@
 """What Ctrl-C, SIGTERM and SIGHUP do: they end the program in words, with status 128 and their number; in training, after the step.
 
-Python's handlers run between two instructions of the main thread, so not while a library computes or is imported, and what they
-raise can be swallowed there. A thread at the other end of Python's wake-up descriptor sees every signal at once: it ends the
-process when the main thread has not done so by itself. Standard library only: it is imported before all that takes time.
+After watch() one thread waits for them and all others have them blocked, so each is heard at once, also while a library computes or is
+imported. Files and folders that are being written are removed. Without watch(), as in a program that imports this one, signals do what they
+did. Standard library only: it is imported before all that takes time.
 """
 import contextlib
 import os
-import select
+import shutil
 import signal
+import sys
 import threading
 import time
 
-GRACE = 2       # seconds that the main thread has to end, which removes temporary files and tells other ranks
 ECHO = 0.5      # seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the child's group
 
-
-class Stopped(KeyboardInterrupt):
-    """A signal arrived outside of training."""
-
-    def __init__(self, number):
-        super().__init__('Stopped by %s.' % signal.Signals(number).name)
-        self.number = number
+_unfinished = set()     # paths of what is being written
+_take = None            # a function of a signal's number, or None: the process ends
+_first = {}             # when the first signal of a kind was taken
 
 
 def numbers():
@@ -28,94 +24,69 @@ def numbers():
     return [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
 
 
-def say(sentence, said=[]):
-    """Say on standard error, once in a process, what ended it. Not by Python's stream, which another thread may hold."""
-    if not said:
-        said.append(sentence)
-        with contextlib.suppress(OSError):
-            os.write(2, sentence.encode() + b'\n')
-
-
-def last_words(interrupt):
-    """(exit status, sentence) for a KeyboardInterrupt that came to the top. The sentence is said, and what comes now ends at once."""
-    raise_stopped(False)
-    stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
-    say(str(stopped))
-    return 128 + stopped.number, str(stopped)
-
-
-def end(number):
-    """End the process for a signal, wherever its other threads are."""
-    say(str(Stopped(number)))
-    os._exit(128 + number)
-
-
-class _Watch(threading.Thread):
-    """Ends the process for a signal, or hands it to `take`, as long as that is there. raising: the main thread gets Stopped, once."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.raising, self.raised, self.take, self.numbers = False, False, None, numbers()
-        self.reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in self.numbers:
-            signal.signal(number, self.handle)
-
-    def handle(self, number, _):
-        if self.raising and not self.raised and not self.take:
-            self.raised = True
-            raise Stopped(number)
-
-    def run(self):
-        while True:
-            number = os.read(self.reader, 1)[0]
-            if self.take and number in self.numbers:
-                self.take(number)
-            elif number in self.numbers:
-                if self.raising or self.raised:
-                    select.select([self.reader], [], [], GRACE)     # a second signal is the end of patience
-                end(number)
-
-
-_watch = None
-
-
 def watch():
-    """From here on a signal ends the process, as soon as it comes."""
-    global _watch
-    _watch = _Watch()
-    _watch.start()
+    """From here on a signal ends the process at once, or goes to `taken_by`.
+
+    To be called before any other thread is started, which would let a signal end the process without words. Programs that this one starts
+    have the signals blocked, too, unless unblock() is called in them.
+    """
+    heard = numbers()
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    threading.Thread(target=_wait, args=(heard,), daemon=True).start()
 
 
-def raise_stopped(raising=True):
-    """From here on the main thread gets Stopped first, or no longer. Without watch() signals do what they did."""
-    if _watch:
-        _watch.raising = raising
+def unblock():
+    """Let signals end this process as they end any other: before it becomes another program, and in one forked from it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 @contextlib.contextmanager
 def taken_by(take):
-    """Within the block a signal is handed to take(number), in another thread; a second one of the same, ECHO later, ends the process.
-
-    Without watch() that happens in the main thread.
-    """
-    seen = {}
-
-    def received(number, _=None):
-        now = time.monotonic()
-        if now - seen.setdefault(number, now) > ECHO:
-            end(number)
-        if seen[number] == now:
-            take(number)
-
-    before = {} if _watch else {number: signal.signal(number, received) for number in numbers()}
-    if _watch:
-        _watch.take = received
+    """Within the block take(number) gets a signal, in another thread; a second one of the same, ECHO later, ends the process."""
+    global _take
+    _first.clear()
+    _take = take
     try:
         yield
     finally:
-        if _watch:
-            _watch.take = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _take = None
+
+
+@contextlib.contextmanager
+def removed_if_unfinished(path):
+    """Remove the file or folder `path` if the block does not end well, also if a signal ends the process within it."""
+    _unfinished.add(path)
+    try:
+        yield
+    except BaseException:
+        _remove(path)
+        raise
+    finally:
+        _unfinished.discard(path)
+
+
+def end(status, sentence):
+    """End the process, whatever its other threads do, with a sentence on standard error."""
+    for path in list(_unfinished):
+        _remove(path)
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)      # another thread may hold the stream for ever
+    flush.start()
+    flush.join(1)
+    with contextlib.suppress(OSError):
+        os.write(2, sentence.encode(errors='backslashreplace') + b'\n')
+    os._exit(status)
+
+
+def _remove(path):
+    remove = shutil.rmtree if os.path.isdir(path) else os.remove
+    with contextlib.suppress(OSError):
+        remove(path)
+
+
+def _wait(heard):
+    while True:
+        number, now, take = signal.sigwait(heard), time.monotonic(), _take
+        if not take or now - _first.get(number, now) > ECHO:
+            end(128 + number, 'Stopped by %s.' % signal.Signals(number).name)
+        if _first.setdefault(number, now) == now:
+            take(number)

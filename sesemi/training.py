@@ -10,9 +10,12 @@ from networks.layers import BatchNormalization
 from sesemi import signals
 from sesemi.errors import RunError
 from sesemi.pools import prefetch
-from sesemi.process_group import ProcessGroup
 from sesemi.runtime import keras, step, step_variable, tf
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
+
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+VOTES = len(SIGNALS) + 1      # of a rank in a step: the signals that it has received, whether a checkpoint is due there
 
 
 class Diverged(RunError):
@@ -48,12 +51,15 @@ def scheduled_rate(base, steps):
     return learning_rate(base, tf.cast(step(), tf.float32), steps)
 
 
-def training_function(model, optimizer, class_weights=None):
+def training_function(model, optimizer, class_weights=None, ranks=None):
     """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
 
     Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
     graph knows by itself (runtime.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
     class_weights, float32 (classes,), multiply the super branch's cross-entropy of each image by that of its class.
+
+    ranks: a collective.Ranks; None: alone. With several ranks the function takes a third argument, ask, which gives VOTES whole numbers
+    of this rank, and adds 'votes' to the metrics: int32 sums over the ranks of these numbers, and of the losses that are not finite.
     """
     targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
                for name, output in zip(model.output_names, model.outputs)]
@@ -68,11 +74,27 @@ def training_function(model, optimizer, class_weights=None):
     with tf.control_dependencies(updates):
         counted = tf.assign_add(step_variable(), 1)
     names = ['loss'] + [name + kind for kind in ('_loss', '_acc') for name in model.output_names]
-    run = keras.backend.function(model.inputs + targets + [keras.backend.learning_phase()], [loss] + losses + accuracies, [counted])
+    inputs, outputs, options = model.inputs + targets + [keras.backend.learning_phase()], [loss] + losses + accuracies, {}
+    several = ranks and not ranks.alone
+    if several:
+        own_votes = keras.backend.placeholder((VOTES,), dtype='int32', name='votes')
+        with tf.control_dependencies([counted]):        # after the gradients' all-reduce, on every rank
+            votes = ranks.all_reduce(tf.concat([own_votes, [tf.cast(tf.logical_not(tf.is_finite(loss)), tf.int32)]], axis=0))
+        inputs, outputs = inputs + [own_votes, ranks.given_rank], outputs + [votes]
+        options = {'options': ranks.run_options} if ranks.run_options else {}
+    run = keras.backend.function(inputs, outputs, [counted], **options)
 
-    def train_step(inputs, targets):
-        arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names]
-        return dict(zip(names, map(float, run(arrays + [True]))))
+    def train_step(inputs, targets, ask=None):
+        arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names] + [True]
+        if several:
+            with ranks.waiting('step'):
+                *values, summed = run(arrays + [np.array(ask() if ask else [0] * VOTES), ranks.rank])
+        else:
+            values = run(arrays)
+        metrics = dict(zip(names, map(float, values)))
+        if several and ask:
+            metrics['votes'] = summed
+        return metrics
     return train_step
 
 
@@ -110,17 +132,20 @@ def assign(variables, arrays):
         variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
 
 
-def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, after_step, after_epoch, stop, callbacks=(),
+def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, checkpoint, after_epoch, stop, callbacks=(),
           verbose=True):
     """Run every step from progress.step on, and Keras' progress line for each epoch.
 
     train_step is a training_function's, batches[t] step t's (inputs, targets). after_epoch(rows) gets a row of means for each
-    finished epoch and may add to the last; after_step(progress, stopping) may save. Keras callbacks are told of the start of
-    training and of each step.
+    finished epoch and may add to the last; checkpoint is (is_due, save): save(progress) is called when is_due(step) on any rank, and when
+    the run stops. Keras callbacks are told of the start of training and of each step.
     What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """
-    last = steps_per_epoch * epochs
+    last, (is_due, save) = steps_per_epoch * epochs, checkpoint
+
+    def ask(step):
+        return [*stop.received, is_due(step)]
 
     def close_epoch(progress):
         row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
@@ -130,7 +155,8 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, aft
         try:
             after_epoch(rows)
         except Interrupted:
-            after_step(progress, True)
+            save(progress)
+            stop.check()        # which waits until rank 0 has saved
             raise
         return progress._replace(totals={}, rows=rows)
 
@@ -150,10 +176,11 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, aft
             started = time.perf_counter()
             for callback in callbacks:
                 callback.on_train_batch_begin(t)
-            metrics = train_step(*next(upcoming))
+            metrics = train_step(*next(upcoming), lambda: ask(t + 1))
             for callback in callbacks:
                 callback.on_train_batch_end(t)
-            if not np.isfinite(metrics['loss']):
+            votes = metrics.pop('votes', None)      # alone the same is asked below, after the step
+            if not np.isfinite(metrics['loss']) or votes is not None and votes[-1]:
                 raise Diverged('at step %d the loss is %s' % (t, metrics['loss']))
             bar.update(t + 1 - epoch * steps_per_epoch, metrics.items())
             metrics['seconds'] = time.perf_counter() - started
@@ -161,10 +188,11 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, aft
                 name: progress.totals.get(name, 0) + value for name, value in metrics.items()})
             if progress.step % steps_per_epoch == 0:
                 progress = close_epoch(progress)
-            stopping = stop.number is not None      # asked once: a signal that comes later waits for the next step
-            after_step(progress, stopping)
-            if stopping:
-                stop.check()
+            *received, due = ask(t + 1) if votes is None else votes[:-1]
+            if due or any(received):
+                save(progress)
+            if any(received):       # a signal that came later waits for the next step
+                stop.check()        # which waits until rank 0 has saved
     return progress
 
 
@@ -181,29 +209,27 @@ def epoch_line(row, epochs, images_per_step, steps_per_epoch):
 
 
 class StopSignals:
-    """Within the block SIGTERM, SIGHUP and Ctrl-C are noted instead of ending the process; a second one of the same, later, ends it at once.
+    """Within the block signals are noted instead of ending the process; a second one of the same, later, ends it at once.
 
-    group: a ProcessGroup. Its rank 0 notes what the other ranks receive, too; these do not decide on their own.
+    sum_over_ranks: the sum over all ranks of an int32 array, as collective.Ranks.sum: a signal to one stops them all.
     """
 
-    def __init__(self, group=ProcessGroup()):
-        self.number, self.group = None, group
-        self._block = signals.taken_by(group.request_stop if group.rank else self.note)
+    def __init__(self, sum_over_ranks=lambda counts: counts):
+        self.received = np.zeros(len(SIGNALS), np.int32)        # by this process
+        self._sum, self._block = sum_over_ranks, signals.taken_by(self._note)
 
     def __enter__(self):
         self._block.__enter__()
-        self.group.on_stop = self.note
         return self
 
     def __exit__(self, *error):
-        self.group.on_stop = None
-        self._block.__exit__(*error)
+        return self._block.__exit__(*error)
 
-    def note(self, number):
-        """The run is to stop for this signal."""
-        self.number = number
+    def _note(self, number):
+        self.received[SIGNALS.index(number)] = 1
 
     def check(self):
-        """Raises Interrupted if a signal has come."""
-        if self.number is not None:
-            raise Interrupted(self.number)
+        """Raises Interrupted if a signal has come to any rank. All ranks call it together."""
+        received = self._sum(self.received)
+        if received.any():
+            raise Interrupted(SIGNALS[np.argmax(received)])

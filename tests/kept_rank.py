@@ -18,11 +18,11 @@ models, losses = [], []
 def training_function(model, *arguments):
     step = real_function(model, *arguments)
     models.append(model)
-    if os.environ.get('RANK_ID') == '1' or '--rank 1' in ' '.join(sys.argv):
-        model.set_weights([weight + 1 for weight in model.get_weights()])
+    rank = int(os.environ.get('RANK_ID') == '1' or '--rank 1' in ' '.join(sys.argv))
+    model.set_weights([weight + rank for weight in model.get_weights()])        # by the same graphs on both
 
-    def kept_step(inputs, targets):
-        metrics = step(inputs, targets)
+    def kept_step(*arguments):
+        metrics = step(*arguments)
         losses.append(metrics['loss'])
         return metrics
     return kept_step

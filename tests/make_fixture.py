@@ -75,13 +75,18 @@ def rounded(fit):
     return fit_rounded
 
 
-def stopping(after_step):
-    """Checkpoints.after_step that has the run stopped by a signal, which is acted on after the next step."""
-    def after(self, progress, stopping):
-        if progress.step == STOPPED - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        after_step(self, progress, stopping)
-    return after
+def stopping(train):
+    """training.train that receives a signal as it asks after the last step but one, and so stops after the last."""
+    from sesemi import training
+
+    def stopped(*arguments, **options):
+        (is_due, save), stop = arguments[6], arguments[8]
+
+        def due(step):
+            stop.received[training.SIGNALS.index(signal.SIGTERM)] = step == STOPPED - 1
+            return is_due(step)
+        return train(*arguments[:6], (due, save), *arguments[7:], **options)
+    return stopped
 
 
 def train(name, flags, status=0):
@@ -114,7 +119,7 @@ def main():
     sys.path.insert(0, os.path.dirname(TESTS))
     import predict
     from networks import sesemi
-    from sesemi import batches, checkpoints
+    from sesemi import batches, training
     from utils import Whitener
     os.makedirs(FIXTURE, exist_ok=True)
     colors = np.random.RandomState(1).randint(0, 256, (4, 6, 3))
@@ -133,8 +138,7 @@ def main():
             train(name, flags)
             predict.main([name + '/sesemi.h5', 'image.png', '--device=cpu', '--csv', name + '/predicted.csv'])
             keep(name)
-        after_step = stopping(checkpoints.Checkpoints.after_step)
-        with mock.patch.object(checkpoints.Checkpoints, 'after_step', after_step):
+        with mock.patch.object(training, 'train', stopping(training.train)):
             for name, flags in HALVES.items():
                 train(name, flags, status=128 + signal.SIGTERM)
                 keep(name)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 from unittest import mock
 
 import programs
@@ -171,18 +170,40 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
 # Signals in training
 
 
-def test_a_second_signal_of_a_kind_ends_the_process(monkeypatch):
-    """Not its echo: timeout(1) sends each twice at once."""
-    ended, taken, before = [], [], signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(signals, 'end', ended.append)
-    clock = iter([10.0, 10.1, 10.2, 11.0]).__next__
-    monkeypatch.setattr(signals, 'time', types.SimpleNamespace(monotonic=clock))
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)       # else that of nohup, if the tests run under it
-    with signals.taken_by(taken.append):
-        for number in signal.SIGTERM, signal.SIGTERM, signal.SIGHUP:
-            os.kill(os.getpid(), number)
-        assert taken == [signal.SIGTERM, signal.SIGHUP] and not ended
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert ended == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == before
-    signal.signal(signal.SIGHUP, hangup)
+TAKES = '''
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from sesemi import signals
+signals.ECHO = float(sys.argv[3])
+signals.watch()
+with signals.taken_by(lambda number: print('taken', int(number), flush=True)), signals.removed_if_unfinished(sys.argv[2]):
+    open(sys.argv[2], 'w').close()
+    print('ready', flush=True)
+    threading.Event().wait()
+'''
+
+
+def test_a_second_signal_of_a_kind_ends_the_process_and_its_echo_does_not(tmp_path):
+    """timeout(1) sends each twice at once."""
+    def start(echo):
+        process = programs.start(sys.executable, '-c', TAKES, PROJECT, tmp_path / 'unfinished', echo)
+        programs.read_until(process, 'ready')
+        process.terminate()
+        programs.read_until(process, 'taken %d' % signal.SIGTERM)
+        process.terminate()
+        return process
+    assert programs.result(start(0))[::2] == (143, 'Stopped by SIGTERM.\n')
+    assert not (tmp_path / 'unfinished').exists()
+    patient = start(1000)
+    patient.send_signal(signal.SIGINT)
+    programs.read_until(patient, 'taken %d' % signal.SIGINT)
+    assert patient.poll() is None
+    patient.kill()
+    patient.communicate()
+
+
+def test_a_python_program_that_calls_this_one_keeps_its_handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.taken_by(print):
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -130,7 +130,7 @@ A run that an earlier version began goes on:
 Exit status 0:
     test_train_evaluate.py test_a_run_prints_its_error_and_leaves_its_record
 Exit status 1, a rank was lost:
-    test_ranks.py test_a_rank_that_is_lost_is_named_and_the_run_goes_on
+    test_ranks.py test_a_rank_that_is_lost_ends_the_other_and_the_run_goes_on
 Exit status 1, predict.py could not read an image:
     test_predict.py test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable
 Exit status 1, a script of the model zoo without data:

@@ -9,6 +9,7 @@ import utils
 from conftest import PROJECT
 from networks.layers import Dropout
 from sesemi import classifier, evaluation, training
+from sesemi.collective import Ranks
 from sesemi.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
 
@@ -131,7 +132,7 @@ def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_ba
     of_batch = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(statistics))
     expected = [np.mean(values, axis=0) for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
     before = training.read(averages)
-    with evaluation.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90).measured():
+    with evaluation.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90, ranks=Ranks()).measured():
         for found, value in zip(training.read(averages), expected):
             np.testing.assert_allclose(found, value, rtol=1e-6)
     assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
@@ -168,7 +169,7 @@ def run(request, tmp_path_factory):
         probabilities = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
         evaluating = operations()
         training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
-        evaluation.NormStatistics(model, [], 10)
+        evaluation.NormStatistics(model, [], 10, Ranks())
         return SimpleNamespace(evaluating=evaluating, training=operations(), model=path, images=images,
                                probabilities=probabilities)
 

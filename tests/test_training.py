@@ -10,6 +10,7 @@ import networks
 from sesemi import evaluation, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
+from sesemi.collective import Ranks
 from sesemi.errors import InputError
 from sesemi.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM
@@ -28,30 +29,33 @@ class Run:
 
     def __init__(self, folder, stop_after=None, method='asl', lr=0.05, minutes=1e-9):
         self.folder, self.stop_after, self.rows = str(folder), stop_after, []
-        self.number = signal.SIGTERM if stop_after == 1 else None
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
             self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
             sgd = optimizer('cpu', training.scheduled_rate(lr, STEPS * EPOCHS), MOMENTUM)
             train_step = training.training_function(self.model, sgd)
-            self.checkpoints = Checkpoints(self.folder, self.model, sgd, STEPS, minutes)
+            self.checkpoints = Checkpoints(self.folder, self.model, sgd, STEPS, minutes, Ranks())
             start = self.checkpoints.restore()
-            self.started_at = start.step
+            self.started_at = self.step = start.step
+
+            def counted_step(*arguments):
+                self.step += 1
+                return train_step(*arguments)
             try:
-                self.progress = training.train(train_step, batches(method), STEPS, EPOCHS, lr, start, self.after_step,
+                self.progress = training.train(counted_step, batches(method), STEPS, EPOCHS, lr, start,
+                                               (self.checkpoints.is_due, self.checkpoints.save),
                                                self.rows.extend, self, verbose=False)
             except training.Interrupted:
                 pass
             self.weights = self.model.get_weights()
 
-    def after_step(self, progress, stopping):
-        self.checkpoints.after_step(progress, stopping)
-        if progress.step + 1 == self.stop_after:      # the signal comes within the last step
-            self.number = signal.SIGTERM
+    @property
+    def received(self):
+        """What training.StopSignals has: a signal comes within the last step."""
+        return np.array([0, self.step == self.stop_after, 0], np.int32)
 
     def check(self):
-        if self.number is not None:
-            raise training.Interrupted(self.number)
+        raise training.Interrupted(signal.SIGTERM)
 
 
 def test_the_rate_of_each_step():
@@ -101,7 +105,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
         model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3)
         sgd = optimizer('cpu', 0.05, 0.9)
         training.training_function(model, sgd)
-        checkpoints = Checkpoints(str(tmp_path), model, sgd, STEPS, 1)
+        checkpoints = Checkpoints(str(tmp_path), model, sgd, STEPS, 1, Ranks())
         for number, content in enumerate(damaged):
             newest.write_bytes(content)
             training.assign([step_variable()], [0])
@@ -147,16 +151,6 @@ def test_prefetch_keeps_the_order_and_passes_errors_on():
         next(results)
 
 
-def test_a_signal_is_noted():
-    before = signal.getsignal(signal.SIGTERM)
-    with training.StopSignals() as stop:
-        stop.check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(training.Interrupted) as stopped:
-            stop.check()
-    assert stopped.value.status == 143 and signal.getsignal(signal.SIGTERM) == before
-
-
 @pytest.mark.parametrize('flip, count', [(True, 8), (False, 4)])
 def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, count):
     monkeypatch.setattr(evaluation, 'EVALUATION_BATCH', 5)
@@ -173,7 +167,7 @@ def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, co
         def check(self):
             pass
 
-    dense, plain = evaluation.DenseEvaluator(Model(), images, 7, flip, Stop())()
+    dense, plain = evaluation.DenseEvaluator(Model(), images, 7, flip, Stop(), Ranks())()
     outputs = [Model().predict_on_batch(view) for view in views_of(images, 0, 7, flip)]
     assert len(outputs) == count and batch_sizes == {5, 13}
     np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)

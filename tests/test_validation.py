@@ -14,6 +14,7 @@ import networks
 from sesemi import datasets, evaluation, flags, metrics, run_folder, training
 from sesemi.batches import TwoBranchBatches, test_views as views_of
 from sesemi.checkpoints import Checkpoints
+from sesemi.collective import Ranks
 from sesemi.errors import InputError
 from sesemi.runtime import keras, open_session, optimizer
 from sesemi.settings import MOMENTUM
@@ -42,8 +43,8 @@ class Run:
             model, _ = networks.build_sesemi('tiny', SHAPE, 3)
             sgd = optimizer('cpu', training.scheduled_rate(0.05, steps), MOMENTUM)
             train_step = training.training_function(model, sgd)
-            checkpoints = Checkpoints(str(folder), model, sgd, STEPS, minutes)
-            statistics = evaluation.NormStatistics(model, batches(), steps)
+            checkpoints = Checkpoints(str(folder), model, sgd, STEPS, minutes, Ranks())
+            statistics = evaluation.NormStatistics(model, batches(), steps, Ranks())
             start = checkpoints.restore()
 
             def after_epoch(rows):
@@ -53,12 +54,13 @@ class Run:
                     if evaluation.best_row(rows) is rows[-1]:
                         checkpoints.store_best()
 
-            def after_step(progress, stopping):
+            def save(progress):
                 if progress.step == killed_after:
                     raise KeyboardInterrupt
-                checkpoints.after_step(progress, stopping)
+                checkpoints.save(progress)
             try:
-                training.train(train_step, batches(), STEPS, EPOCHS, 0.05, start, after_step, after_epoch, training.StopSignals(), verbose=False)
+                training.train(train_step, batches(), STEPS, EPOCHS, 0.05, start, (checkpoints.is_due, save), after_epoch,
+                               training.StopSignals(), verbose=False)
             except KeyboardInterrupt:
                 return
             checkpoints.load_best()
@@ -124,7 +126,7 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
     sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32) for count in (40, 301)]
     size = evaluation.evaluation_batch(*map(len, sets))
     for images in sets:
-        evaluate = evaluation.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), size)
+        evaluate = evaluation.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), Ranks(), size)
         dense, plain = evaluate()
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
@@ -167,7 +169,7 @@ def validation_error(data, path):
         images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
         classify = keras.backend.function([whitened], [model.output])
         behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
-        dense, _ = evaluation.DenseEvaluator(behind, images, 5, True, training.StopSignals())()
+        dense, _ = evaluation.DenseEvaluator(behind, images, 5, True, training.StopSignals(), Ranks())()
     return metrics.error_rate(dense, dataset.valid_labels)
 
 

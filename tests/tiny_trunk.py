@@ -9,6 +9,11 @@ from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == '__main__':
+    from sesemi import output, signals
+    output.tolerate_write_errors()
+    signals.watch()     # before the imports that start threads
+
 from networks import sesemi  # noqa: E402
 from one_convolution import trunk  # noqa: E402
 
@@ -24,7 +29,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    from sesemi import output, signals
-    output.tolerate_write_errors()
-    signals.watch()
     sys.exit(main(sys.argv[1:]))

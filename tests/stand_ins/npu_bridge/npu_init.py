@@ -2,13 +2,14 @@
 
 As the newer release lines do, importing it patches every TensorFlow session. One whose config has the NpuOptimizer is an NPU
 session: it runs on the CPU, and what it is asked to do is looked at. Every other one is a host session. What was seen is
-written, when a session is closed and at the end of the process, to the JSON file that NPU_BRIDGE_RECORD names:
+written, when a session is closed and at the end of the process, to the JSON file that NPU_BRIDGE_RECORD names, of several ranks with
+-RANK_ID at its end:
 
     host_sessions   how many there were
     npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and `functions`. These are what
                     Keras makes of a model, of each: `images`, the names of its image inputs; `batches`, the different shapes
                     these had, each a graph that an NPU compiles; and `runs`: {what was fed and fetched: how many times}, each
-                    key another graph, too
+                    key another graph, too; and `order`: the numbers of these graphs in the order of their runs
     wrapped         how many times npu_distributed_optimizer_wrapper was called
     reductions      how many times gradients passed through it on their way into a graph
 
@@ -17,6 +18,8 @@ Several ranks are averaged between their processes at the address NPU_BRIDGE_ALL
 import atexit
 import json
 import os
+import threading
+import time
 from multiprocessing.connection import Client, Listener
 
 import tensorflow.compat.v1 as tf
@@ -27,6 +30,7 @@ FIELDS = {
     'use_off_line': 'b', 'precision_mode': 's', 'hcom_parallel': 'b', 'enable_dump': 'b', 'dump_path': 's', 'dump_step': 's',
     'dump_mode': 's', 'enable_dump_debug': 'b', 'dump_debug_mode': 's', 'profiling_mode': 'b', 'profiling_options': 's',
     'auto_tune_mode': 's', 'op_debug_level': 'i', 'graph_run_mode': 'i', 'iterations_per_loop': 'i'}
+RANK = '-' + os.environ['RANK_ID'] if os.environ.get('RANK_SIZE', '1') != '1' else ''
 NOT_ON_THE_DEVICE = tf.float64, tf.complex64, tf.complex128
 
 record = {'npu_sessions': [], 'host_sessions': 0, 'wrapped': 0, 'reductions': 0}
@@ -72,23 +76,46 @@ set_keras_session_npu_config = init_resource = shutdown_resource = _not_stood_in
 
 
 class AllReduce:
-    """The mean of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait for hangs, as there."""
+    """The sum of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait for hangs, as there.
+
+    Each operation of a graph has a connection of its own to each rank, for two may run at once. Its number tells which is which.
+    """
+    listener, waiting, made, lock = None, {}, 0, threading.Lock()
 
     def __init__(self, ranks):
         host, port = os.environ['NPU_BRIDGE_ALL_REDUCE'].split(':')
-        self.address, self.ranks, self.links = (host, int(port)), ranks, []
-        self.listener = None if int(os.environ['RANK_ID']) else Listener(self.address)
+        self.address, self.ranks, self.links, self.number = (host, int(port)), ranks, [], AllReduce.made
+        AllReduce.made += 1
+        if os.environ['RANK_ID'] == '0' and not AllReduce.listener:
+            AllReduce.listener = Listener(self.address, backlog=64)
 
     def __call__(self, array):
+        if self.listener:
+            others = self._links()
+            total = array + sum(link.recv() for link in others)
+            for link in others:
+                link.send(total)
+            return total
         if not self.links:
-            self.links = [self.listener.accept() for _ in range(self.ranks - 1)] if self.listener else [Client(self.address)]
-        if not self.listener:
-            self.links[0].send(array)
-            return self.links[0].recv()
-        mean = (array + sum(link.recv() for link in self.links)) / array.dtype.type(self.ranks)
-        for link in self.links:
-            link.send(mean)
-        return mean
+            self.links = [_connect(self.address)]
+            self.links[0].send(self.number)
+        self.links[0].send(array)
+        return self.links[0].recv()
+
+    def _links(self):
+        with self.lock:
+            while len(self.waiting.setdefault(self.number, [])) < self.ranks - 1:
+                link = self.listener.accept()
+                self.waiting.setdefault(link.recv(), []).append(link)
+            return self.waiting[self.number]
+
+
+def _connect(address):
+    while True:
+        try:
+            return Client(address)
+        except ConnectionRefusedError:      # rank 0 is not there yet
+            time.sleep(0.05)
 
 
 def _reducing(compute, reduce):
@@ -100,7 +127,8 @@ def _reducing(compute, reduce):
             return gradients
         assert {gradient.dtype for gradient in gradients} <= {tf.float32, tf.float16}, gradients
         flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-        mean = tf.split(tf.py_func(reduce, [flat], flat.dtype), [tf.size(gradient) for gradient in gradients])
+        total = tf.py_func(reduce, [flat], flat.dtype)
+        mean = tf.split(total / reduce.ranks, [tf.size(gradient) for gradient in gradients])
         return [tf.reshape(part, tf.shape(gradient)) for part, gradient in zip(mean, gradients)]
     return reduced
 
@@ -138,7 +166,7 @@ def _open(real, session, target='', graph=None, config=None):
     rewrites = config.graph_options.rewrite_options if config else RewriterConfig()
     for custom in rewrites.custom_optimizers:
         if custom.name == 'NpuOptimizer':
-            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'runs': {}, 'off': [
+            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'runs': {}, 'order': [], 'off': [
                 name for name in ('remapping', 'memory_optimization') if getattr(rewrites, name) == RewriterConfig.OFF]}
             record['npu_sessions'].append(session._seen)
             config = _without_custom_optimizers(config)
@@ -191,7 +219,9 @@ def _forget(real, session):
 def _count_run(session, fetched, fed):
     if session._seen is not None:
         graph = ' '.join(sorted(getattr(item, 'name', item) for item in fetched) + ['<-'] + sorted(getattr(item, 'name', item) for item in fed))
-        session._seen['runs'][graph] = session._seen['runs'].get(graph, 0) + 1
+        runs = session._seen['runs']
+        runs[graph] = runs.get(graph, 0) + 1
+        session._seen['order'].append(list(runs).index(graph))
 
 
 def _check_graph(session):
@@ -214,5 +244,5 @@ def _without_custom_optimizers(config):
 @atexit.register
 def _write():
     if os.environ.get('NPU_BRIDGE_RECORD'):
-        with open(os.environ['NPU_BRIDGE_RECORD'], 'w') as file:
+        with open(os.environ['NPU_BRIDGE_RECORD'] + RANK, 'w') as file:
             json.dump(record, file)
