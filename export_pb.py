@@ -15,16 +15,18 @@ from collections import defaultdict
 from pathlib import Path
 
 if __name__ == '__main__':
-    from sesemi import signals
+    from sesemi.system import signals
     signals.watch()     # before the imports that take a second
 
 import numpy as np
 
-from sesemi import files, identity, metrics, model_file, run_folder
-from sesemi.batches import test_views
-from sesemi.command_line import Parser, program, whole
-from sesemi.datasets import load_dataset
+from sesemi.data.batches import test_views
+from sesemi.data.datasets import load_dataset
 from sesemi.errors import InputError
+from sesemi.record import identity, run_folder
+from sesemi.system import files
+from sesemi.system.command_line import Parser, program, whole
+from sesemi.training import metrics, model_file
 from utils import chunks
 
 BATCH = 100
@@ -36,8 +38,10 @@ def export(args):
     classes = len(model_file.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
-    from sesemi import classifier       # imports TensorFlow: only now, when all that can be checked without it has been
-    from sesemi.runtime import keras, open_session
+    from sesemi.device.runtime import keras, open_session
+    from sesemi.training import (
+        classifier,  # imports TensorFlow: only now, when all that can be checked without it has been
+    )
     with open_session('cpu'):
         keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
         model = classifier.load_classifier(args.model)
@@ -66,7 +70,7 @@ def freeze(model, start, name, batch):
     The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have been made in
     learning phase 0, in the current Keras session.
     """
-    from sesemi.runtime import keras, tf
+    from sesemi.device.runtime import keras, tf
     output = [model.output.op.name]
     whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), start.graph.as_graph_def(), output)
     with tf.Graph().as_default() as graph:

@@ -11,19 +11,21 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 if __name__ == '__main__':
-    from sesemi import signals
+    from sesemi.system import signals
     signals.watch()     # before the imports that take a second
 
 import numpy as np
 
-from sesemi import files, metrics, model_file, precision
-from sesemi.command_line import Parser, program, share, whole
-from sesemi.decoding import decode_image, most_pixels
+from sesemi.device import precision
 from sesemi.errors import InputError, RunError, printable
-from sesemi.folders import PassedOver, find_images
-from sesemi.identity import tensorflow_version
-from sesemi.machine import cores, memory
-from sesemi.pools import prefetch, progress
+from sesemi.images.decoding import decode_image, most_pixels
+from sesemi.images.folders import PassedOver, find_images
+from sesemi.record.identity import tensorflow_version
+from sesemi.system import files
+from sesemi.system.command_line import Parser, program, share, whole
+from sesemi.system.machine import cores, memory
+from sesemi.system.pools import prefetch, progress
+from sesemi.training import metrics, model_file
 from utils import list_image_folder
 
 UNKNOWN = 'unknown'         # the class below --threshold
@@ -83,7 +85,11 @@ def classify(paths, model_path, fit, device, precision_mode=None):
 
     fit: a key of decoding.FITS; precision_mode: None: the device's default. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
-    from sesemi import classifier, devices, runtime      # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.device import (  # imports TensorFlow: only now, when all that can be checked without it has been
+        devices,
+        runtime,
+    )
+    from sesemi.training import classifier
     device, _ = devices.choose_device(device)
     precision.check(device, precision_mode, runtime.tf.__version__)
     with runtime.open_session(device, runtime.Options(precision_mode)):

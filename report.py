@@ -8,19 +8,19 @@ import os
 import sys
 
 if __name__ == '__main__':
-    from sesemi import signals
+    from sesemi.system import signals
     signals.watch()     # before the imports that take a second
 
 import numpy as np
 
-from sesemi import precision
-from sesemi.command_line import Parser, program
+from sesemi.device import precision
 from sesemi.errors import InputError
-from sesemi.files import write_atomic
-from sesemi.identity import IDENTITY_FLAGS
-from sesemi.reporting import page, plots
-from sesemi.reporting.live import say_once
-from sesemi.run_folder import data_name, stored_result
+from sesemi.record import page, plots
+from sesemi.record.identity import IDENTITY_FLAGS
+from sesemi.record.live import say_once
+from sesemi.record.run_folder import data_name, stored_result
+from sesemi.system.command_line import Parser, program
+from sesemi.system.files import write_atomic
 
 SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag

@@ -12,27 +12,28 @@ import sys
 import warnings
 
 if __name__ == '__main__':
-    from sesemi import output, signals
+    from sesemi.system import output, signals
     output.tolerate_write_errors()
     signals.watch()     # before the imports that take a second
 
 import numpy as np
 
 import report
-from sesemi import precision, signals
-from sesemi.batches import TwoBranchBatches, choose_whitening, prepare_images
-from sesemi.cache import Cache, default_folder
-from sesemi.command_line import program
-from sesemi.datasets import default_directory, load_dataset
+from sesemi.data.batches import TwoBranchBatches, choose_whitening, prepare_images
+from sesemi.data.cache import Cache, default_folder
+from sesemi.data.datasets import default_directory, load_dataset
+from sesemi.data.leaks import find_leaks
+from sesemi.data.split import choose_labeled, split_validation
+from sesemi.device import precision
+from sesemi.device.ranks import RankInfo, find_gpus, find_rank
 from sesemi.errors import InputError, RunError
 from sesemi.flags import parse_args, unused_flags
-from sesemi.identity import PROJECT, data_checksum, run_identity, tensorflow_version
-from sesemi.leaks import find_leaks
-from sesemi.observer import observe
-from sesemi.ranks import RankInfo, find_gpus, find_rank
-from sesemi.run_folder import Clock
+from sesemi.record.identity import PROJECT, data_checksum, run_identity, tensorflow_version
+from sesemi.record.observer import observe
+from sesemi.record.run_folder import Clock
 from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
-from sesemi.split import choose_labeled, split_validation
+from sesemi.system import signals
+from sesemi.system.command_line import program
 
 
 def train_and_evaluate(args, info=RankInfo()):
@@ -61,11 +62,12 @@ def train_and_evaluate(args, info=RankInfo()):
             print('%s holds the finished run.' % args.result)
             return observer.error_rate
 
-        import networks             # these import TensorFlow: only now, when all that can be checked without it has been
-        from sesemi import collective, devices, runtime, training
-        from sesemi.checkpoints import Checkpoints
-        from sesemi.classifier import Classifier
-        from sesemi.evaluation import Evaluation
+        import networks  # these import TensorFlow: only now, when all that can be checked without it has been
+        from sesemi.device import collective, devices, runtime
+        from sesemi.training import training
+        from sesemi.training.checkpoints import Checkpoints
+        from sesemi.training.classifier import Classifier
+        from sesemi.training.evaluation import Evaluation
         device, options, why = devices.choose_for_run(args, info)
         print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
 

@@ -12,12 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sesemi import machine
-from sesemi.decoding import decode_image, most_pixels
 from sesemi.errors import InputError, RunError, listed
-from sesemi.folders import PassedOver, entries, find_images, is_junk, why_not
-from sesemi.pools import prefetch, processes, progress
-from sesemi.settings import CONTRAST_EPSILON, CONTRAST_SCALE, SPLIT_SEED, WHITENING_EPSILON, WHITENING_IDENTITY
+from sesemi.images.decoding import decode_image, most_pixels
+from sesemi.images.folders import PassedOver, entries, find_images, is_junk, why_not
+from sesemi.settings import (
+    CONTRAST_EPSILON,
+    CONTRAST_SCALE,
+    SPLIT_SEED,
+    WHITENING_EPSILON,
+    WHITENING_IDENTITY,
+)
+from sesemi.system import machine
+from sesemi.system.pools import prefetch, processes, progress
 
 SMALL_FILE = 16 << 10               # bytes, below which decoding is the lesser part of reading an image
 MANY_FILES = 4000                   # from which on reading small files is worth starting processes

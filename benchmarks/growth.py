@@ -18,7 +18,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 import startup  # noqa: E402
-from sesemi.files import write_atomic, write_json  # noqa: E402
+
+from sesemi.system.files import write_atomic, write_json  # noqa: E402
 
 
 def make_images(folder, count):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from sesemi.batches import PROXY_TRANSFORMS, proxy_views  # noqa: E402
+from sesemi.data.batches import PROXY_TRANSFORMS, proxy_views  # noqa: E402
 
 SIZE, GAP, TEXT = 128, 16, 22      # pixels
 

@@ -24,13 +24,17 @@ sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), 'test
 import baseline  # noqa: E402
 import startup  # noqa: E402
 import tiny_trunk  # noqa: E402,F401
+
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
-from sesemi import collective, machine, pools, precision, runtime, training  # noqa: E402
-from sesemi.batches import NormalizedImages, TwoBranchBatches, test_views as views_of  # noqa: E402
-from sesemi.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
-from sesemi.files import write_json  # noqa: E402
+from sesemi.data.batches import NormalizedImages, TwoBranchBatches  # noqa: E402
+from sesemi.data.batches import test_views as views_of
+from sesemi.device import collective, precision, runtime  # noqa: E402
 from sesemi.settings import MOMENTUM  # noqa: E402
+from sesemi.system import machine, pools  # noqa: E402
+from sesemi.system.files import write_json  # noqa: E402
+from sesemi.training import training  # noqa: E402
+from sesemi.training.evaluation import EVALUATION_BATCH, DenseEvaluator  # noqa: E402
 
 RATIOS = os.path.join(HERE, 'ratios.json')
 WORSE = 1.25

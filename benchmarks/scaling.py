@@ -17,10 +17,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 import startup  # noqa: E402
-from networks import build_sesemi  # noqa: E402
-from sesemi.files import write_json  # noqa: E402
-from sesemi.flags import NETWORKS  # noqa: E402
 from run import one_core  # noqa: E402
+
+from networks import build_sesemi  # noqa: E402
+from sesemi.flags import NETWORKS  # noqa: E402
+from sesemi.system.files import write_json  # noqa: E402
 
 STEP = 0.053            # seconds, convnet at 192 images: published for an Ascend 910
 BANDWIDTHS = 1, 10, 100         # Gbit/s

@@ -18,13 +18,15 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
 from networks import build_sesemi  # noqa: E402
-from sesemi import cache, evaluation, runtime, training  # noqa: E402
-from sesemi.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
-from sesemi.collective import Ranks  # noqa: E402
-from sesemi.datasets import Dataset, load_dataset  # noqa: E402
-from sesemi.files import write_json  # noqa: E402
-from sesemi.metrics import error_rate  # noqa: E402
+from sesemi.data import cache  # noqa: E402
+from sesemi.data.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
+from sesemi.data.datasets import Dataset, load_dataset  # noqa: E402
+from sesemi.device import runtime  # noqa: E402
+from sesemi.device.collective import Ranks  # noqa: E402
 from sesemi.settings import LEARNING_RATE, MOMENTUM  # noqa: E402
+from sesemi.system.files import write_json  # noqa: E402
+from sesemi.training import evaluation, training  # noqa: E402
+from sesemi.training.metrics import error_rate  # noqa: E402
 from utils import stratified_sample  # noqa: E402
 
 SIZE, BATCH, TESTED = 16, 4, 500

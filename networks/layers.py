@@ -1,7 +1,7 @@
 """Building blocks of the trunks; batch normalisation and dropout differ from those of Keras."""
 import zlib
 
-from sesemi.runtime import batch_number, keras, tf
+from sesemi.device.runtime import batch_number, keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
 MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from

@@ -1,7 +1,7 @@
 """A trunk with its two heads: the supervised one on the classes, the self-supervised one on the six proxy transforms."""
 from networks import convnet, nin, wrn
 from networks.layers import Dropout, chain, layer_seed
-from sesemi.runtime import keras
+from sesemi.device.runtime import keras
 from sesemi.settings import L2, PROXY_CLASSES, SUPER_DROPOUT
 
 TRUNKS = {'convnet': convnet.trunk, 'nin': nin.trunk, 'wrn': wrn.trunk}

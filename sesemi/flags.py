@@ -3,14 +3,14 @@ import argparse
 import glob
 import os
 
-from sesemi import precision
-from sesemi.command_line import SWITCH, Parser, positive, share, whole
-from sesemi.datasets import default_directory
-from sesemi.decoding import FITS
+from sesemi.data.datasets import default_directory
+from sesemi.device import precision
 from sesemi.errors import InputError
-from sesemi.identity import IDENTITY_FLAGS, tensorflow_version
-from sesemi.run_folder import stored_record
+from sesemi.images.decoding import FITS
+from sesemi.record.identity import IDENTITY_FLAGS, tensorflow_version
+from sesemi.record.run_folder import stored_record
 from sesemi.settings import NETWORKS, PRESETS, WHITENED_SIZE
+from sesemi.system.command_line import SWITCH, Parser, positive, share, whole
 
 METHODS = ('asl', 'ssl', 'supervised')
 

@@ -28,9 +28,9 @@ def no_tensorflow(tmp_path):
 
 @pytest.fixture
 def no_tensorflow_here(monkeypatch):
-    """In this process importing sesemi.runtime, which imports TensorFlow, raises ModuleNotFoundError."""
-    monkeypatch.delattr('sesemi.runtime', raising=False)
-    monkeypatch.setitem(sys.modules, 'sesemi.runtime', None)
+    """In this process importing sesemi.device.runtime, which imports TensorFlow, raises ModuleNotFoundError."""
+    monkeypatch.delattr('sesemi.device.runtime', raising=False)
+    monkeypatch.setitem(sys.modules, 'sesemi.device.runtime', None)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from multiprocessing.reduction import recv_handle
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = PROJECT
-import sesemi.runtime  # noqa: E402, F401   TensorFlow as every program imports it; no session
 import h5py  # noqa: E402, F401
 import matplotlib.backends.backend_agg  # noqa: E402, F401
 import matplotlib.figure  # noqa: E402, F401
@@ -25,6 +24,8 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402, F401
 import scipy.io  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
+
+import sesemi.device.runtime  # noqa: E402, F401   TensorFlow as every program imports it; no session
 
 with contextlib.suppress(ImportError):      # of TensorFlow 1.15, which imports it for the first layer
     import tensorflow.contrib  # noqa: F401

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import tiny_trunk
 
-from sesemi import training
+from sesemi.training import training
 
 real_train, real_function = training.train, training.training_function
 models, losses = [], []

@@ -77,7 +77,7 @@ def rounded(fit):
 
 def stopping(train):
     """training.train that receives a signal as it asks after the last step but one, and so stops after the last."""
-    from sesemi import training
+    from sesemi.training import training
 
     def stopped(*arguments, **options):
         (is_due, save), stop = arguments[6], arguments[8]
@@ -119,7 +119,8 @@ def main():
     sys.path.insert(0, os.path.dirname(TESTS))
     import predict
     from networks import sesemi
-    from sesemi import batches, training
+    from sesemi.data import batches
+    from sesemi.training import training
     from utils import Whitener
     os.makedirs(FIXTURE, exist_ok=True)
     colors = np.random.RandomState(1).randint(0, 256, (4, 6, 3))

@@ -9,9 +9,9 @@ from conftest import PROJECT, NoDoubles
 from programs import run
 from scipy import ndimage
 
-from sesemi.batches import TwoBranchBatches, proxy_views, shift, test_views as views_of
+from sesemi.data.batches import TwoBranchBatches, proxy_views, shift
+from sesemi.data.batches import test_views as views_of
 from sesemi.settings import PROXY_CLASSES
-
 
 # Augmenting
 

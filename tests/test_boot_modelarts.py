@@ -268,7 +268,7 @@ def test_pauses_grow(monkeypatch, tmp_path):
 # What names what
 
 
-@pytest.mark.parametrize('word, only', [('npu_bridge', 'sesemi/npu.py'), ('moxing', 'help_modelarts.py')])
+@pytest.mark.parametrize('word, only', [('npu_bridge', 'sesemi/device/npu.py'), ('moxing', 'help_modelarts.py')])
 def test_one_file_alone_names(word, only):
     naming = []
     for folder, folders, files in os.walk(str(PROJECT)):

@@ -13,8 +13,8 @@ from conftest import PROJECT, write_classes, write_image
 from programs import result, start
 
 import utils
-from sesemi import cache
-from sesemi.batches import NormalizedImages, TwoBranchBatches
+from sesemi.data import cache
+from sesemi.data.batches import NormalizedImages, TwoBranchBatches
 from sesemi.errors import InputError
 
 
@@ -109,7 +109,7 @@ def test_an_entry_of_the_former_format_goes_when_there_is_no_room(files, store, 
     assert not os.path.exists(former) and len(entries(store)) == 1
 
 
-DECODE = "import sys; from sesemi.cache import Cache; Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)"
+DECODE = "import sys; from sesemi.data.cache import Cache; Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)"
 
 
 def test_processes_that_make_an_entry_at_once_leave_one(files, store, no_decoding):

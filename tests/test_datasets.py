@@ -12,11 +12,11 @@ import pytest
 from conftest import write_classes, write_image
 from PIL import Image
 
-from sesemi import cifar, datasets
-from sesemi.cache import Cache
+from sesemi.data import cifar, datasets
+from sesemi.data.cache import Cache
+from sesemi.data.split import split_validation
 from sesemi.errors import InputError
 from sesemi.settings import PRESETS, Preset
-from sesemi.split import split_validation
 
 
 def same_images(images, expected):
@@ -496,7 +496,7 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
 
 
 def keras_that_fetches(monkeypatch, get_file):
-    monkeypatch.setitem(sys.modules, 'sesemi.runtime', types.SimpleNamespace(
+    monkeypatch.setitem(sys.modules, 'sesemi.device.runtime', types.SimpleNamespace(
         keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
 
 

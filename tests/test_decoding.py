@@ -10,8 +10,8 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from sesemi.decoding import decode_image, readable
 from sesemi.errors import InputError
+from sesemi.images.decoding import decode_image, readable
 
 QUARTERS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255), 'grey': (96, 96, 96)}
 

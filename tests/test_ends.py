@@ -14,7 +14,8 @@ import programs
 import pytest
 from conftest import PROJECT, write_classes
 
-from sesemi import lock, output, signals
+from sesemi.record import lock
+from sesemi.system import output, signals
 
 FULL = output.LOST % 'No space left on device' + '\n'
 WAITS = '''
@@ -108,7 +109,7 @@ def test_a_full_standard_output_does_not_end_a_run(images, tmp_path):
 PRINTS = '''
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from sesemi import output
+from sesemi.system import output
 output.tolerate_write_errors()
 with open(sys.argv[2], 'w') as file:
     print('a line', flush=True)
@@ -173,7 +174,7 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
 TAKES = '''
 import sys, threading
 sys.path.insert(0, sys.argv[1])
-from sesemi import signals
+from sesemi.system import signals
 signals.ECHO = float(sys.argv[3])
 signals.watch()
 with signals.taken_by(lambda number: print('taken', int(number), flush=True)), signals.removed_if_unfinished(sys.argv[2]):

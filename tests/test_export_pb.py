@@ -11,8 +11,10 @@ from conftest import write_image
 from programs import TINY, run
 
 import export_pb
-from sesemi import cache, datasets, run_folder
-from sesemi.batches import prepare_images, test_views as views_of
+from sesemi.data import cache, datasets
+from sesemi.data.batches import prepare_images
+from sesemi.data.batches import test_views as views_of
+from sesemi.record import run_folder
 
 SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three images
 
@@ -39,7 +41,7 @@ def exported(tmp_path_factory):
 
 
 def load_graph(pb):
-    from sesemi.runtime import tf
+    from sesemi.device.runtime import tf
     graph = tf.GraphDef()
     graph.ParseFromString(pb.read_bytes())
     return graph
@@ -47,7 +49,7 @@ def load_graph(pb):
 
 def frozen_classifier(pb, name):
     """The graph of the file in a session of its own, no Keras: a function from the input called `name` to probabilities."""
-    from sesemi.runtime import tf
+    from sesemi.device.runtime import tf
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(load_graph(pb), name='')
     session = tf.Session(graph=graph, config=tf.ConfigProto(device_count={'GPU': 0}))
@@ -57,7 +59,7 @@ def frozen_classifier(pb, name):
 @pytest.fixture(scope='module')
 def saved(exported):
     """The h5 in Keras: `probabilities` and `whitened`, functions of images of values 0-255."""
-    from sesemi import runtime
+    from sesemi.device import runtime
     with runtime.open_session('cpu'):
         keras = runtime.keras
         model = keras.models.load_model(str(exported.model), compile=False)

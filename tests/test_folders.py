@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import write_classes, write_image
 
-from sesemi import datasets
+from sesemi.data import datasets
 from sesemi.errors import InputError
 
 

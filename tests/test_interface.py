@@ -16,7 +16,7 @@ from conftest import PROJECT
 
 import train_evaluate_sesemi
 import utils
-from sesemi import batches
+from sesemi.data import batches
 
 SCRIPTS = ('run_1p.sh', 'run_8p.sh', 'run_local.sh', 'run_tests.sh', 'tests/train_full_1p.sh',
            'tests/train_performance_1p.sh')
@@ -234,9 +234,11 @@ def test_public_names_keep_their_parameters(function, parameters):
 
 
 def test_public_names_that_import_tensorflow_keep_theirs():
-    import networks
     import tiny_trunk  # noqa: F401
-    from sesemi import runtime, training
+
+    import networks
+    from sesemi.device import runtime
+    from sesemi.training import training
     assert takes(networks.build_sesemi, '(network, input_shape, num_classes, in_network_dropout=0.0, '
                                         'super_dropout=0.2, seed=0)')
     assert takes(training.training_function, '(model, optimizer, class_weights=None)')

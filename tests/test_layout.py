@@ -4,7 +4,7 @@ import shutil
 
 from conftest import PROJECT
 
-from sesemi import identity
+from sesemi.record import identity
 
 PROGRAMS = {'train_evaluate_sesemi', 'predict', 'report', 'export_pb', 'boot_modelarts', 'help_modelarts'}
 FILES = [path for pattern in ('*.py', 'networks/**/*.py', 'sesemi/**/*.py') for path in sorted(PROJECT.glob(pattern))]
@@ -46,14 +46,14 @@ def test_the_root_holds_the_programs_and_utils_and_no_module_uses_a_program():
     for module, uses in USES.items():
         assert module in PROGRAMS or not uses & PROGRAMS, module
         if module.startswith('networks'):
-            assert {used for used in uses if not used.startswith('networks')} <= {'sesemi.runtime', 'sesemi.settings'}, module
+            assert {used for used in uses if not used.startswith('networks')} <= {'sesemi.device.runtime', 'sesemi.settings'}, module
     assert USES['utils'] <= {'sesemi.' + name for name in ('decoding', 'errors', 'folders', 'machine', 'pools', 'settings')}
 
 
 def test_one_file_imports_tensorflow_and_only_what_is_public():
     for module, path in MODULES.items():
         names = {name for name in imported(path) if name.split('.')[0] in ('tensorflow', 'keras', 'tf_keras')}
-        assert names == ({'tensorflow.compat.v1', 'tensorflow.compat.v1.keras'} if module == 'sesemi.runtime' else set()), module
+        assert names == ({'tensorflow.compat.v1', 'tensorflow.compat.v1.keras'} if module == 'sesemi.device.runtime' else set()), module
 
 
 def test_a_change_to_any_file_of_a_run_changes_the_checksum_of_the_code(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import pytest
 from conftest import write_classes
 from PIL import Image
 
-from sesemi import cache, datasets, identity, leaks
+from sesemi.data import cache, datasets, leaks
+from sesemi.record import identity
 
 
 def leaks_of(folder, decode=datasets.decode_images):

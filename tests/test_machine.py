@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from sesemi import cache, machine
+from sesemi.data import cache
+from sesemi.system import machine
 
 
 @pytest.fixture

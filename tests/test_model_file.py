@@ -4,8 +4,8 @@ import json
 import h5py
 import pytest
 
-from sesemi import model_file
 from sesemi.errors import InputError
+from sesemi.training import model_file
 
 CODE = {'function': ['4wEAAAAA', None, None], 'function_type': 'lambda'}
 OBJECT = {'class_name': 'Lambda', 'config': CODE, '__passive_serialization__': True}

@@ -3,15 +3,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
 import networks
 import utils
-from conftest import PROJECT
 from networks.layers import Dropout
-from sesemi import classifier, evaluation, training
-from sesemi.collective import Ranks
-from sesemi.runtime import keras, open_session, optimizer, step_variable
+from sesemi.device.collective import Ranks
+from sesemi.device.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
+from sesemi.training import classifier, evaluation, training
 
 SHAPE = (32, 32, 3)
 

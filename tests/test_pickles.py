@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from sesemi.pickles import read_pickle
+from sesemi.data.pickles import read_pickle
 
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
 RECONSTRUCT, _, (_, _, U1, _, _) = PIXELS.__reduce__()

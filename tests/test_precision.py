@@ -7,14 +7,16 @@ import re
 
 import numpy as np
 import pytest
+from conftest import write_classes
 from programs import TINY, read_until, run, start
+from test_train_evaluate import same_weights
 
 import networks
 import predict
-from conftest import write_classes
-from sesemi import flags, npu, nvidia, precision, runtime, training
+from sesemi import flags
+from sesemi.device import npu, nvidia, precision, runtime
 from sesemi.errors import InputError
-from test_train_evaluate import same_weights
+from sesemi.training import training
 
 needs_bfloat16 = pytest.mark.skipif('SESEMI_BFLOAT16' not in os.environ, reason='SESEMI_BFLOAT16=1 turns it on: TensorFlow 2 on a '
                                     'processor with amx_bf16 or avx512_bf16')

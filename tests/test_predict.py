@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import pytest
 import programs
+import pytest
 from conftest import PROJECT
 from PIL import Image
 
 import predict
-from sesemi import files
 from sesemi.errors import InputError
+from sesemi.system import files
 from utils import decode_image, fit_channel_standardizer, global_contrast_normalize
 
 CLASSES = ['ant', 'bee', 'cow', 'dog', 'elk fawn']
@@ -33,9 +33,11 @@ def write_picture(path, number, size=(64, 64), mode='RGB'):
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     """`model`: the saved file. `probabilities(path)`: of one image file, by the network before it was saved, preprocessed in numpy."""
-    import networks
-    from sesemi import classifier, runtime
     import tiny_trunk  # noqa: F401
+
+    import networks
+    from sesemi.device import runtime
+    from sesemi.training import classifier
     path = tmp_path_factory.mktemp('model') / 'sesemi.h5'
     images = global_contrast_normalize(np.stack([picture(number) for number in range(1000, 1100)]))
     standardize = fit_channel_standardizer([images])
@@ -180,7 +182,7 @@ def test_all_batches_have_one_size_and_bad_files_their_index(saved, tmp_path):
     ('super_clf', 'kernel:0', np.ones((5, 4), np.float32)), ('whitened', 'bias:0', None),
     ('conv_1', 'bias:0', np.array([1, np.nan, 1, 1], np.float32))])
 def test_weights_that_do_not_fit_the_layers(saved, tmp_path, layer, weight, value):
-    from sesemi import classifier
+    from sesemi.training import classifier
     path = str(tmp_path / 'sesemi.h5')
     shutil.copy(saved.model, path)
     with h5py.File(path, 'r+') as file:

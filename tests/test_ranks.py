@@ -9,20 +9,21 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import PROJECT
-
 import tiny_trunk  # noqa: F401
-import utils
-from networks import build_sesemi
+from conftest import PROJECT
 from programs import STAND_INS, TINY, read_until, result, run, same_weights
 from programs import start as start_program
-from sesemi import runtime, training
-from sesemi.batches import TwoBranchBatches
-from sesemi.datasets import load_dataset
+
+import utils
+from networks import build_sesemi
+from sesemi.data.batches import TwoBranchBatches
+from sesemi.data.datasets import load_dataset
+from sesemi.data.split import choose_labeled
+from sesemi.device import runtime
+from sesemi.device.ranks import RankInfo, find_gpus, find_rank
+from sesemi.device.runtime import keras, open_session, step_variable
 from sesemi.errors import InputError
-from sesemi.ranks import RankInfo, find_gpus, find_rank
-from sesemi.runtime import keras, open_session, step_variable
-from sesemi.split import choose_labeled
+from sesemi.training import training
 
 FLAGS = ('--data', 'digits', '--network', 'nin', '--labels', '100', '--image-size', '16', '--epochs', '2')
 
@@ -187,7 +188,7 @@ def test_a_rank_that_never_comes_is_waited_for_so_long(tmp_path, missing):
 SUMS = '''
 import sys
 import numpy as np
-from sesemi import collective, ranks, runtime
+from sesemi.device import collective, ranks, runtime
 joined = collective.Ranks(ranks.find_rank(sys.argv[1], int(sys.argv[2]), {}))
 with runtime.open_session('cpu', ranks=joined):
     joined.join()

@@ -5,7 +5,8 @@ from conftest import PROJECT
 
 import export_pb
 import predict
-from sesemi import flags, precision
+from sesemi import flags
+from sesemi.device import precision
 
 README, CHINESE = ((PROJECT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.zh-CN.md'))
 

@@ -1,9 +1,9 @@
 """The report of made-up runs: what the page says, no picture ends a run, runs side by side, events."""
 import base64
+import errno
 import html.parser
 import io
 import json
-import errno
 import os
 import re
 import sys
@@ -16,11 +16,11 @@ from PIL import Image
 from programs import run
 
 import report
-from sesemi.batches import PROXY_TRANSFORMS, proxy_views
-from sesemi.datasets import Dataset
+from sesemi.data.batches import PROXY_TRANSFORMS, proxy_views
+from sesemi.data.datasets import Dataset
+from sesemi.device.runtime import tf
 from sesemi.errors import InputError
-from sesemi.reporting import events, live, plots
-from sesemi.runtime import tf
+from sesemi.record import events, live, plots
 
 FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
          'no_oversample': False, 'no_flip': False, 'flip': True, 'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None,
@@ -330,8 +330,8 @@ def test_without_matplotlib(tmp_path):
 sys.modules['matplotlib'] = None
 sys.path.insert(0, {!r})
 import json, numpy as np, report
-from sesemi import datasets
-from sesemi.reporting import live
+from sesemi.data import datasets
+from sesemi.record import live
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):

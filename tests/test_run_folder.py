@@ -7,8 +7,10 @@ import pytest
 from conftest import write_classes
 
 import report
-from sesemi import datasets, flags, identity, run_folder
+from sesemi import flags
+from sesemi.data import datasets
 from sesemi.errors import InputError
+from sesemi.record import identity, run_folder
 
 
 @pytest.fixture(scope='module')

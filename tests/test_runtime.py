@@ -14,7 +14,7 @@ from conftest import PROJECT
 from programs import STAND_INS, copy_project, run
 
 import train_evaluate_sesemi
-from sesemi import devices, npu, nvidia, runtime
+from sesemi.device import devices, npu, nvidia, runtime
 from sesemi.errors import InputError
 
 ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
@@ -94,7 +94,7 @@ for name in 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS':
     os.environ.pop(name, None)        # the tests' own process has set it
 real = glob.glob
 glob.glob = lambda pattern, **options: %r if 'davinci' in pattern else real(pattern, **options)
-import sesemi.runtime
+import sesemi.device.runtime
 print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), os.environ.get('TF_ENABLE_ONEDNN_OPTS'))
 ''' % nodes
     status, out, err = run(sys.executable, '-c', code, cwd=PROJECT, PYTHONPATH=str(STAND_INS))
@@ -103,7 +103,7 @@ print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), os.environ.get('TF_ENABLE_ONEDNN_O
 
 SESSIONS = '''
 import os, sys
-from sesemi import runtime
+from sesemi.device import runtime
 
 folder = sys.argv[1]
 options = [runtime.Options(),
@@ -310,7 +310,7 @@ def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
              b'E0000 00:00:1795558566.395856    4549 some_file.cc:1] some error', b'']
     status, out, err = run(sys.executable, '-c', '''
 import os, sys
-from sesemi import runtime
+from sesemi.device import runtime
 
 with runtime.without_early_lines():
     os.write(2, %r)

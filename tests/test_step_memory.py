@@ -1,9 +1,9 @@
 import pytest
 
-from sesemi import step_memory
+from sesemi.device import step_memory
+from sesemi.device.step_memory import check_memory
 from sesemi.errors import InputError
 from sesemi.settings import PROGRAM_BYTES, STEP_BYTES
-from sesemi.step_memory import check_memory
 
 
 @pytest.mark.parametrize('network', ['convnet', 'nin', 'wrn'])

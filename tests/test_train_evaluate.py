@@ -19,7 +19,7 @@ import predict
 import report
 import train_evaluate_sesemi
 from networks import sesemi
-from sesemi import devices
+from sesemi.device import devices
 from sesemi.flags import parse_args
 
 CLASSES = ('cat', 'dog', 'mouse')

@@ -4,16 +4,17 @@ import signal
 
 import numpy as np
 import pytest
-
 import tiny_trunk  # noqa: F401
+
 import networks
-from sesemi import evaluation, training
-from sesemi.batches import TwoBranchBatches, test_views as views_of
-from sesemi.checkpoints import Checkpoints
-from sesemi.collective import Ranks
+from sesemi.data.batches import TwoBranchBatches
+from sesemi.data.batches import test_views as views_of
+from sesemi.device.collective import Ranks
+from sesemi.device.runtime import keras, open_session, optimizer, step_variable
 from sesemi.errors import InputError
-from sesemi.runtime import keras, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM
+from sesemi.training import evaluation, training
+from sesemi.training.checkpoints import Checkpoints
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 4, 3
 

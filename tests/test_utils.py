@@ -8,9 +8,9 @@ from programs import result, start
 from scipy import ndimage
 
 import utils
-from sesemi import machine
-from sesemi.decoding import PIXEL_BYTES
 from sesemi.errors import InputError
+from sesemi.images.decoding import PIXEL_BYTES
+from sesemi.system import machine
 
 
 def test_no_doubles_notices_promotion():
@@ -67,7 +67,7 @@ def test_decoders_at_once_stay_within_the_memory(tmp_path):
 PROCESSES = """
 import multiprocessing, sys, time
 import utils
-from sesemi import machine
+from sesemi.system import machine
 utils.MANY_FILES = 1
 blocks = utils.decode_blocks(sys.argv[2:] * int(sys.argv[1]), 4)
 first = next(blocks)

@@ -7,18 +7,22 @@ from types import SimpleNamespace
 import numpy as np
 import programs
 import pytest
+import tiny_trunk  # noqa: F401
 from conftest import write_image
 
-import tiny_trunk  # noqa: F401
 import networks
-from sesemi import datasets, evaluation, flags, metrics, run_folder, training
-from sesemi.batches import TwoBranchBatches, test_views as views_of
-from sesemi.checkpoints import Checkpoints
-from sesemi.collective import Ranks
+from sesemi import flags
+from sesemi.data import datasets
+from sesemi.data.batches import TwoBranchBatches
+from sesemi.data.batches import test_views as views_of
+from sesemi.data.split import split_validation
+from sesemi.device.collective import Ranks
+from sesemi.device.runtime import keras, open_session, optimizer
 from sesemi.errors import InputError
-from sesemi.runtime import keras, open_session, optimizer
+from sesemi.record import run_folder
 from sesemi.settings import MOMENTUM
-from sesemi.split import split_validation
+from sesemi.training import evaluation, metrics, training
+from sesemi.training.checkpoints import Checkpoints
 
 SHAPE, STEPS, EPOCHS = (16, 16, 3), 3, 4
 
@@ -282,7 +286,7 @@ def test_flags_that_belong_to_nothing_say_so():
 
 
 def test_profiling_says_when_its_step_never_comes(capsys):
-    from sesemi import runtime
+    from sesemi.device import runtime
     assert runtime.profiler('cpu', runtime.Options(profiling='x'), None, 9) == []
     assert re.match('--profiling: step 10 .* has 9;', capsys.readouterr().err)
 

@@ -8,9 +8,10 @@ from conftest import write_classes
 
 import predict
 import utils
-from sesemi import batches, cache, datasets, model_file
-from sesemi.batches import WHITENINGS, choose_whitening, prepare_images
+from sesemi.data import batches, cache, datasets
+from sesemi.data.batches import WHITENINGS, choose_whitening, prepare_images
 from sesemi.settings import WHITENED_IMAGES
+from sesemi.training import model_file
 
 
 @pytest.mark.parametrize('whitening, images, image_size, chosen', [
@@ -51,10 +52,11 @@ def test_labeled_images_beyond_the_memory_are_read_as_they_are_drawn(dataset, tm
 
 @pytest.mark.parametrize('kind', WHITENINGS)
 def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_path, kind):
-    import networks
     import tiny_trunk  # noqa: F401
-    from sesemi import runtime
-    from sesemi.classifier import Classifier
+
+    import networks
+    from sesemi.device import runtime
+    from sesemi.training.classifier import Classifier
     store, labeled = cache.Cache(str(tmp_path / 'cache')), np.arange(20)
     for other in WHITENINGS:        # which must not be taken for it
         prepare_images(dataset, 'checksum', labeled, 'asl', other, store)

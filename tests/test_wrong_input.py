@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-import train_evaluate_sesemi
 from conftest import write_classes, write_image
 from programs import Result, run
 
-from sesemi import datasets, flags, identity, run_folder
+import train_evaluate_sesemi
+from sesemi import flags
+from sesemi.data import datasets
 from sesemi.errors import InputError
+from sesemi.record import identity, run_folder
 
 
 @pytest.fixture(scope='module')
@@ -213,5 +215,5 @@ def test_resume_of_images_whose_names_are_any_bytes(here, no_tensorflow_here, ow
     for path in sorted(own_images.glob('train/cat/*')):
         path.rename(os.fsdecode(os.fsencode(str(path.with_suffix(''))) + b' caf\xe9.png'))
     a_run(here / 'result', own_images)
-    with pytest.raises(ModuleNotFoundError, match='sesemi.runtime'):        # nothing was refused
+    with pytest.raises(ModuleNotFoundError, match='sesemi.device.runtime'):        # nothing was refused
         train_evaluate_sesemi.main(list(map(str, folder(own_images, '--resume'))))

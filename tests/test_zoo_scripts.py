@@ -8,7 +8,7 @@ import pytest
 from conftest import PROJECT
 from programs import copy_project, run, write_run_1p
 
-from sesemi.lock import lock
+from sesemi.record.lock import lock
 
 FULL, PERFORMANCE = 'train_full_1p.sh', 'train_performance_1p.sh'
 RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192, 'flags': {'network': 'convnet', 'batch_size': 16}}

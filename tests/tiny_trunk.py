@@ -10,12 +10,13 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == '__main__':
-    from sesemi import output, signals
+    from sesemi.system import output, signals
     output.tolerate_write_errors()
     signals.watch()     # before the imports that start threads
 
-from networks import sesemi  # noqa: E402
 from one_convolution import trunk  # noqa: E402
+
+from networks import sesemi  # noqa: E402
 
 sesemi.TRUNKS['tiny'] = trunk
 
@@ -23,7 +24,7 @@ sesemi.TRUNKS['tiny'] = trunk
 def main(argv):
     """Run the program; returns its exit status."""
     import train_evaluate_sesemi
-    from sesemi.reporting import plots
+    from sesemi.record import plots
     with mock.patch.dict(sesemi.TRUNKS, nin=trunk), mock.patch.object(plots, 'missing', lambda: 'a test needs none'):
         return train_evaluate_sesemi.main(argv)
 

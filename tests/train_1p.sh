@@ -60,7 +60,8 @@ in_use=$(PYTHONPATH=$tests/.. "$python" -c '
 import os
 import shutil
 import sys
-from sesemi import errors, lock
+from sesemi import errors
+from sesemi.record import lock
 
 try:
     if os.path.isdir(sys.argv[1]):

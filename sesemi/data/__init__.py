@@ -1,0 +1,1 @@
+"""Data sets by name, the labeled split, leaks, the cache, batches and views. No TensorFlow."""

@@ -1,0 +1,252 @@
+"""From normalised images to the two-branch batch and the test views.
+
+Everything random is a pure function of a seed and a number (a step, a pass, an image), so nothing here keeps state. numpy only.
+"""
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from sesemi.settings import (
+    CONTRAST_EPSILON,
+    CONTRAST_SCALE,
+    NOISE,
+    SHIFTS,
+    TEST_SHIFTS,
+    WHITENED_IMAGES,
+    WHITENED_SIZE,
+    WHITENING_EPSILON,
+    WHITENING_IDENTITY,
+)
+from utils import (
+    CHUNK,
+    ChannelStandardizer,
+    Whitener,
+    chunks,
+    fit_channel_standardizer,
+    global_contrast_normalize,
+    zca_whitener,
+)
+
+SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
+
+
+# Normalised images ----------------------------------------------------------------------------------------------------
+
+class NormalizedImages:
+    """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and whitened.
+
+    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a utils.ChannelStandardizer or None;
+    places: int (k,), which of the images they are, by default all.
+    """
+
+    def __init__(self, images, whitener=None, places=None):
+        self.images, self.whitener, self.places = images, whitener, places
+        self.shape = (len(images) if places is None else len(places),) + images.shape[1:]
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        """index: a slice or an int array. Returns a new float32 (k, s, s, 3)."""
+        images = global_contrast_normalize(self.images[index if self.places is None else self.places[index]])
+        return self.whitener(images) if self.whitener else images
+
+    def __array__(self, dtype=None, copy=None):
+        whole = np.empty(self.shape, np.float32)
+        for done in range(0, len(whole), CHUNK):
+            whole[done:done + CHUNK] = self[done:done + CHUNK]
+        return whole
+
+
+class Images(NamedTuple):
+    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or NormalizedImages where these are too large."""
+    labeled: object
+    unlabeled: object       # what the self branch draws from; None without a self branch
+    test: NormalizedImages
+    valid: NormalizedImages
+    whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
+
+
+# What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the training images.
+WHITENINGS = {
+    'zca': (Whitener, zca_whitener),
+    'channel': (ChannelStandardizer, fit_channel_standardizer),
+    'none': (None, None),
+}
+
+
+def choose_whitening(whitening, images, image_size):
+    """Choose the whitening for so many training images of image_size pixels: (a key of WHITENINGS, the reason, '' if it was asked for).
+
+    whitening: a key, which may ask too much, or auto.
+
+    A covariance that few images are fitted to is theirs and not that of the next image: benchmarks/whitening.py.
+    """
+    if whitening in ('auto', 'zca') and image_size > WHITENED_SIZE:
+        return 'channel', 'a matrix for images of more than %d pixels would be too large' % WHITENED_SIZE
+    if whitening != 'auto':
+        return whitening, ''
+    enough = WHITENED_IMAGES * 3 * image_size ** 2
+    return ('channel', '%d training images are fewer than %d' % (images, enough)) if images < enough else (
+        'zca', '%d training images are at least %d' % (images, enough))
+
+
+def prepare_images(dataset, checksum, labeled, method, whitening, cache):
+    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of WHITENINGS; cache: a cache.Cache."""
+    kind, fit = WHITENINGS[whitening]
+    whitener = None
+    if kind:
+        parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
+        key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
+        whitener = cache.whitener(kind, key, lambda: fit(parts))
+
+    def prepare(images, places=None):
+        images = NormalizedImages(images, whitener, places)
+        return np.asarray(images) if cache.has_room(*images.shape[:2]) else images
+
+    labeled_images = unlabeled_images = prepare(dataset.train_images, labeled)
+    if method == 'ssl':
+        unlabeled_images = prepare(dataset.unlabeled_images)
+    return Images(labeled_images, None if method == 'supervised' else unlabeled_images,
+                  NormalizedImages(dataset.test_images, whitener), NormalizedImages(dataset.valid_images, whitener), whitener)
+
+
+# Augmenting: the random choice apart from the deterministic act ---------------------------------------------------------
+
+def generator(*key):
+    """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of numpy's."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+
+
+def draw_shifts(rng, n, choices=SHIFTS):
+    """Draw (dy, dx), each int (n,), pixels downwards and to the right."""
+    return rng.choice(choices, n), rng.choice(choices, n)
+
+
+def shift(images, dy, dx, flipped=slice(0)):
+    """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's 'reflect').
+
+    images: (n, h, w, c). flipped: a mask (n,) or a slice of those that are then flipped left to right. Returns a new array.
+    """
+    n, h, w, c = images.shape
+    rows, columns = _mirrored(h, dy), _mirrored(w, dx)
+    columns[flipped] = columns[flipped, ::-1]
+    pixels = (np.arange(n)[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
+    return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(n, h, w, c)
+
+
+def _mirrored(size, shifts):
+    """Which source pixel each pixel of a shifted axis comes from: int (n, size)."""
+    source = (np.arange(size) - shifts[:, None]) % (2 * size)
+    return np.where(source < size, source, 2 * size - 1 - source)
+
+
+def draw_noise(rng, shape):
+    """Gaussian noise of the method's strength: float32 of `shape`."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise *= np.float32(NOISE)
+    return noise
+
+
+def flip_left_right(images):
+    """Mirror images (n, h, w, c) left to right: a view, nothing is copied."""
+    return images[:, :, ::-1]
+
+
+# The proxy task: a transform's place in the table is its label. Rotations are counter-clockwise.
+PROXY_TRANSFORMS = (
+    ('rotate by 0', lambda images: images),
+    ('rotate by 90', lambda images: np.rot90(images, 1, axes=(1, 2))),
+    ('rotate by 180', lambda images: np.rot90(images, 2, axes=(1, 2))),
+    ('rotate by 270', lambda images: np.rot90(images, 3, axes=(1, 2))),
+    ('flip left-right', flip_left_right),
+    ('flip up-down', lambda images: images[:, ::-1]),
+)
+
+
+def proxy_views(images):
+    """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c), labels (6n,))."""
+    pixel = np.dtype((np.void, images.itemsize * images.shape[-1]))     # copied as a whole, not color by color
+    pixels = np.ascontiguousarray(images).view(pixel)[..., 0]
+    views = np.concatenate([transform(pixels) for _, transform in PROXY_TRANSFORMS])
+    return (views.view(images.dtype).reshape(-1, *images.shape[1:]),
+            np.repeat(np.arange(len(PROXY_TRANSFORMS)), len(images)))
+
+
+# Batches ------------------------------------------------------------------------------------------------------------
+
+class TwoBranchBatches:
+    """batches[t] is the batch of step t: a pure function of (seed, t, rank), for any t >= 0, in any thread.
+
+    labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self branch draws from
+    (for asl the labeled images again; None for the supervised method, which has no self branch). labels_one_hot: (n, classes).
+    A step takes batch_size images for the self branch, six views of each, and as many labeled images as there are views; without
+    `oversample` only batch_size labeled images, each augmented six times. Each branch walks through its images pass after pass, each in a
+    fresh order; the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
+    """
+
+    def __init__(self, labeled_images, labels_one_hot, unlabeled_images, batch_size=16, flip=True, seed=0,
+                 rank=0, ranks=1, oversample=True):
+        self.labeled_images, self.labels = labeled_images, np.asarray(labels_one_hot, np.float32)
+        self.unlabeled_images = unlabeled_images
+        self.batch_size, self.flip = batch_size, flip
+        self.super_size, self.copies = batch_size * len(PROXY_TRANSFORMS), 1 if oversample else len(PROXY_TRANSFORMS)
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self._order = functools.lru_cache(maxsize=8)(self._draw_order)    # spares drawing a long pass at every step
+
+    @property
+    def images_per_step(self):
+        """How many images a step processes, both branches of all ranks together."""
+        return self.ranks * self.super_size * (1 if self.unlabeled_images is None else 2)
+
+    def number(self, t):
+        """The number of this rank's batch of step t among those of all ranks and steps."""
+        return t * self.ranks + self.rank
+
+    def __getitem__(self, t):
+        """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
+        indices = np.repeat(self._next(SUPER, len(self.labeled_images), self.super_size // self.copies, t), self.copies)
+        inputs = {'super_data': self._augmented(SUPER, self.labeled_images[indices], t, self.flip)}
+        targets = {'super_clf': self.labels[indices]}
+        if self.unlabeled_images is not None:
+            indices = self._next(SELF, len(self.unlabeled_images), self.batch_size, t)
+            inputs['self_data'], proxy_labels = proxy_views(self._augmented(SELF, self.unlabeled_images[indices], t, flip=False))
+            targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
+        return inputs, targets
+
+    def _next(self, branch, n, count, t):
+        """The indices of the `count` images of a branch, which has n, that it comes to at step t."""
+        passes, places = np.divmod(self.number(t) * count + np.arange(count), n)
+        return np.concatenate([self._order(branch, n, number)[places[passes == number]] for number in range(passes[0], passes[-1] + 1)])
+
+    def _augmented(self, branch, images, t, flip):
+        """New images: shifted, with `flip` one in two flipped, with noise."""
+        rng = generator(self.seed, branch, t, self.rank)
+        dy, dx = draw_shifts(rng, len(images))
+        images = shift(images, dy, dx, rng.integers(2, size=len(images)) == 1 if flip else slice(0))
+        images += draw_noise(rng, images.shape)
+        return images
+
+    def _draw_order(self, branch, n, number):
+        """The order of a branch's images in its pass `number`."""
+        return generator(self.seed, PASS, branch, number).permutation(n)
+
+
+def test_views(images, first, seed, flip=True):
+    """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them at a time.
+
+    images: normalised float32 (n, s, s, 3). The first view is the images themselves; then shifted, with noise, shifted with
+    noise, and the left-right flip of each with fresh noise. Each depends on the seed and the image's number alone.
+    """
+    dy, dx = np.empty((2, len(images)), int)
+    noise = np.empty((len(images), 4 if flip else 2) + images.shape[1:], np.float32)
+    for i in range(len(images)):
+        rng = generator(seed, TEST, first + i)
+        dy[i:i + 1], dx[i:i + 1] = draw_shifts(rng, 1, TEST_SHIFTS)
+        noise[i] = draw_noise(rng, noise.shape[1:])
+    shifted = shift(images, dy, dx)
+    yield from (images, shifted, images + noise[:, 0], shifted + noise[:, 1])
+    if flip:
+        mirrored, mirrored_shifted = flip_left_right(images), flip_left_right(shifted)
+        yield from (mirrored, mirrored_shifted, mirrored + noise[:, 2], mirrored_shifted + noise[:, 3])

@@ -1,0 +1,116 @@
+"""CIFAR-10 and CIFAR-100 in their official files, a .tar.gz archive or the pickled batches it holds -> arrays; and their download."""
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+
+import numpy as np
+
+from sesemi.data.pickles import read_pickle
+from sesemi.errors import InputError, reason
+from sesemi.system import signals
+from sesemi.system.files import open_regular
+
+ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
+FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
+SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
+          'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
+UNFINISHED = 'download-'        # what a killed process leaves begins so
+CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
+CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
+FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
+
+
+def read_archive(path):
+    """{file name: content of the pickle} of an archive. Raises InputError when it is not whole."""
+    try:
+        with gzip.open(path) as file:   # to its end, where the checksum is: nothing of a damaged archive is used
+            whole = io.BytesIO(file.read())
+        files = {}
+        with tarfile.open(fileobj=whole) as archive:
+            for member in archive:
+                name = os.path.basename(member.name)
+                if member.isreg() and name in FILES:
+                    files[name] = _read_batch(lambda: archive.extractfile(member), '%s in %s' % (name, path))
+        return files
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
+        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, reason(error))) from None
+
+
+def read_batches(folder):
+    """{file name: content of the pickle} of the files in a folder. Raises InputError naming one that is not whole."""
+    files = {}
+    for name in FILES:
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            files[name] = _read_batch(lambda: open_regular(path), path)
+    return files
+
+
+def _read_batch(open_batch, what):
+    try:
+        with open_batch() as file:
+            return read_pickle(file.read())
+    except Exception as error:      # a damaged pickle raises nearly anything
+        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, reason(error))) from None
+
+
+def kind(files):
+    """'cifar10' or 'cifar100', whichever the files, at least one, are."""
+    return 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
+
+
+def arrays(files, source):
+    """(train images, train labels, test images, test labels, class names) of a data set's files.
+
+    Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError naming `source` when the files are not a whole set.
+    """
+    train, test, meta, labels_key, names_key = CIFAR10 if kind(files) == 'cifar10' else CIFAR100
+    try:
+        class_names = [name.decode() for name in files[meta][names_key]]
+        parts = [_images_and_labels(files[name], labels_key, len(class_names)) for name in train + [test]]
+        return (*map(np.concatenate, zip(*parts[:-1])), *parts[-1], class_names)
+    except Exception as error:      # a pickle holds anything
+        raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
+                         % (source, reason(error))) from None
+
+
+def _images_and_labels(batch, labels_key, classes):
+    images, labels = batch[b'data'].reshape(-1, 3, 32, 32), np.array(batch[labels_key], np.int64)
+    fit = images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    if not (fit and 0 <= labels.min() <= labels.max() < classes):
+        raise ValueError('labels do not fit the images')
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
+
+
+def download(data, directory):
+    """Fetch the official archive of `data` into a folder, once: it is whole, of the official checksum, or not there. What broke on the
+    way is fetched again. Raises InputError.
+    """
+    from sesemi.device.runtime import (
+        keras,  # the one case in which TensorFlow is imported before the data is checked
+    )
+    name = ARCHIVES[data]
+    try:
+        os.makedirs(directory, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=UNFINISHED, dir=directory)
+        with signals.removed_if_unfinished(folder):
+            for _ in range(2):
+                path = keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=folder, cache_subdir='')
+                with open(path, 'rb') as file:
+                    if hashlib.sha256(file.read()).hexdigest() == SHA256[data]:
+                        os.replace(path, os.path.join(directory, name))
+                        shutil.rmtree(folder)
+                        return
+                os.remove(path)
+            raise ValueError('what came is not the official archive')
+    except Exception as error:      # get_file raises a plain Exception
+        raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
+                         % (directory, reason(error), name)) from None
+    finally:
+        if os.path.isdir(directory) and not os.listdir(directory):      # also after Ctrl-C: it would not be tried again
+            os.rmdir(directory)

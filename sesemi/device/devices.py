@@ -1,0 +1,82 @@
+"""Which device a run is on, CPU, GPU or Ascend NPU, why that one, and whether it has what the flags ask for."""
+import os
+import sys
+
+from sesemi.device import npu, nvidia, precision
+from sesemi.device.runtime import Options, gpu_config, tf
+from sesemi.device.step_memory import check_memory
+from sesemi.errors import InputError
+
+
+def choose_for_run(args, info):
+    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
+    device, why = choose_device(args.device)
+    check_ranks(device, info)
+    if device == 'cpu':
+        check_memory(args.network, args.method, args.batch_size, args.image_size, info.local_size)
+    return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
+                                  args.profiling and (device == 'npu' or not info.rank), args.autotune), why
+
+
+def choose_device(requested='auto'):
+    """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
+
+    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend variables everywhere.
+    When it leaves an NVIDIA card that is there unused, a line on standard error says why.
+    """
+    if requested == 'npu':
+        npu.adapter()
+    if requested == 'gpu' and not list_gpus():
+        raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
+    if requested != 'auto':
+        return requested, 'asked for'
+    found, why = npu.find()
+    if found:
+        npu.adapter()
+        return 'npu', why
+    if list_gpus():
+        return 'gpu', why + '; TensorFlow finds a GPU'
+    unused = _unused_card()
+    if unused:
+        print('This run is on the CPU: ' + unused, file=sys.stderr)
+    faster = '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time' if tf.__version__ < '2' else ''
+    return 'cpu', why + '; TensorFlow finds no GPU' + faster
+
+
+def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
+    """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
+    precision.check(device, precision_mode, tf.__version__)
+    for flag, on in (('--over-dump', over_dump), ('--data-dump', data_dump), ('--autotune', autotune)):
+        if on and device != 'npu':
+            raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
+
+    def below(name, on):
+        return os.path.join(os.path.abspath(folder), name) if on else None
+    return Options(precision.resolve(device, precision_mode), below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
+                   below('profiling', profiling), autotune)
+
+
+def check_ranks(device, info):
+    """Raises InputError when the device's engine cannot bring the ranks of `info`, a ranks.RankInfo, together."""
+    if device == 'npu' and info.world_size != int(os.environ.get('RANK_SIZE') or 1):
+        raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
+    if device != 'npu' and info.world_size != max(1, len(info.workers)):
+        raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
+                         % (info.world_size, device))
+
+
+def list_gpus():
+    """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
+    if nvidia.has_card():
+        nvidia.load_cuda()
+    if not tf.config.experimental.list_physical_devices('GPU'):
+        return []
+    try:
+        with tf.Session(graph=tf.Graph(), config=gpu_config()) as session:
+            return [device.name for device in session.list_devices() if device.device_type == 'GPU']
+    except tf.errors.OpError:
+        return []
+
+
+def _unused_card():
+    return nvidia.unused_card(tf.__version__, tf.test.is_built_with_cuda())

@@ -1,0 +1,85 @@
+"""The precision of a run: which --precision-mode a device has, and what a CPU needs for mixed precision. No TensorFlow."""
+import os
+import platform
+import re
+
+from sesemi.device import npu, nvidia
+from sesemi.errors import InputError
+
+MODES = {'cpu': ('float32', 'mixed'), 'gpu': ('float32', 'mixed'), 'npu': npu.PRECISION_MODES}
+CPUINFO = '/proc/cpuinfo'
+BFLOAT16_FLAGS = 'amx_bf16', 'avx512_bf16'      # of a processor that multiplies bfloat16; the faster first
+OLDEST = 2, 15                                  # the TensorFlow whose graph rewrite to bfloat16 was tried
+HELP = ('cpu and gpu: float32 (the default) or mixed, which is float16 on a gpu and bfloat16 on a cpu, where the processor (amx_bf16 or '
+        'avx512_bf16) and TensorFlow 2 have it; npu: allow_fp32_to_fp16 (the default there), force_fp16, must_keep_origin_dtype, '
+        'allow_mix_precision')
+
+
+def known_device(requested):
+    """The device that --device `requested` comes to, as far as that is known without TensorFlow; else None."""
+    if requested != 'auto':
+        return requested
+    if npu.find()[0]:
+        return 'npu'
+    return None if npu.nodes() or nvidia.has_card() else 'cpu'
+
+
+def check(device, mode, tensorflow):
+    """Raises InputError if the device does not have the mode.
+
+    device: None: not known yet; mode: a --precision-mode, None: the default; tensorflow: its version, None: there is none.
+    """
+    if None in (device, mode):
+        return
+    if mode not in MODES[device]:
+        raise InputError('--precision-mode %s: the %s has %s; give one of these.' % (mode, device, ', '.join(MODES[device])))
+    missing = missing_for_bfloat16(tensorflow) if device == 'cpu' and mode == 'mixed' else None
+    if missing:
+        raise InputError('--precision-mode mixed: on a CPU it needs %s, or say --precision-mode float32.' % missing)
+
+
+def missing_for_bfloat16(tensorflow):
+    """What this machine lacks for mixed precision on its CPU, in words, and how to have it; None if it lacks nothing."""
+    if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
+        return 'Linux on x86-64'
+    if not bfloat16_flag():
+        return 'a processor with %s, which this one does not have' % ' or '.join(BFLOAT16_FLAGS)
+    if tuple(map(int, re.findall(r'\d+', tensorflow or '0.0')[:2])) < OLDEST:
+        return 'TensorFlow %d.%d or newer; start with TENSORFLOW=2 bash run_1p.sh' % OLDEST
+    if os.environ.get('TF_ENABLE_ONEDNN_OPTS', '1').lower() in ('0', 'false'):
+        return 'oneDNN; unset TF_ENABLE_ONEDNN_OPTS'
+    return None
+
+
+def bfloat16_flag():
+    """The first of BFLOAT16_FLAGS that the processor has, else None."""
+    try:
+        with open(CPUINFO) as file:
+            flags = set(re.findall(r'^flags\s*:(.*)$', file.read(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return None
+    return next((flag for flag in BFLOAT16_FLAGS if flag in flags), None)
+
+
+def resolve(device, mode):
+    """The mode in force: the device's default where none was asked for; an NPU's is the platform's, None."""
+    return mode or (None if device == 'npu' else 'float32')
+
+
+def in_words(device, mode):
+    """What a mode means on a device: the same words, the same arithmetic."""
+    if mode == 'mixed':
+        return 'mixed (%s)' % ('bfloat16' if device == 'cpu' else 'float16')
+    return resolve(device, mode) or "the platform's own"
+
+
+def opening_words(device, mode, tensorflow):
+    """What the opening lines of a run say of its precision: '' for the default where nothing faster is to be had."""
+    if device == 'npu':
+        return ''
+    if mode == 'mixed':
+        return ' Precision: %s.' % in_words(device, mode)
+    if device == 'gpu' or missing_for_bfloat16(tensorflow):
+        return ''
+    return ' Precision: float32; --precision-mode mixed takes %s here.' % (
+        'a quarter to a half of the time' if bfloat16_flag() == 'amx_bf16' else 'about half the time')

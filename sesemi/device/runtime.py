@@ -1,0 +1,171 @@
+"""On a CPU, GPU or Ascend NPU: which TensorFlow, session, precision and optimizer, how ranks average, which step a graph is at.
+
+`tf` and `keras` are taken from here: the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and the Keras
+inside it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU unnoticed.
+"""
+import contextlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from typing import NamedTuple, Optional
+
+from sesemi.device import npu
+from sesemi.errors import InputError
+
+os.environ['TF_USE_LEGACY_KERAS'] = '1'     # TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
+if not npu.find()[0]:   # there the adapter's errors and its proof would be hidden
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    if platform.machine() == 'x86_64':      # TensorFlow 2 does so by itself on newer processors only; on others it saves a fifth of a step
+        os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
+warnings.filterwarnings('ignore', category=FutureWarning)               # TensorFlow 1.15 raises dozens at import
+warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')  # on h5 files and graph mode, which are the point here
+
+# What TensorFlow 2 writes when imported, to no one's use and at any log level, which it heeds only later.
+EARLY_LINES = ('^I[0-9]{4} |^To enable the following instructions: |^WARNING: All log messages before absl::InitializeLog|'
+               'Unable to register cu[A-Za-z]+ factory|computation placer already registered')
+
+
+@contextlib.contextmanager
+def without_early_lines():
+    """Within the block standard error goes through sed, which has the last words of a process that TensorFlow aborts, too."""
+    try:
+        sed = subprocess.Popen(['sed', '-E', '/%s/d' % EARLY_LINES], stdin=subprocess.PIPE, stdout=2)
+    except OSError:     # there is no sed, or no standard error
+        yield
+        return
+    stderr = os.dup(2)
+    os.dup2(sed.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        sed.stdin.close()
+        sed.wait()
+
+
+with contextlib.ExitStack() if VERBOSE else without_early_lines():
+    import tensorflow.compat.v1 as tf
+
+if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):
+    raise InputError('TensorFlow %s needs the package tf_keras: pip install -r requirements.txt.' % tf.__version__)
+tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
+tf.disable_v2_behavior()
+from tensorflow.compat.v1 import keras  # noqa: E402
+
+_RANK, _STEP = 'sesemi/rank', 'sesemi/step'     # collections of a graph: (rank, ranks); the step's variable and its value
+PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
+
+
+class Options(NamedTuple):
+    """What the device flags ask for. Folders are absolute paths, created when the session is opened; None is off."""
+    precision_mode: Optional[str] = None
+    over_dump: Optional[str] = None         # folder for the NPU's overflow detection
+    data_dump: Optional[str] = None         # folder for the NPU's dump of operator inputs and outputs
+    data_dump_step: str = '0'               # '0', '0|5|10-20'
+    profiling: Optional[str] = None         # folder
+    autotune: bool = False
+
+
+@contextlib.contextmanager
+def open_session(device, options=Options(), ranks=None):
+    """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an error.
+
+    On the NPU every computation of the block, training or prediction, runs in it, and it carries the NpuOptimizer.
+    ranks: a collective.Ranks, with which TensorFlow then joins this process; None: alone.
+    """
+    keras.backend.clear_session()
+    for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
+        os.makedirs(folder, exist_ok=True)
+    if device == 'npu':
+        config = npu.configure(tf.ConfigProto(), options)
+    else:
+        config = gpu_config() if device == 'gpu' else tf.ConfigProto(device_count={'GPU': 0})
+    served = ranks and not ranks.alone and device != 'npu'
+    target = ranks.serve(config) if served else ''      # before the rewrites, which the server would make once more
+    rewrite = config.graph_options.rewrite_options
+    if device == 'gpu' and options.precision_mode == 'mixed':
+        rewrite.auto_mixed_precision = rewrite.ON
+    if device == 'cpu' and options.precision_mode == 'mixed':
+        rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
+        if served:      # TensorFlow's server refuses the bfloat16 convolution with its bias that remapping makes
+            rewrite.remapping = rewrite.OFF
+    session = tf.Session(target, config=config)
+    keras.backend.set_session(session)
+    try:
+        yield session
+    finally:
+        session.close()
+        keras.backend.clear_session()
+
+
+def gpu_config():
+    """A session's ConfigProto on a GPU: memory is taken as it is needed."""
+    return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
+
+
+def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
+    """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor.
+
+    With several ranks it averages gradients over them: on the NPU by the adapter's wrapper, which reads RANK_SIZE, else by
+    TensorFlow's collective operations.
+
+    With precision 'mixed' on a GPU, which is float16 there, it scales the loss: small gradients would become zero. A CPU's bfloat16 has
+    the range of float32.
+    """
+    sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
+    if device == 'npu':
+        return npu.adapter().npu_distributed_optimizer_wrapper(sgd)
+    if device == 'gpu' and options.precision_mode == 'mixed':
+        sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
+    return ranks.average(sgd) if ranks and not ranks.alone else sgd
+
+
+def profiler(device, options, model, steps):
+    """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session profiles by itself.
+
+    A run of `steps` that ends before that step says so on standard error.
+    """
+    if device == 'npu' or not options.profiling:
+        return []
+    if steps < PROFILED_STEP:
+        print('--profiling: step %d is the one traced, and this run has %d; raise --epochs.' % (PROFILED_STEP, steps), file=sys.stderr)
+        return []
+    board = keras.callbacks.TensorBoard(options.profiling, write_graph=False, profile_batch=PROFILED_STEP)
+    board.set_model(model)
+    return [board]
+
+
+def step_variable():
+    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5 holds it."""
+    return _step()[0]
+
+
+def step():
+    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it in a step."""
+    return _step()[1]
+
+
+def set_rank(rank, ranks):
+    """Say which of so many ranks this process is, in a graph that has no layers yet. rank: an int32 scalar tensor, fed in training."""
+    tf.add_to_collection(_RANK, (rank, ranks))
+
+
+def batch_number():
+    """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
+    rank, ranks = (tf.get_collection(_RANK) or [(0, 1)])[0]
+    return step() * ranks + rank
+
+
+def _step():
+    found = tf.get_collection_ref(_STEP)
+    if not found:
+        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
+            variable = keras.backend.variable(0, dtype='int32', name='step')
+            found.extend([variable, tf.identity(variable)])
+    return found

@@ -1,0 +1,1 @@
+"""The folder of a run: its lock, identity, log, result, report page, plots and events."""

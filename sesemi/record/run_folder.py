@@ -1,0 +1,220 @@
+"""The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import shlex
+import sys
+import time
+
+import numpy as np
+
+from sesemi.device import precision
+from sesemi.errors import InputError, reason
+from sesemi.record.identity import IDENTITY_FLAGS, git_revision, versions
+from sesemi.record.lock import is_held, lock
+from sesemi.system.files import PART, write_atomic, write_json, write_table
+
+RECORD = 'flags', 'data_checksum'       # what args.json always has
+RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
+          'steps', 'seconds_per_step', 'images_per_second')      # what result.json always has
+FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
+
+
+class Run:
+    """The folder of one run: made and locked at once, so that one that cannot be kept fails before its work.
+
+    resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
+    InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
+    """
+
+    def __init__(self, folder, flags):
+        self.folder, self.flags, self.device, self._lock = folder, flags, None, None
+        self._started = False       # until then an error leaves nothing of it behind
+        place = pathlib.Path(os.path.abspath(folder))
+        places = place / '.lock', place, *place.parents
+        self._made = [path for path in places if not os.path.exists(str(path))]
+        with self.held():
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise InputError('--result %s: cannot be made (%s); give another --result.'
+                                 % (folder, error.strerror)) from None
+            self._lock = lock(folder)
+            self._check()
+            result = stored_result(folder)
+        self.error_rate = result['classification_error_rate'] if result else None
+        unfinished = PART % ('*', 8 * '[0-9a-f]')
+        for path in [*place.glob(unfinished), *place.glob('checkpoints/' + unfinished)]:
+            path.unlink()       # of a run that was killed while it wrote
+
+    @contextlib.contextmanager
+    def held(self):
+        """The block in which the folder is this run's. An error before `start` removes the lock and the folders made for it."""
+        try:
+            yield
+        except BaseException:
+            if self._lock and is_held(self._lock) and not self._started:
+                with contextlib.suppress(OSError):      # a folder that holds something by now
+                    for path in self._made:
+                        remove = path.rmdir if path.is_dir() else path.unlink
+                        remove()
+            raise
+
+    def _check(self):
+        """Raises InputError unless the flags are for what the folder holds."""
+        folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
+        self.resuming = stored is not None
+        if not self.resuming:
+            place = pathlib.Path(folder)
+            left = [*place.glob('result.json'), *place.glob('checkpoints/step-*.npz')]
+            if left:        # it would be taken for this run's
+                raise InputError('--result %s: holds %s of a run, but not its args.json; give another '
+                                 '--result.' % (folder, left[0].relative_to(place)))
+            if flags['resume'] == 'yes':
+                raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.'
+                                 % folder)
+            return
+        if not flags['resume']:
+            raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
+        finished, begun = os.path.exists(self.path('result.json')), stored.get('format', 1)
+        if not finished and stored['flags'].get('whitening') == 'shrunk':
+            raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version '
+                             'does not have; finish it with the version that began it or give another '
+                             '--result.' % folder)
+        as_today = begun == FORMAT or begun == 2 and stored['flags']['data'] != 'folder'
+        if not as_today and not finished:
+            raise InputError('--resume: the run in %s was begun by another version of this program, which '
+                             'trains otherwise; finish it with that version or give another --result.'
+                             % folder)
+        for name, default in IDENTITY_FLAGS.items():
+            started = stored['flags'].get(name, default)
+            if flags[name] not in (None, started):
+                raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
+                                 '--result.' % (folder, name.replace('_', '-'), started, flags[name],
+                                                ', and the learning rate of every step depends on it' if name == 'epochs' else ''))
+
+    def check_held(self):
+        """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another one."""
+        if not is_held(self._lock):
+            raise InputError('--result %s: was removed, moved or emptied while the run went on, which ends here; start it again.' % self.folder)
+
+    def path(self, name):
+        """A file's path in the run's folder."""
+        return os.path.join(self.folder, name)
+
+    def start(self, dataset, labeled, checksum, held=()):
+        """Record what the run is, unless it is resumed. From here on the folder holds a run.
+
+        dataset, labeled: as they were before --validation; held: the names of the labeled images that it has taken out.
+        """
+        self.check_held()
+        self._started = True
+        if self.resuming:
+            self._say_other_precision()
+            return
+        held = set(held)
+        write_table(self.path('labeled.csv'), [
+            {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]],
+             'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
+        flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
+        write_json(self.path('args.json'), {
+            'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
+            'data_checksum': checksum, 'format': FORMAT})
+
+    def _say_other_precision(self):
+        stored = stored_record(self.folder)
+        mode, now = stored['flags'].get('precision_mode'), precision.in_words(self.device, self.flags['precision_mode'])
+        begun = precision.in_words(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)     # older records name no device
+        if begun != now:
+            print('Precision: %s from here on; the run began in %s.' % (now, begun))
+
+    def read_split(self, dataset, checksum):
+        """The indices of the labeled images as the run was started: int64 (labels,).
+
+        Raises InputError when they cannot be read, or when the images are not those the run was started with.
+        """
+        if stored_record(self.folder)['data_checksum'] != checksum:
+            raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
+                             'or another --result.' % self.folder)
+        try:
+            with open(self.path('labeled.csv'), encoding='utf-8', newline='') as file:
+                labeled = [int(row['index']) for row in csv.DictReader(file)]
+            if not labeled:
+                raise ValueError('it is empty')
+            return np.array(labeled)
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise InputError('%s: not the labeled images of a run (%s); give another --result.'
+                             % (self.path('labeled.csv'), reason(error))) from None
+
+    def log(self, rows):
+        """Write log.csv, a row for each epoch so far."""
+        self.check_held()
+        write_table(self.path('log.csv'), rows)
+
+    def result(self, metrics, rows, images_per_step, laps):
+        """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was started with."""
+        seconds = sum(row['seconds'] for row in rows)
+        return {
+            **metrics,
+            'steps': rows[-1]['step'],
+            'images_per_step': images_per_step,
+            'seconds_per_step': seconds / rows[-1]['step'],
+            'images_per_second': images_per_step * rows[-1]['step'] / seconds,
+            'seconds': laps,
+            'versions': versions(),
+            'git_revision': git_revision(),
+            **stored_record(self.folder),
+            'device': self.device,
+            'precision_mode': self.flags['precision_mode'],
+        }
+
+    def finish(self, result):
+        """Write result.json, last of all that a run leaves; the run has an error_rate from here on."""
+        write_json(self.path('result.json'), result)
+        self.error_rate = result['classification_error_rate']
+
+
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    def __init__(self):
+        self.laps, self._since = {}, time.perf_counter()
+
+    def lap(self, name):
+        """Everything since the last lap was `name`."""
+        now = time.perf_counter()
+        self.laps[name], self._since = now - self._since, now
+
+
+def stored_record(folder):
+    """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
+    path = os.path.join(folder, 'args.json')
+    return read_json(path, RECORD) if os.path.lexists(path) else None
+
+
+def stored_result(folder):
+    """What result.json of a run's folder holds; None when the run is not finished."""
+    path = os.path.join(folder, 'result.json')
+    return read_json(path, RESULT) if os.path.lexists(path) else None
+
+
+def data_name(flags):
+    """What a run's data set is called: own images as their folder or list."""
+    if flags['data'] == 'folder' and flags.get('dataset'):
+        return os.path.basename(os.path.abspath(flags['dataset']))
+    return flags['data']
+
+
+def read_json(path, names=()):
+    """The object that a JSON file of a run holds. Raises InputError if it is damaged or lacks a name."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+        missing = set(names) - set(content)
+        if missing:
+            raise ValueError('it has no ' + min(missing))
+        return content
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None

@@ -1,1 +1,0 @@
-"""The parts of a report: plots, the page, TensorBoard events. ../report.py puts them together."""

@@ -1,0 +1,1 @@
+"""Steps, evaluation, metrics, checkpoints, the saved classifier."""

@@ -1,0 +1,156 @@
+"""How good the weights are, and which are kept: the mean softmax over an image's test views, under the statistics that fit the weights."""
+import contextlib
+import math
+
+import numpy as np
+
+from sesemi.data.batches import test_views
+from sesemi.device.runtime import keras
+from sesemi.settings import NORM_BATCHES
+from sesemi.system.pools import prefetch
+from sesemi.training.metrics import error_rate, test_metrics
+from sesemi.training.training import assign, batch_statistics, read
+
+EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger ones as many fewer
+
+
+class Evaluation:
+    """The errors of a run: during training as --eval-every asks for, at its end those of the weights that --keep keeps.
+
+    images: batches.Images of `dataset`, of which the images `labeled` are; batches, steps: those of the training, for --recompute-norm;
+    checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved; stop: training.StopSignals; ranks: collective.Ranks,
+    which share the images and have the same errors.
+    """
+
+    def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop, ranks):
+        self.dataset, self.labels, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
+        counts = [ranks.per_rank(len(images)) for images in (images.test, images.valid) if len(images)]
+        size = evaluation_batch(*counts, image_size=args.image_size)
+        self._test, self._valid, self._labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, ranks, size)
+                                                  for part in (images.test, images.valid, images.labeled))
+        self._statistics = contextlib.nullcontext
+        if args.recompute_norm or not ranks.alone:
+            statistics = NormStatistics(model, batches, steps, ranks)
+            self._statistics = statistics.measured if args.recompute_norm else statistics.of_rank_0
+
+    def after_epoch(self, rows):
+        """Add the error of the weights as they are to the last of a run's rows if it is time, and note whether they are the best."""
+        row, args = rows[-1], self.args
+        due = args.eval_every and row['epoch'] % args.eval_every == 0
+        if len(self.dataset.valid_labels) and (due or row['epoch'] == args.epochs):
+            with self._statistics():
+                row['validation_error'] = error_rate(self._valid()[0], self.dataset.valid_labels)
+                if args.keep == 'best' and best_row(rows) is row:
+                    self.checkpoints.store_best()
+        elif due:
+            with self._statistics():
+                row['error'] = error_rate(self._test()[0], self.dataset.test_labels)
+
+    @contextlib.contextmanager
+    def kept_weights(self, rows):
+        """The block within which the model has the weights that --keep keeps, with the statistics to evaluate and save them; gives their
+        epoch's row. The best ones it has also afterwards.
+        """
+        if self.args.keep == 'best':
+            self.checkpoints.load_best()        # with the statistics they were evaluated with
+            yield best_row(rows)
+        else:
+            with self._statistics():
+                yield rows[-1]
+
+    def test(self):
+        """(The mean softmax over each test image's views, float32 (n, classes); the metrics that follow from it, a dict)."""
+        dense, one_view = self._test()
+        return dense, {**test_metrics(dense, one_view, self.dataset.test_labels, self.dataset.class_names),
+                       'labeled_error_rate': error_rate(self._labeled.one_view(), self.labels)}
+
+
+def best_row(rows):
+    """The row of the least validation error, the first of equals; None if none has one."""
+    return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'], default=None)
+
+
+class NormStatistics:
+    """The statistics that batch normalisation uses at inference, which are rank 0's on all `ranks` (collective.Ranks).
+
+    Within the block of a method the model has them, behind it training's own averages again.
+    """
+
+    def __init__(self, model, batches, steps, ranks):
+        (self.averages, values), self.ranks = zip(*batch_statistics(model)), ranks
+        self.measure = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(values))
+        self.super_data = lambda i: batches[steps + i][0]['super_data']
+
+    def of_rank_0(self):
+        """Rank 0's averages of training."""
+        return self._in_use(read(self.averages))
+
+    def measured(self):
+        """Measured anew for the weights as they are, because averages lag behind the weights: a short run is over before they have come
+        near. The mean over NORM_BATCHES training batches of the super branch, always the same ones, which no step trains on. As PyTorch's
+        `swa_utils.update_bn` does it, and fvcore's PreciseBN.
+        """
+        found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
+        return self._in_use([np.mean(values, axis=0) for values in zip(*found)])
+
+    @contextlib.contextmanager
+    def _in_use(self, statistics):
+        own = read(self.averages)
+        assign(self.averages, self.ranks.broadcast_arrays(statistics))
+        try:
+            yield
+        finally:
+            assign(self.averages, own)
+
+
+def evaluation_batch(*counts, image_size=32):
+    """One batch size for sets of so many images, as each size is another graph on an NPU: it fits the smallest set, but is at least 32
+    where the largest has as many.
+    """
+    most = max(1, EVALUATION_BATCH * 32 ** 2 // max(32, image_size) ** 2)
+    fits = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
+    return max(fits[0], min(32, fits[-1]))
+
+
+class DenseEvaluator:
+    """A model's probabilities for images, in batches of one size, by default what fits them best. Each of the ranks takes a part of the images.
+
+    images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
+    """
+
+    def __init__(self, model, images, seed, flip, stop, ranks, size=None):
+        self.model, self.images, self.seed, self.flip, self.stop, self.ranks = model, images, seed, flip, stop, ranks
+        self.own = self.ranks.per_rank(len(images))        # images
+        self.size = size or evaluation_batch(self.own, image_size=images.shape[1])
+
+    def __call__(self):
+        """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
+        dense, one_view = [], []
+        for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
+            outputs = [self.model.predict_on_batch(view) for view in views]
+            dense.append(np.mean(outputs, axis=0))
+            one_view.append(outputs[0])
+        return self._joined(dense), self._joined(one_view)
+
+    def one_view(self):
+        """The softmax of the images themselves: float32 (n, classes)."""
+        return self._joined([self.model.predict_on_batch(view) for view, in self._batches(lambda images, first: [images])])
+
+    def _batches(self, make_views):
+        """Yield the views of one batch of this rank's images after another, of as many on all ranks; raises Interrupted behind each.
+
+        The last ones are padded with zeros, for another size would be another graph.
+        """
+        begin = self.ranks.rank * self.own
+
+        def padded(start):
+            first = min(start, len(self.images) - 1)        # of a batch behind the last image nothing is kept
+            images = self.images[first:min(start + self.size, begin + self.own)]
+            padding = [(0, self.size - len(images))] + [(0, 0)] * 3
+            return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
+        for views in prefetch(padded, range(begin, begin + self.own, self.size)):
+            yield views
+            self.stop.check()
+
+    def _joined(self, outputs):
+        return self.ranks.gather(np.concatenate(outputs)[:self.own], len(self.images))

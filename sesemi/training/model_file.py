@@ -1,0 +1,63 @@
+"""A saved classifier's file, read without TensorFlow, and only as far as it is what this project writes.
+
+Keras makes the layers that a file describes, and some kinds of layer run code that the file holds. So
+kinds and names of settings are compared with those that classifier.Classifier writes, before Keras sees any.
+"""
+import contextlib
+import json
+import os
+
+from sesemi.errors import InputError, reason
+from sesemi.images.decoding import FITS
+
+# The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
+# dtypes) are spelled differently from version to version.
+LAYER_SETTINGS = {
+    'InputLayer': ('batch_input_shape',), 'Flatten': (), 'LayerNormalization': ('epsilon', 'center', 'scale'),
+    'Dense': ('units', 'activation', 'use_bias'), 'Reshape': ('target_shape',),
+    'Conv2D': ('filters', 'kernel_size', 'padding', 'use_bias'), 'BatchNormalization': ('momentum', 'epsilon'),
+    'LeakyReLU': ('alpha',), 'MaxPooling2D': ('pool_size', 'strides'), 'GlobalAveragePooling2D': (), 'Add': (),
+}
+ACTIVATIONS = 'linear', 'softmax'
+
+
+@contextlib.contextmanager
+def open_model(path):
+    """The open h5 file. Raises InputError when it is none, or when anything in the block finds that it is not one of this program."""
+    if not os.path.isfile(path):
+        raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
+    import h5py  # takes a third of a second, which only the use of a model needs
+    try:
+        with h5py.File(path, 'r') as file:
+            yield file
+    except Exception as error:      # h5py and Keras raise nearly anything for a damaged or foreign file
+        raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
+                         % (path, reason(error))) from None
+
+
+def read_metadata(path):
+    """What is saved with a classifier: {'class_names': [...], 'fit': a key of decoding.FITS}. Raises InputError as open_model."""
+    with open_model(path) as file:
+        metadata = json.loads(file.attrs['sesemi'])
+        if not metadata['class_names'] or metadata['fit'] not in FITS:
+            raise ValueError('it has no class names, or another fit')
+        read_description(file)
+        return metadata
+
+
+def read_description(file):
+    """The layers as keras.Model.from_config takes them. Raises ValueError if one is not of LAYER_SETTINGS."""
+    description = json.loads(file.attrs['model_config'])['config']
+    for layer in description['layers']:
+        kind, settings = layer['class_name'], layer['config']
+        if kind not in LAYER_SETTINGS:
+            raise ValueError('it has a layer of the kind %.40r' % (kind,))
+        nodes = [[[source, 0, 0, {}] for source, *_ in node] for node in layer['inbound_nodes']]
+        plain = {'class_name': kind, 'name': layer['name'], 'config': settings, 'inbound_nodes': nodes}
+        if layer != plain or set(settings) != {*LAYER_SETTINGS[kind], 'name'}:
+            raise ValueError('the layer %.40r has other settings' % layer['name'])
+        # Keras makes an object, of any class that it knows, of a dict
+        objects = [value for value in settings.values() if isinstance(value, dict)]
+        if objects or settings.get('activation', 'linear') not in ACTIVATIONS:
+            raise ValueError('the layer %.40r has an odd setting' % layer['name'])
+    return description

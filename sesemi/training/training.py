@@ -1,0 +1,234 @@
+"""The training loop and what happens around a step: the update, learning rate, progress line, signals."""
+import math
+import signal
+import time
+from typing import List, NamedTuple
+
+import numpy as np
+
+from networks.layers import BatchNormalization
+from sesemi.device.runtime import keras, step, step_variable, tf
+from sesemi.errors import RunError
+from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
+from sesemi.system import signals
+from sesemi.system.pools import prefetch
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+VOTES = len(SIGNALS) + 1      # of a rank in a step: the signals that it has received, whether a checkpoint is due there
+
+
+class Diverged(RunError):
+    """The loss or a weight is no longer a finite number."""
+    status = 3
+
+    def __init__(self, where):
+        super().__init__('Training diverged: %s; start again with a lower --lr. Checkpoints made before are whole.' % where)
+
+
+class Interrupted(RunError):
+    """SIGTERM, SIGHUP or Ctrl-C arrived."""
+
+    def __init__(self, number):
+        super().__init__('Stopped by %s; go on with --resume.' % signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class Progress(NamedTuple):
+    """How far a run has come: all that a checkpoint holds beside the weights."""
+    step: int = 0               # steps done
+    totals: dict = {}           # sums over the steps of the unfinished epoch, figure by figure
+    rows: List[dict] = []       # a row of metrics for each finished epoch
+
+
+def learning_rate(base, t, steps):
+    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published. t: a number or a scalar tensor."""
+    return base * ((steps - t) / steps) ** DECAY_POWER
+
+
+def scheduled_rate(base, steps):
+    """learning_rate of the step that the current graph is at: a float32 scalar tensor."""
+    return learning_rate(base, tf.cast(step(), tf.float32), steps)
+
+
+def training_function(model, optimizer, class_weights=None, ranks=None):
+    """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
+
+    Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
+    graph knows by itself (runtime.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
+    class_weights, float32 (classes,), multiply the super branch's cross-entropy of each image by that of its class.
+
+    ranks: a collective.Ranks; None: alone. With several ranks the function takes a third argument, ask, which gives VOTES whole numbers
+    of this rank, and adds 'votes' to the metrics: int32 sums over the ranks of these numbers, and of the losses that are not finite.
+    """
+    targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
+               for name, output in zip(model.output_names, model.outputs)]
+    entropies = [keras.losses.categorical_crossentropy(target, output) for target, output in zip(targets, model.outputs)]
+    if class_weights is not None:       # the super branch's output is the last one
+        entropies[-1] *= tf.reduce_sum(targets[-1] * class_weights, axis=-1)
+    losses = [tf.reduce_mean(entropy) for entropy in entropies]
+    accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)), tf.float32))
+                  for target, output in zip(targets, model.outputs)]
+    loss = tf.add_n(losses + model.losses)
+    updates = optimizer.get_updates(loss, model.trainable_weights) + average_updates(model)
+    with tf.control_dependencies(updates):
+        counted = tf.assign_add(step_variable(), 1)
+    names = ['loss'] + [name + kind for kind in ('_loss', '_acc') for name in model.output_names]
+    inputs, outputs, options = model.inputs + targets + [keras.backend.learning_phase()], [loss] + losses + accuracies, {}
+    several = ranks and not ranks.alone
+    if several:
+        own_votes = keras.backend.placeholder((VOTES,), dtype='int32', name='votes')
+        with tf.control_dependencies([counted]):        # after the gradients' all-reduce, on every rank
+            votes = ranks.all_reduce(tf.concat([own_votes, [tf.cast(tf.logical_not(tf.is_finite(loss)), tf.int32)]], axis=0))
+        inputs, outputs = inputs + [own_votes, ranks.given_rank], outputs + [votes]
+        options = {'options': ranks.run_options} if ranks.run_options else {}
+    run = keras.backend.function(inputs, outputs, [counted], **options)
+
+    def train_step(inputs, targets, ask=None):
+        arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names] + [True]
+        if several:
+            with ranks.waiting('step'):
+                *values, summed = run(arrays + [np.array(ask() if ask else [0] * VOTES), ranks.rank])
+        else:
+            values = run(arrays)
+        metrics = dict(zip(names, map(float, values)))
+        if several and ask:
+            metrics['votes'] = summed
+        return metrics
+    return train_step
+
+
+def balanced_weights(labels_one_hot):
+    """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the class), float32 (classes,)."""
+    counts = labels_one_hot.sum(axis=0)
+    return (len(labels_one_hot) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def average_updates(model):
+    """The operations that bring the batch-norm averages up to date with a step.
+
+    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is its x, as in the published runs.
+    """
+    decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))       # 1 - 0.99 ** t, exact where t is small
+    share = (1 - BATCH_NORM_MOMENTUM) / decay
+    return [tf.assign_add(average, (value - average) * share) for average, value in batch_statistics(model)]
+
+
+def batch_statistics(model):
+    """BatchNormalization.statistics of all layers of a model, in their order."""
+    return [pair for layer in model.layers if isinstance(layer, BatchNormalization) for pair in layer.statistics()]
+
+
+def read(variables):
+    """The values of variables, arrays, in one run of the session."""
+    return keras.backend.get_session().run(list(variables))
+
+
+def assign(variables, arrays):
+    """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed in: so the graph gains no
+    operation.
+    """
+    keras.backend.get_session().run([variable.initializer for variable in variables], {
+        variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
+
+
+def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, checkpoint, after_epoch, stop, callbacks=(),
+          verbose=True):
+    """Run every step from progress.step on, and Keras' progress line for each epoch.
+
+    train_step is a training_function's, batches[t] step t's (inputs, targets). after_epoch(rows) gets a row of means for each
+    finished epoch and may add to the last; checkpoint is (is_due, save): save(progress) is called when is_due(step) on any rank, and when
+    the run stops. Keras callbacks are told of the start of training and of each step.
+    What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
+    Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
+    """
+    last, (is_due, save) = steps_per_epoch * epochs, checkpoint
+
+    def ask(step):
+        return [*stop.received, is_due(step)]
+
+    def close_epoch(progress):
+        row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
+                   learning_rate=learning_rate(base_rate, progress.step - 1, last),
+                   **{name: total / (1 if name == 'seconds' else steps_per_epoch) for name, total in progress.totals.items()})
+        rows = progress.rows + [row]
+        try:
+            after_epoch(rows)
+        except Interrupted:
+            save(progress)
+            stop.check()        # which waits until rank 0 has saved
+            raise
+        return progress._replace(totals={}, rows=rows)
+
+    for callback in callbacks:
+        callback.on_train_begin()
+    if progress.totals and progress.step % steps_per_epoch == 0:    # stopped between an epoch's last step and its row
+        progress = close_epoch(progress)
+    upcoming = prefetch(batches.__getitem__, range(progress.step, last))
+    while progress.step < last:
+        epoch, done = divmod(progress.step, steps_per_epoch)
+        bar = keras.utils.Progbar(steps_per_epoch, verbose=int(verbose))
+        if verbose:
+            print('Epoch %d/%d' % (epoch + 1, epochs))
+        if done:
+            bar.update(done, [(name, total / done) for name, total in progress.totals.items() if name != 'seconds'])
+        for t in range(progress.step, (epoch + 1) * steps_per_epoch):
+            started = time.perf_counter()
+            for callback in callbacks:
+                callback.on_train_batch_begin(t)
+            metrics = train_step(*next(upcoming), lambda: ask(t + 1))
+            for callback in callbacks:
+                callback.on_train_batch_end(t)
+            votes = metrics.pop('votes', None)      # alone the same is asked below, after the step
+            if not np.isfinite(metrics['loss']) or votes is not None and votes[-1]:
+                raise Diverged('at step %d the loss is %s' % (t, metrics['loss']))
+            bar.update(t + 1 - epoch * steps_per_epoch, metrics.items())
+            metrics['seconds'] = time.perf_counter() - started
+            progress = progress._replace(step=t + 1, totals={
+                name: progress.totals.get(name, 0) + value for name, value in metrics.items()})
+            if progress.step % steps_per_epoch == 0:
+                progress = close_epoch(progress)
+            *received, due = ask(t + 1) if votes is None else votes[:-1]
+            if due or any(received):
+                save(progress)
+            if any(received):       # a signal that came later waits for the next step
+                stop.check()        # which waits until rank 0 has saved
+    return progress
+
+
+def epoch_line(row, epochs, images_per_step, steps_per_epoch):
+    """A finished epoch's row in words, with the time that the epochs left will take."""
+    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
+    if 'self_clf_loss' in row:
+        words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
+    words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
+              '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
+    words += ['%s %.4f' % (name, row[column])
+              for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
+    return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)
+
+
+class StopSignals:
+    """Within the block signals are noted instead of ending the process; a second one of the same, later, ends it at once.
+
+    sum_over_ranks: the sum over all ranks of an int32 array, as collective.Ranks.sum: a signal to one stops them all.
+    """
+
+    def __init__(self, sum_over_ranks=lambda counts: counts):
+        self.received = np.zeros(len(SIGNALS), np.int32)        # by this process
+        self._sum, self._block = sum_over_ranks, signals.taken_by(self._note)
+
+    def __enter__(self):
+        self._block.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._block.__exit__(*error)
+
+    def _note(self, number):
+        self.received[SIGNALS.index(number)] = 1
+
+    def check(self):
+        """Raises Interrupted if a signal has come to any rank. All ranks call it together."""
+        received = self._sum(self.received)
+        if received.any():
+            raise Interrupted(SIGNALS[np.argmax(received)])
