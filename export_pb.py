@@ -21,9 +21,10 @@ if __name__ == '__main__':
 import numpy as np
 
 from sesemi.data.batches import test_views
+from sesemi.data.checksum import data_checksum
 from sesemi.data.datasets import load_dataset
 from sesemi.errors import InputError
-from sesemi.record import identity, run_folder
+from sesemi.record import run_folder
 from sesemi.system import files
 from sesemi.system.command_line import Parser, program, whole
 from sesemi.training import metrics, model_file
@@ -38,7 +39,8 @@ def export(args):
     classes = len(model_file.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
-    from sesemi.device.runtime import keras, open_session
+    from sesemi.device.backend import keras
+    from sesemi.device.runtime import open_session
     from sesemi.training import (
         classifier,  # imports TensorFlow: only now, when all that can be checked without it has been
     )
@@ -70,7 +72,7 @@ def freeze(model, start, name, batch):
     The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have been made in
     learning phase 0, in the current Keras session.
     """
-    from sesemi.device.runtime import keras, tf
+    from sesemi.device.backend import keras, tf
     output = [model.output.op.name]
     whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), start.graph.as_graph_def(), output)
     with tf.Graph().as_default() as graph:
@@ -96,7 +98,7 @@ def read_run(model_path, directory):
     flags = stored['flags']
     dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
                            with_unlabeled=flags['method'] == 'ssl')
-    if identity.data_checksum(dataset) != stored['data_checksum']:
+    if data_checksum(dataset) != stored['data_checksum']:
         raise InputError('--bins: the images found are not those of the run that left %s; give these by --dataset.' % model_path)
     return flags, dataset
 

@@ -18,13 +18,14 @@ import numpy as np
 
 from sesemi.device import precision
 from sesemi.errors import InputError, RunError, printable
+from sesemi.flags import PRECISION_HELP
 from sesemi.images.decoding import decode_image, most_pixels
 from sesemi.images.folders import PassedOver, find_images
-from sesemi.record.identity import tensorflow_version
 from sesemi.system import files
 from sesemi.system.command_line import Parser, program, share, whole
 from sesemi.system.machine import cores, memory
 from sesemi.system.pools import prefetch, progress
+from sesemi.system.versions import tensorflow_version
 from sesemi.training import metrics, model_file
 from utils import list_image_folder
 
@@ -83,7 +84,7 @@ def list_images(paths, passed_over):
 def classify(paths, model_path, fit, device, precision_mode=None):
     """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
 
-    fit: a key of decoding.FITS; precision_mode: None: the device's default. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    fit: of settings.FITS; precision_mode: None: the device's default. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
     """
     from sesemi.device import (  # imports TensorFlow: only now, when all that can be checked without it has been
         devices,
@@ -188,7 +189,7 @@ def parse_args(argv):
     parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
     parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')
-    parser.add_argument('--precision-mode', metavar='MODE', help=precision.HELP)
+    parser.add_argument('--precision-mode', metavar='MODE', help=PRECISION_HELP)
     args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')

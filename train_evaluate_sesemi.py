@@ -18,22 +18,41 @@ if __name__ == '__main__':
 
 import numpy as np
 
-import report
+from sesemi import flags
 from sesemi.data.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.data.cache import Cache, default_folder
-from sesemi.data.datasets import default_directory, load_dataset
+from sesemi.data.checksum import data_checksum
+from sesemi.data.datasets import load_dataset
 from sesemi.data.leaks import find_leaks
 from sesemi.data.split import choose_labeled, split_validation
 from sesemi.device import precision
 from sesemi.device.ranks import RankInfo, find_gpus, find_rank
-from sesemi.errors import InputError, RunError
-from sesemi.flags import parse_args, unused_flags
-from sesemi.record.identity import PROJECT, data_checksum, run_identity, tensorflow_version
+from sesemi.errors import InputError
+from sesemi.record import comparison
+from sesemi.record.identity import PROJECT, run_identity
 from sesemi.record.observer import observe
-from sesemi.record.run_folder import Clock
-from sesemi.settings import MOMENTUM, PRESETS, dropout_rates
+from sesemi.record.run_folder import Clock, flags_to_resume
+from sesemi.settings import MOMENTUM, PRESETS, default_directory, dropout_rates
 from sesemi.system import signals
 from sesemi.system.command_line import program
+from sesemi.system.versions import tensorflow_version
+
+
+def parse_args(argv):
+    """Every flag as given, else as the run to be resumed was started with, else as its default: a Namespace, with `flip` beside them.
+
+    Raises InputError naming the flag.
+    """
+    given = flags.parse_given(argv)
+    recorded = flags_to_resume(given.get('result', flags.DEFAULTS['result'])) if given.get('resume') else {}
+    args = flags.resolve(given, recorded)
+    try:
+        precision.check(precision.known_device(args['device']), args['precision_mode'], tensorflow_version())
+    except InputError:
+        if 'precision_mode' in given or 'device' not in given:
+            raise
+        args['precision_mode'] = None       # the run to be resumed was on another device
+    return argparse.Namespace(**args)
 
 
 def train_and_evaluate(args, info=RankInfo()):
@@ -94,7 +113,8 @@ def train_and_evaluate(args, info=RankInfo()):
         # 5. A trunk and two heads
         build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
         model, inference_model = build(args.network, images.test.shape[1:], len(trained.class_names),
-                                       **dropout_rates(args.data, args.network, args.method), seed=args.seed)
+                                       **dropout_rates(args.data, args.network, args.method), seed=args.seed,
+                                       batch_number=ranks.batch_number())
 
         # 6. Train
         rate, steps = args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch * args.epochs
@@ -201,12 +221,12 @@ def train_runs(args, info):
             print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
     if info.rank:
         return
-    print(report.compare(folders.values()))
+    print(comparison.compare(folders.values()))
     try:
-        report.plot(folders.values(), os.path.join(args.result, 'runs.png'))
+        comparison.plot(folders.values(), os.path.join(args.result, 'runs.png'))
     except Exception as error:      # without a plot the runs are as good, whatever a plotting library does
         print('No runs.png: %s' % error, file=sys.stderr)
-    print(report.summary(errors))
+    print(comparison.summary(errors))
 
 
 def select_gpu(args, info, argv):
@@ -231,7 +251,7 @@ def main(argv):
     select_gpu(args, info, argv)
     if args.verbose:
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-    for words in unused_flags(args, info.world_size):
+    for words in flags.unused_flags(args, info.world_size):
         print(words, file=sys.stderr)
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
         train_runs(args, info)

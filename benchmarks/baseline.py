@@ -1,7 +1,7 @@
 """The baseline: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
 import numpy as np
 
-from sesemi.device.runtime import keras
+from sesemi.device.backend import keras
 
 
 def batches(labeled_images, labels_one_hot, unlabeled_images, batch_size=16):

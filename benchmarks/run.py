@@ -137,7 +137,7 @@ def host_share(args):
 
     def ignore(*_):
         pass
-    sesemi.TRUNKS['pool'] = lambda dropout=0.0, seed=0: runtime.keras.layers.MaxPooling2D(2, 16, name='pool')
+    sesemi.TRUNKS['pool'] = lambda dropout, seed, batch_number: runtime.keras.layers.MaxPooling2D(2, 16, name='pool')
     with one_core(), runtime.open_session('cpu'):
         model, _ = build_sesemi('pool', (32, 32, 3), 10)
         train_step = training.training_function(model, runtime.optimizer('cpu', training.scheduled_rate(0.05, 10 ** 6), MOMENTUM))

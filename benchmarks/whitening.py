@@ -95,7 +95,8 @@ def error_of(dataset, whitening, flip, seed, steps):
     one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels]
     batches = TwoBranchBatches(images.labeled, one_hot, images.unlabeled, BATCH, flip, seed)
     with runtime.open_session('cpu'):
-        model, inference_model = build_sesemi('nin', (SIZE, SIZE, 3), len(dataset.class_names), seed=seed)
+        model, inference_model = build_sesemi('nin', (SIZE, SIZE, 3), len(dataset.class_names), seed=seed,
+                                                      batch_number=runtime.batch_number())
         optimizer = runtime.optimizer('cpu', training.scheduled_rate(LEARNING_RATE, steps), MOMENTUM)
         train_step = training.training_function(model, optimizer)
         runtime.keras.backend.get_session().run(runtime.tf.global_variables_initializer())

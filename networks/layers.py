@@ -1,7 +1,7 @@
 """Building blocks of the trunks; batch normalisation and dropout differ from those of Keras."""
 import zlib
 
-from sesemi.device.runtime import batch_number, keras, tf
+from sesemi.device.backend import keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
 MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from
@@ -25,11 +25,11 @@ def residual(branch, shortcut=lambda x: x):
 class Layers:
     """Makes the layers of one network, numbering them: a layer's name and initial weights follow from its number and the seed.
 
-    slope: of the LeakyReLU (0 is ReLU). use_bias: whether convolutions have a bias.
+    slope: of the LeakyReLU (0 is ReLU). use_bias: whether convolutions have a bias. batch_number: as Dropout has it.
     """
 
-    def __init__(self, slope, use_bias, seed=0):
-        self.slope, self.use_bias, self.seed, self.count = slope, use_bias, seed, 0
+    def __init__(self, slope, use_bias, seed=0, batch_number=None):
+        self.slope, self.use_bias, self.seed, self.batch_number, self.count = slope, use_bias, seed, batch_number, 0
 
     def conv(self, filters, size, padding='same'):
         """Convolution, stride 1, He normal."""
@@ -53,7 +53,7 @@ class Layers:
 
     def dropout(self, rate):
         """Dropout, or nothing when rate is 0. It takes no number, so that later layers keep their names and first weights without it."""
-        return Dropout(rate, self.seed, name='dropout_%d' % self.count) if rate else chain()
+        return Dropout(rate, self.seed, self.batch_number, name='dropout_%d' % self.count) if rate else chain()
 
     def _name(self, kind):
         self.count += 1
@@ -89,18 +89,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout whose mask is a pure function of (seed, batch_number(), layer, call), so that an interrupted run can go on with the
-    same masks. Inactive outside training.
+    """Dropout whose mask is a pure function of (seed, batch_number, layer, call), so that an interrupted run can go on with the
+    same masks. Inactive outside training. batch_number: an int32 scalar tensor; None: always 0.
 
     It draws whole numbers: an Ascend 910 has the operation for these and not the one for uniform float32 numbers.
     """
 
-    def __init__(self, rate, seed, **kwargs):
+    def __init__(self, rate, seed, batch_number=None, **kwargs):
         super().__init__(**kwargs)
-        self.rate, self.seed, self.calls = rate, seed, 0
+        self.rate, self.seed, self.batch_number, self.calls = rate, seed, batch_number, 0
 
     def call(self, inputs, training=None):
-        key = tf.stack([layer_seed(self.seed, '%s/%d' % (self.name, self.calls)), batch_number()])
+        key = tf.stack([layer_seed(self.seed, '%s/%d' % (self.name, self.calls)), 0 if self.batch_number is None else self.batch_number])
         self.calls += 1
 
         def dropped():

@@ -2,6 +2,7 @@
 
 "Paper" is Tran 2019, arXiv 1906.10343, with the code its author published; "ours" was chosen here, by measurement.
 """
+import os
 from typing import NamedTuple, Optional
 
 # Preprocessing
@@ -14,6 +15,8 @@ WHITENED_IMAGES = 3             # training images for each of an image's 3 N² v
 SPLIT_SEED = 1                  # of the labeled subset; the published split
 
 NETWORKS = ('convnet', 'nin', 'wrn')
+METHODS = ('asl', 'ssl', 'supervised')
+FITS = ('stretch', 'crop', 'pad')       # what may happen to an image that is not square
 
 # The memory of a training step on a CPU: bytes for each pixel of each view, beside those of the program; measured; ours
 STEP_BYTES = {'convnet': 11700, 'nin': 10800, 'wrn': 8000}
@@ -64,3 +67,8 @@ def dropout_rates(data, network, method):
     if data == 'svhn' and network == 'wrn' and method == 'ssl':
         return {'super_dropout': 0.5, 'in_network_dropout': 0.0}
     return {'super_dropout': SUPER_DROPOUT, 'in_network_dropout': 0.0}
+
+
+def default_directory(data):
+    """Where the files of a data set are looked for if no folder is given; None where none is looked for."""
+    return None if data in ('digits', 'folder') else os.path.join('dataset', data.replace('cifar', 'cifar-'))

@@ -57,10 +57,10 @@ def write_images(folder):
         write(os.path.join('unlabeled', '%02d.png' % i), tints[i % 3])
 
 
-def residual_trunk(dropout=0.0, seed=0):
+def residual_trunk(dropout=0.0, seed=0, batch_number=None):
     """A trunk with the kinds of layers, and of their settings, that tiny_trunk's does not have."""
     from networks.layers import Layers, chain, residual
-    make = Layers(slope=0.0, use_bias=False, seed=seed)
+    make = Layers(slope=0.0, use_bias=False, seed=seed, batch_number=batch_number)
     return chain(
         make.conv_norm(4, 3, padding='valid'),
         residual(chain(make.conv_norm(6, 3), make.conv(6, 3)), shortcut=make.conv(6, 1)), make.pool(),

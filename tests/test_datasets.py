@@ -1,11 +1,11 @@
 import hashlib
+import http.server
 import io
 import os
 import pickle
 import struct
-import sys
 import tarfile
-import types
+import threading
 
 import numpy as np
 import pytest
@@ -492,12 +492,31 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
     assert said.startswith(str(tmp_path)) and 'not a whole ' in said and 'CIFAR batch' in said
 
 
-# Downloads: a stand-in for Keras, whose import would take seconds
+# Downloads, from a server in this process
 
 
-def keras_that_fetches(monkeypatch, get_file):
-    monkeypatch.setitem(sys.modules, 'sesemi.device.runtime', types.SimpleNamespace(
-        keras=types.SimpleNamespace(utils=types.SimpleNamespace(get_file=get_file))))
+@pytest.fixture
+def server(monkeypatch):
+    """A server on the loopback in the place of the official one; server.content is what it answers, server.asked what it was asked for."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            self.send_response(200 if self.server.content else 404)
+            self.send_header('Content-Length', str(len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as server:
+        server.content, server.asked = b'', []
+        monkeypatch.setattr(cifar, 'URL', 'http://127.0.0.1:%d/' % server.server_port)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture
@@ -512,72 +531,42 @@ def official_archive(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
-@pytest.mark.parametrize('broken', [0, 1])
-def test_download(tmp_path, monkeypatch, official_archive, data, broken):
+def test_download(tmp_path, monkeypatch, official_archive, server, data):
     monkeypatch.chdir(tmp_path)
     archive, images, labels = official_archive(data)
     (tmp_path / 'dataset' / data.replace('cifar', 'cifar-') / 'download-of-a-killed-process').mkdir(parents=True)
-    fetched = []
-
-    def get_file(fname, origin, cache_dir, cache_subdir):
-        fetched.append(origin)
-        path = os.path.join(cache_dir, cache_subdir, fname)
-        assert origin.startswith('https://') and origin.endswith('/' + fname) and not os.path.exists(path)
-        with open(path, 'wb') as file:
-            file.write(archive.read_bytes() if len(fetched) > broken else b'<html>log in first</html>')
-        return path
-
-    keras_that_fetches(monkeypatch, get_file)
+    server.content = archive.read_bytes()
     for _ in range(2):
         assert_is_cifar(datasets.load_dataset(data), data, images, labels)
-    assert len(fetched) == 1 + broken
+    assert server.asked == ['/' + cifar.ARCHIVES[data]]
 
 
-def test_download_that_stays_broken(tmp_path, monkeypatch, official_archive):
+@pytest.mark.parametrize('content, said', [(b'<html>log in first</html>', 'not the official archive'), (b'', 'HTTP Error 404')])
+def test_download_that_fails_is_tried_again_at_the_next_start(tmp_path, monkeypatch, official_archive, server, content, said):
     monkeypatch.chdir(tmp_path)
-    official_archive('cifar10')
-
-    def get_file(fname, origin, cache_dir, cache_subdir):
-        path = os.path.join(cache_dir, fname)
-        with open(path, 'wb') as file:
-            file.write(b'<html>')
-        return path
-
-    keras_that_fetches(monkeypatch, get_file)
-    assert 'not the official archive' in refusal('cifar10')
-    assert not (tmp_path / 'dataset/cifar-10').exists()
-
-
-def test_download_that_fails(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def get_file(*args, **options):
-        raise Exception('URL fetch failure on https://x:\nNone -- unreachable')
-
-    keras_that_fetches(monkeypatch, get_file)
+    archive, images, labels = official_archive('cifar10')
+    server.content = content
     for _ in range(2):
         sentence = refusal('cifar10')
-        assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (URL fetch failure on https://x: None')
+        assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (') and said in sentence
         assert 'put cifar-10-python.tar.gz there or give --dataset DIR' in sentence
+        assert not (tmp_path / 'dataset/cifar-10').exists()
+    server.content = archive.read_bytes()
+    assert_is_cifar(datasets.load_dataset('cifar10'), 'cifar10', images, labels)
 
 
-def test_download_that_is_interrupted_is_tried_again(tmp_path, monkeypatch):
+def test_download_without_a_server(tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
-
-    def get_file(*args, **options):
-        raise KeyboardInterrupt
-
-    keras_that_fetches(monkeypatch, get_file)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            datasets.load_dataset('cifar10')
+    monkeypatch.setattr(cifar, 'URL', 'http://127.0.0.1:1/')
+    assert refusal('cifar10').startswith('dataset/cifar-10: not found, and downloading it failed (')
 
 
-def test_download_to_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+def test_download_to_a_place_that_cannot_be_written(tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'dataset').write_text('')
-    keras_that_fetches(monkeypatch, None)
     assert refusal('cifar10').startswith('dataset/cifar-10: not found, and downloading it failed (')
+    assert server.asked == []
+
 
 
 def test_default_folders(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def exported(tmp_path_factory):
 
 
 def load_graph(pb):
-    from sesemi.device.runtime import tf
+    from sesemi.device.backend import tf
     graph = tf.GraphDef()
     graph.ParseFromString(pb.read_bytes())
     return graph
@@ -49,7 +49,7 @@ def load_graph(pb):
 
 def frozen_classifier(pb, name):
     """The graph of the file in a session of its own, no Keras: a function from the input called `name` to probabilities."""
-    from sesemi.device.runtime import tf
+    from sesemi.device.backend import tf
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(load_graph(pb), name='')
     session = tf.Session(graph=graph, config=tf.ConfigProto(device_count={'GPU': 0}))

@@ -6,12 +6,12 @@ from conftest import write_classes
 from PIL import Image
 
 from sesemi.data import cache, datasets, leaks
-from sesemi.record import identity
+from sesemi.data.checksum import data_checksum
 
 
 def leaks_of(folder, decode=datasets.decode_images):
     dataset, digests = datasets.load_dataset('folder', str(folder), 8, decode=decode), []
-    assert identity.data_checksum(dataset, digests) == identity.data_checksum(dataset)
+    assert data_checksum(dataset, digests) == data_checksum(dataset)
     assert [len(part) for part in digests] == [len(dataset.train_labels), len(dataset.test_labels),
                                                len(dataset.unlabeled_images) - len(dataset.train_labels), len(dataset.valid_labels)]
     return leaks.find_leaks(dataset, *digests)

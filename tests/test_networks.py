@@ -8,8 +8,9 @@ from conftest import PROJECT
 import networks
 import utils
 from networks.layers import Dropout
+from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks
-from sesemi.device.runtime import keras, open_session, optimizer, step_variable
+from sesemi.device.runtime import batch_number, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
 from sesemi.training import classifier, evaluation, training
 
@@ -189,7 +190,7 @@ def test_plain_keras_opens_the_model_and_an_npu_has_every_operation_of_it(run, s
 
 def test_a_dropout_mask_is_a_function_of_seed_step_and_call():
     x = keras.layers.Input((1000,))
-    layers = [Dropout(0.2, seed, name='dropout') for seed in (0, 0, 1)]
+    layers = [Dropout(0.2, seed, batch_number(), name='dropout') for seed in (0, 0, 1)]
     outputs = [layers[0](x), layers[0](x), layers[1](x), layers[2](x)]
     run = keras.backend.function([x, keras.backend.learning_phase()], outputs)
     ones = np.ones((4, 1000), np.float32)

@@ -13,10 +13,9 @@ from test_train_evaluate import same_weights
 
 import networks
 import predict
-from sesemi import flags
+import train_evaluate_sesemi
 from sesemi.device import npu, nvidia, precision, runtime
 from sesemi.errors import InputError
-from sesemi.training import training
 
 needs_bfloat16 = pytest.mark.skipif('SESEMI_BFLOAT16' not in os.environ, reason='SESEMI_BFLOAT16=1 turns it on: TensorFlow 2 on a '
                                     'processor with amx_bf16 or avx512_bf16')
@@ -37,7 +36,7 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS', raising=False)
         if onednn:
             monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', onednn)
-        for module in flags, predict:
+        for module in train_evaluate_sesemi, predict:
             monkeypatch.setattr(module, 'tensorflow_version', lambda: tensorflow)
         for node in nodes:
             (tmp_path / node).write_text('')
@@ -56,7 +55,7 @@ def machine(tmp_path, monkeypatch):
 def test_mixed_on_a_cpu_that_cannot_is_refused_before_anything_is_read(machine, tmp_path, cpuinfo, others, remedy):
     machine(cpuinfo, **others)
     for given in (['--device', 'cpu'], []):
-        for parse, words in ((flags.parse_args, ['--data', 'folder', '--dataset', 'nowhere']), (predict.parse_args, ['no.h5', 'no.png'])):
+        for parse, words in ((train_evaluate_sesemi.parse_args, ['--data', 'folder', '--dataset', 'nowhere']), (predict.parse_args, ['no.h5', 'no.png'])):
             with pytest.raises(InputError) as error:
                 parse([*words, '--precision-mode', 'mixed', *given])
             assert str(error.value).startswith('--precision-mode mixed: on a CPU it needs ') and remedy in str(error.value)
@@ -66,7 +65,7 @@ def test_mixed_on_a_cpu_that_cannot_is_refused_before_anything_is_read(machine, 
 @pytest.mark.parametrize('cpuinfo', [NEW, ZEN])
 def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
     machine(cpuinfo, tensorflow='2.15.0.post1', onednn='1')
-    assert flags.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
+    assert train_evaluate_sesemi.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
     assert predict.parse_args(['no.h5', 'no.png', '--precision-mode', 'mixed']).precision_mode == 'mixed'
     words = precision.opening_words('cpu', 'float32', '2.15.0')
     assert '--precision-mode mixed' in words and ('quarter' in words) == (cpuinfo == NEW)
@@ -77,9 +76,9 @@ def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
 @pytest.mark.parametrize('node', ['nvidia0', 'davinci0'])
 def test_where_the_device_is_not_known_yet_it_is_not_refused_yet(machine, node):
     machine(OLD, nodes=[node])
-    assert flags.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
+    assert train_evaluate_sesemi.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
     with pytest.raises(InputError, match='on a CPU it needs'):
-        flags.parse_args(['--precision-mode', 'mixed', '--device', 'cpu'])
+        train_evaluate_sesemi.parse_args(['--precision-mode', 'mixed', '--device', 'cpu'])
 
 
 @pytest.mark.parametrize('device, mode, part', [
@@ -92,7 +91,7 @@ def test_a_mode_of_another_device_is_refused(device, mode, part):
 
 def resumed(tmp_path, mode, *given):
     (tmp_path / 'args.json').write_text(json.dumps({'flags': {'data': 'digits', 'precision_mode': mode}, 'data_checksum': ''}))
-    return flags.parse_args(['--result', str(tmp_path), '--resume', *given]).precision_mode
+    return train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume', *given]).precision_mode
 
 
 def test_a_resumed_run_keeps_its_precision_if_its_device_has_it(machine, tmp_path):

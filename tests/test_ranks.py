@@ -20,8 +20,9 @@ from sesemi.data.batches import TwoBranchBatches
 from sesemi.data.datasets import load_dataset
 from sesemi.data.split import choose_labeled
 from sesemi.device import runtime
+from sesemi.device.backend import keras
 from sesemi.device.ranks import RankInfo, find_gpus, find_rank
-from sesemi.device.runtime import keras, open_session, step_variable
+from sesemi.device.runtime import batch_number, open_session, step_variable
 from sesemi.errors import InputError
 from sesemi.training import training
 
@@ -106,7 +107,7 @@ def losses_of_one_process(steps):
     batches = [TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]
     losses = []
     with open_session('cpu'):
-        model, _ = build_sesemi('tiny', (16, 16, 3), 10)
+        model, _ = build_sesemi('tiny', (16, 16, 3), 10, batch_number=batch_number())
         weights = model.trainable_weights
         targets = [keras.backend.placeholder(output.shape.as_list()) for output in model.outputs]
         loss = sum(model.losses) + sum(map(keras.backend.mean, map(keras.losses.categorical_crossentropy, targets, model.outputs)))

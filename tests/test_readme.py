@@ -5,7 +5,7 @@ from conftest import PROJECT
 
 import export_pb
 import predict
-from sesemi import flags
+import train_evaluate_sesemi
 from sesemi.device import precision
 
 README, CHINESE = ((PROJECT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.zh-CN.md'))
@@ -21,12 +21,12 @@ def commands(text):
 def test_the_table_of_flags_is_the_command_line(capsys):
     table = set(re.findall(r'^\| `(--[a-z0-9-]+)', README, re.MULTILINE))
     with pytest.raises(SystemExit):
-        flags.parse_args(['--help'])
+        train_evaluate_sesemi.parse_args(['--help'])
     assert table == set(re.findall(r'^  (--[a-z0-9-]+)', capsys.readouterr().out, re.MULTILINE))
 
 
 @pytest.mark.parametrize('program, parse_args, least', [
-    ('bash run_1p.sh', flags.parse_args, 5), ('python predict.py', predict.parse_args, 2),
+    ('bash run_1p.sh', train_evaluate_sesemi.parse_args, 5), ('python predict.py', predict.parse_args, 2),
     ('python export_pb.py', export_pb.parse_args, 2)])
 def test_every_command_of_a_program_is_one_it_takes(program, parse_args, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -43,10 +43,12 @@ def test_every_file_that_is_named_is_there():
         assert (PROJECT / name).exists(), name
 
 
-def test_every_file_that_is_no_test_is_in_the_layout():
+def test_what_one_starts_and_every_room_is_in_the_layout():
     for text in README, CHINESE:
-        for path in [*PROJECT.glob('*.py'), *PROJECT.glob('*.sh'), *PROJECT.glob('sesemi/[!_]*.py')]:
-            assert re.search(r'^\|.*`%s`.*\|' % re.escape(str(path.relative_to(PROJECT))), text, re.MULTILINE), path
+        rooms = [path.parent for path in PROJECT.glob('sesemi/*/__init__.py')]
+        for path in [*PROJECT.glob('*.py'), *PROJECT.glob('*.sh'), *PROJECT.glob('sesemi/[!_]*.py'), *rooms]:
+            name = str(path.relative_to(PROJECT)) + '/' * path.is_dir()
+            assert re.search(r'^\|.*`%s`.*\|' % re.escape(name), text, re.MULTILINE), path
 
 
 def test_the_chinese_readme_has_the_same_commands_and_flags():

@@ -18,9 +18,9 @@ from programs import run
 import report
 from sesemi.data.batches import PROXY_TRANSFORMS, proxy_views
 from sesemi.data.datasets import Dataset
-from sesemi.device.runtime import tf
+from sesemi.device.backend import tf
 from sesemi.errors import InputError
-from sesemi.record import events, live, plots
+from sesemi.record import comparison, events, live, plots
 
 FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
          'no_oversample': False, 'no_flip': False, 'flip': True, 'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None,
@@ -227,10 +227,10 @@ def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, da
     monkeypatch.setitem(FLAGS, 'dataset', dataset)
     page = finish(tmp_path / 'run', made, certain(made.test_labels, 2))
     assert page.all('h1')[0].text == 'asl on %s: convnet, 4 labels' % name
-    assert cells(report.compare([str(tmp_path / 'run')]))[1][1] == name
+    assert cells(comparison.compare([str(tmp_path / 'run')]))[1][1] == name
     titles, draw = [], plots.comparison_png
     monkeypatch.setattr(plots, 'comparison_png', lambda series, title: titles.append(title) or draw(series, title))
-    report.plot([str(tmp_path / 'run')], str(tmp_path / 'errors.png'))
+    comparison.plot([str(tmp_path / 'run')], str(tmp_path / 'errors.png'))
     assert titles == [name]
 
 
@@ -375,8 +375,8 @@ def test_full_disk(tmp_path, monkeypatch, name):
 
 
 def test_summary():
-    assert report.summary([0.28764]) == 'classification error rate: 0.2876'
-    assert report.summary([0.2, 0.3, 0.4]) == 'classification error rate: 0.3000 +/- 0.1000 (3 runs)'
+    assert comparison.summary([0.28764]) == 'classification error rate: 0.2876'
+    assert comparison.summary([0.2, 0.3, 0.4]) == 'classification error rate: 0.3000 +/- 0.1000 (3 runs)'
 
 
 def cells(text):
@@ -410,7 +410,7 @@ def test_compare_keeps_other_settings_apart(tmp_path):
     write_result(tmp_path / 'a')
     write_result(tmp_path / 'b', seed=1, lr=0.1)
     write_result(tmp_path / 'c', seed=2, data='digits', flip=False, batch_size=4)
-    table = cells(report.compare([str(tmp_path)]))
+    table = cells(comparison.compare([str(tmp_path)]))
     assert table[0][:6] == ['method', 'data', 'network', 'labels', 'lr', 'seed']
     assert [row[4:6] for row in table[1:]] == [['0.05', '0'], ['0.1', '1'], ['0.05', '2']]
 
@@ -419,7 +419,7 @@ def test_compare_leaves_out_what_is_not_finished(tmp_path, capsys):
     write_result(tmp_path / 'seed-0')
     write_result(tmp_path / 'seed-1', seed=1)
     (tmp_path / 'seed-1' / 'result.json').unlink()
-    assert len(cells(report.compare([str(tmp_path)]))) == 2
+    assert len(cells(comparison.compare([str(tmp_path)]))) == 2
     assert capsys.readouterr().err == '%s: not finished; left out.\n' % (tmp_path / 'seed-1')
 
 

@@ -6,11 +6,11 @@ import shutil
 import pytest
 from conftest import write_classes
 
-import report
-from sesemi import flags
+import train_evaluate_sesemi
 from sesemi.data import datasets
+from sesemi.data.checksum import data_checksum
 from sesemi.errors import InputError
-from sesemi.record import identity, run_folder
+from sesemi.record import comparison, run_folder
 
 
 @pytest.fixture(scope='module')
@@ -23,14 +23,14 @@ def images(tmp_path_factory):
 
 def started(images, folder, *given):
     """The Run in `folder` of a run on the images, and their Dataset."""
-    args = flags.parse_args(['--data', 'folder', '--dataset', images, '--labels', '4', '--result', str(folder), *given])
+    args = train_evaluate_sesemi.parse_args(['--data', 'folder', '--dataset', images, '--labels', '4', '--result', str(folder), *given])
     return run_folder.Run(str(folder), vars(args)), datasets.load_dataset('folder', images)
 
 
 def a_run(images, folder):
     """Record the start of a run as the program does."""
     run, dataset = started(images, folder)
-    run.start(dataset, [0, 1, 6, 7], identity.data_checksum(dataset))
+    run.start(dataset, [0, 1, 6, 7], data_checksum(dataset))
 
 
 def test_a_damaged_record_is_named_and_left_alone(images, tmp_path):
@@ -42,7 +42,7 @@ def test_a_damaged_record_is_named_and_left_alone(images, tmp_path):
         (tmp_path / 'args.json').write_bytes(content)
         for given in ['--resume'], ['--resume', 'auto'], []:
             with pytest.raises(InputError, match='args.json: not the record of a run .*; give another'):
-                run_folder.Run(str(tmp_path), vars(flags.parse_args(['--result', str(tmp_path), *given])))
+                run_folder.Run(str(tmp_path), vars(train_evaluate_sesemi.parse_args(['--result', str(tmp_path), *given])))
         assert sorted(os.listdir(str(tmp_path))) == ['args.json', 'labeled.csv']
 
 
@@ -52,7 +52,7 @@ def test_a_record_with_a_flag_that_the_command_line_does_not_take_any_more_is_na
     record['flags']['network'] = 'own'
     (tmp_path / 'args.json').write_text(json.dumps(record))
     with pytest.raises(InputError, match="args.json: begun by another version .*--network.*'own'.*; finish"):
-        flags.parse_args(['--result', str(tmp_path), '--resume'])
+        train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume'])
 
 
 @pytest.mark.parametrize('given', [['--resume'], ['--whitening', 'none']])
@@ -103,10 +103,10 @@ def test_a_damaged_result_is_named(tmp_path):
     path = tmp_path / 'result.json'
     record = dict(dict.fromkeys(run_folder.RESULT, 0.5), flags={'data': 'digits', 'seed': 0, 'epochs': 1})
     path.write_text(json.dumps(record))
-    assert run_folder.stored_result(str(tmp_path)) == record == report.load_results([str(tmp_path)])[0]
+    assert run_folder.stored_result(str(tmp_path)) == record == comparison.load_results([str(tmp_path)])[0]
     for content in '', path.read_text()[:-1], '{"accuracy": 0.5}':
         path.write_text(content)
-        for read in run_folder.stored_result, lambda folder: report.load_results([folder]):
+        for read in run_folder.stored_result, lambda folder: comparison.load_results([folder]):
             with pytest.raises(InputError, match='result.json: not the record of a run'):
                 read(str(tmp_path))
 
@@ -115,7 +115,7 @@ def test_a_damaged_result_is_named(tmp_path):
 def test_damaged_labeled_images_are_named(images, tmp_path, content):
     a_run(images, tmp_path)
     run, dataset = started(images, tmp_path, '--resume')
-    assert run.read_split(dataset, identity.data_checksum(dataset)).tolist() == [0, 1, 6, 7]
+    assert run.read_split(dataset, data_checksum(dataset)).tolist() == [0, 1, 6, 7]
     (tmp_path / 'labeled.csv').write_bytes(content)
     with pytest.raises(InputError, match='labeled.csv: not the labeled images of a run'):
-        run.read_split(dataset, identity.data_checksum(dataset))
+        run.read_split(dataset, data_checksum(dataset))

@@ -310,13 +310,13 @@ def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
              b'E0000 00:00:1795558566.395856    4549 some_file.cc:1] some error', b'']
     status, out, err = run(sys.executable, '-c', '''
 import os, sys
-from sesemi.device import runtime
+from sesemi.device import backend
 
-with runtime.without_early_lines():
+with backend.without_early_lines():
     os.write(2, %r)
     print('written by Python', file=sys.stderr)
 os.write(2, b'I0000 afterwards' + os.linesep.encode())
-with runtime.without_early_lines():
+with backend.without_early_lines():
     os.write(2, b'F0000 the last words')
     os.abort()
 ''' % b'\n'.join(lines), cwd=PROJECT, TF_CPP_MIN_LOG_LEVEL='3')

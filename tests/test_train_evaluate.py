@@ -16,11 +16,11 @@ from PIL import Image
 from programs import TINY, read_until, run, same_weights, saved_weights, start
 
 import predict
-import report
 import train_evaluate_sesemi
 from networks import sesemi
 from sesemi.device import devices
-from sesemi.flags import parse_args
+from sesemi.record import comparison
+from train_evaluate_sesemi import parse_args
 
 CLASSES = ('cat', 'dog', 'mouse')
 ERROR = re.compile(r'^classification error rate: (0|1)\.(\d{4})$', re.MULTILINE)
@@ -219,7 +219,7 @@ def no_room_for_a_checkpoint_loses_nothing(data, result):
 
 
 def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, 'plot', lambda folders, path: drawn.append([os.path.basename(folder) for folder in folders] + [path]))
+    monkeypatch.setattr(comparison, 'plot', lambda folders, path: drawn.append([os.path.basename(folder) for folder in folders] + [path]))
     drawn = []
     flags = flags_for(data, tmp_path / 'runs', '--runs=2', '--seed=3', '--epochs=1', '--quiet')
     done = train(*flags)
@@ -232,7 +232,7 @@ def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path
     refused = train('--result', tmp_path / 'none', '--runs', '2', '--resume')
     assert refused.status == 2 and 'holds no runs' in refused.sentence()
     os.remove(str(tmp_path / 'runs' / 'seed-4' / 'result.json'))
-    monkeypatch.setattr(report, 'plot', lambda folders, path: 1 / 0)
+    monkeypatch.setattr(comparison, 'plot', lambda folders, path: 1 / 0)
     again = train('--result', tmp_path / 'runs', '--resume')
     assert again.out.endswith(last) and again.out.count('holds the finished run') == 1 and 'Epoch' not in again.out
 

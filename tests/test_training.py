@@ -9,8 +9,9 @@ import tiny_trunk  # noqa: F401
 import networks
 from sesemi.data.batches import TwoBranchBatches
 from sesemi.data.batches import test_views as views_of
+from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks
-from sesemi.device.runtime import keras, open_session, optimizer, step_variable
+from sesemi.device.runtime import batch_number, open_session, optimizer, step_variable
 from sesemi.errors import InputError
 from sesemi.settings import MOMENTUM
 from sesemi.training import evaluation, training
@@ -32,7 +33,7 @@ class Run:
         self.folder, self.stop_after, self.rows = str(folder), stop_after, []
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
-            self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3)
+            self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3, batch_number=batch_number())
             sgd = optimizer('cpu', training.scheduled_rate(lr, STEPS * EPOCHS), MOMENTUM)
             train_step = training.training_function(self.model, sgd)
             self.checkpoints = Checkpoints(self.folder, self.model, sgd, STEPS, minutes, Ranks())

@@ -11,13 +11,15 @@ import tiny_trunk  # noqa: F401
 from conftest import write_image
 
 import networks
+import train_evaluate_sesemi
 from sesemi import flags
 from sesemi.data import datasets
 from sesemi.data.batches import TwoBranchBatches
 from sesemi.data.batches import test_views as views_of
 from sesemi.data.split import split_validation
+from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks
-from sesemi.device.runtime import keras, open_session, optimizer
+from sesemi.device.runtime import open_session, optimizer
 from sesemi.errors import InputError
 from sesemi.record import run_folder
 from sesemi.settings import MOMENTUM
@@ -228,7 +230,7 @@ def test_keep_best_needs_validation_images(train, data, tmp_path):
 
 def begin(folder, words='', **record):
     """args.json of a run that `words` began."""
-    args = vars(flags.parse_args(words.split()))
+    args = vars(train_evaluate_sesemi.parse_args(words.split()))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'args.json').write_text(json.dumps({'flags': args, 'data_checksum': '', 'format': run_folder.FORMAT, **record}))
 
@@ -237,22 +239,22 @@ def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
     begin(tmp_path, '--data folder --dataset x --labels 30 --method ssl --epochs 7 --validation 0.2 --keep best --eval-every 3 --runs 4 --rank 1 '
                     '--class-weights balanced --checkpoint-minutes 2 --memory-limit 3 --quiet --workers a:1,b:2 --device cpu')
     result = ['--result', str(tmp_path), '--resume']
-    args = flags.parse_args(result)
+    args = train_evaluate_sesemi.parse_args(result)
     assert (args.eval_every, args.dataset) == (3, 'x')
-    args = flags.parse_args(result + ['--eval-every', '2', '--dataset', 'y'])
+    args = train_evaluate_sesemi.parse_args(result + ['--eval-every', '2', '--dataset', 'y'])
     assert (args.data, args.labels, args.method, args.epochs, args.validation, args.keep, args.class_weights) == (
         'folder', 30, 'ssl', 7, 0.2, 'best', 'balanced')
     assert (args.checkpoint_minutes, args.memory_limit, args.eval_every, args.dataset) == (2, 3, 2, 'y')
     assert (args.runs, args.rank, args.workers, args.device, args.quiet, args.resume) == (1, None, None, 'auto', False, 'yes')
-    assert flags.parse_args(result[:2]).labels == 1000
+    assert train_evaluate_sesemi.parse_args(result[:2]).labels == 1000
 
 
 def test_the_first_of_several_runs_tells_their_flags(tmp_path):
     for seed in (11, 9):
         begin(tmp_path / ('seed-%d' % seed), '--data digits --seed %d --runs 3' % seed)
-    args = flags.parse_args(['--result', str(tmp_path), '--resume'])
+    args = train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume'])
     assert (args.data, args.seed, args.runs) == ('digits', 9, 3)
-    assert flags.parse_args(['--result', str(tmp_path), '--resume', '--runs', '5']).runs == 5
+    assert train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume', '--runs', '5']).runs == 5
 
 
 @pytest.mark.parametrize('data, begun, refused', [
@@ -260,7 +262,7 @@ def test_the_first_of_several_runs_tells_their_flags(tmp_path):
     ('folder', run_folder.FORMAT, False)])
 def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
     begin(tmp_path, '--data %s --dataset x' % data, format=begun or 1)
-    args = vars(flags.parse_args(['--result', str(tmp_path), '--resume']))
+    args = vars(train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume']))
     if refused:
         with pytest.raises(InputError, match='begun by another version of this program'):
             run_folder.Run(str(tmp_path), args)
@@ -273,16 +275,16 @@ def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
     ('--class-weights 3', '--class-weights')])
 def test_flags_that_are_refused(words, said):
     with pytest.raises(InputError, match=said):
-        flags.parse_args(words.split())
+        train_evaluate_sesemi.parse_args(words.split())
 
 
 def test_flags_that_belong_to_nothing_say_so():
     def said(words, ranks=1):
-        return [sentence.split(':')[0].split()[0] for sentence in flags.unused_flags(flags.parse_args(words.split()), ranks)]
+        return [sentence.split(':')[0].split()[0] for sentence in flags.unused_flags(train_evaluate_sesemi.parse_args(words.split()), ranks)]
     assert said('--data-dump-step 5 --scale-lr --join-timeout 9') == ['--data-dump-step', '--scale-lr', '--join-timeout']
     assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == said('') == said('--data svhn --dataset x') == []
     assert said('--data digits --dataset x') == ['--dataset']
-    assert flags.parse_args(['--no-flip', 'False']).flip
+    assert train_evaluate_sesemi.parse_args(['--no-flip', 'False']).flip
 
 
 def test_profiling_says_when_its_step_never_comes(capsys):

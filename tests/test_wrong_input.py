@@ -9,10 +9,10 @@ from conftest import write_classes, write_image
 from programs import Result, run
 
 import train_evaluate_sesemi
-from sesemi import flags
 from sesemi.data import datasets
+from sesemi.data.checksum import data_checksum
 from sesemi.errors import InputError
-from sesemi.record import identity, run_folder
+from sesemi.record import run_folder
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +114,7 @@ def test_flags(refuses, images, given, words):
     '--image-size 132'])
 def test_more_flags(given):
     with pytest.raises(InputError) as error:
-        flags.parse_args(given.split())
+        train_evaluate_sesemi.parse_args(given.split())
     assert given.split('=')[0].split()[0] in str(error.value) and '\n' not in str(error.value)
 
 
@@ -175,9 +175,9 @@ def test_result_that_cannot_be_written(refuses, images, tmp_path):
 
 def a_run(result, images):
     """Record the start of a run as the script does."""
-    args = flags.parse_args(folder(str(images), '--result', str(result)))
+    args = train_evaluate_sesemi.parse_args(folder(str(images), '--result', str(result)))
     dataset = datasets.load_dataset('folder', str(images))
-    run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], identity.data_checksum(dataset))
+    run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], data_checksum(dataset))
     (result / '.lock').unlink()
 
 

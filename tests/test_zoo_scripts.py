@@ -22,10 +22,10 @@ class Zoo:
     def __init__(self, root):
         self.root, self.tests = root / 'the project', root / 'the project/tests'
         self.tests.mkdir(parents=True)
-        for folder in 'scripts', 'sesemi':
-            (self.root / folder).mkdir()
-        for name in '__init__', 'errors', 'lock':
-            shutil.copy(str(PROJECT / 'sesemi' / (name + '.py')), str(self.root / 'sesemi'))
+        for folder in 'scripts', 'sesemi/record':
+            (self.root / folder).mkdir(parents=True)
+        for name in '__init__', 'errors', 'record/__init__', 'record/lock':
+            shutil.copy(str(PROJECT / 'sesemi' / (name + '.py')), str(self.root / 'sesemi' / (name + '.py')))
         shutil.copy(str(PROJECT / 'scripts/setup_env.sh'), str(self.root / 'scripts'))
         for path in (PROJECT / 'tests').glob('*.sh'):
             shutil.copy(str(path), str(self.tests))

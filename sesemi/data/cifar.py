@@ -3,9 +3,8 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
 import tarfile
-import tempfile
+import urllib.request
 import zlib
 
 import numpy as np
@@ -14,12 +13,15 @@ from sesemi.data.pickles import read_pickle
 from sesemi.errors import InputError, reason
 from sesemi.system import signals
 from sesemi.system.files import open_regular
+from sesemi.system.pools import progress
 
 ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
 FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
           'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
 UNFINISHED = 'download-'        # what a killed process leaves begins so
+URL = 'https://www.cs.toronto.edu/~kriz/'
+BLOCK = 1 << 20         # bytes
 CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
 CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
 FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
@@ -88,29 +90,33 @@ def _images_and_labels(batch, labels_key, classes):
 
 
 def download(data, directory):
-    """Fetch the official archive of `data` into a folder, once: it is whole, of the official checksum, or not there. What broke on the
-    way is fetched again. Raises InputError.
-    """
-    from sesemi.device.runtime import (
-        keras,  # the one case in which TensorFlow is imported before the data is checked
-    )
+    """Fetch the official archive of `data` into a folder: it is whole, of the official checksum, or not there. Raises InputError."""
     name = ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=UNFINISHED, dir=directory)
-        with signals.removed_if_unfinished(folder):
-            for _ in range(2):
-                path = keras.utils.get_file(name, 'https://www.cs.toronto.edu/~kriz/' + name, cache_dir=folder, cache_subdir='')
-                with open(path, 'rb') as file:
-                    if hashlib.sha256(file.read()).hexdigest() == SHA256[data]:
-                        os.replace(path, os.path.join(directory, name))
-                        shutil.rmtree(folder)
-                        return
-                os.remove(path)
-            raise ValueError('what came is not the official archive')
-    except Exception as error:      # get_file raises a plain Exception
+        path = os.path.join(directory, name)
+        beside = os.path.join(directory, UNFINISHED + name)
+        with signals.removed_if_unfinished(beside):
+            if _fetch(URL + name, beside) != SHA256[data]:
+                raise ValueError('what came is not the official archive')
+            os.replace(beside, path)
+    except Exception as error:      # urllib and http.client raise many
         raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
                          % (directory, reason(error), name)) from None
     finally:
-        if os.path.isdir(directory) and not os.listdir(directory):      # also after Ctrl-C: it would not be tried again
+        if os.path.isdir(directory) and not os.listdir(directory):
             os.rmdir(directory)
+
+
+def _fetch(url, path):
+    """Write what is at a URL to a file, drawing a bar if standard error is a terminal; returns its SHA-256 in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=60) as source, open(path, 'wb') as file:
+        size = int(source.headers['Content-Length'] or BLOCK)
+        blocks = iter(lambda: source.read(BLOCK), b'')
+        for block in progress(blocks, -(-size // BLOCK), 'Downloading %s' % url):
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from PIL import Image
 from sesemi.data import cifar, svhn
 from sesemi.errors import InputError, reason
 from sesemi.images.folders import PassedOver, entries, find_images, why_not
+from sesemi.settings import default_directory
 from sesemi.system.files import locked
 from utils import decode_images, hold_out, list_image_folder
 
@@ -35,7 +36,7 @@ class Dataset(NamedTuple):
 def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
     """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for by default.
 
-    fit: a key of decoding.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
+    fit: of settings.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
     decode: reads image files; cache.Cache has one that keeps what it read.
     Raises InputError naming the file or folder that is missing, damaged or not of a known form.
     """
@@ -74,11 +75,6 @@ def _check_name(data, found, source):
     """Raises InputError when official files are of another data set, whose preset would then be the wrong one."""
     if data not in (found, 'folder'):
         raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
-
-
-def default_directory(data):
-    """Where the files of a data set are looked for if no folder is given; None where none is looked for."""
-    return None if data in ('digits', 'folder') else os.path.join('dataset', data.replace('cifar', 'cifar-'))
 
 
 def _fill_default_directory(data):

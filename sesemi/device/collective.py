@@ -13,8 +13,9 @@ import time
 import numpy as np
 
 from sesemi.device import npu
+from sesemi.device.backend import keras, tf
 from sesemi.device.ranks import RankInfo
-from sesemi.device.runtime import keras, set_rank, tf
+from sesemi.device.runtime import batch_number
 from sesemi.errors import InputError, RunError
 from sesemi.system import signals
 from sesemi.system.files import WAIT_SECONDS
@@ -63,7 +64,6 @@ class Ranks:
             self._addend = tf.placeholder(tf.int32, [SIZE], 'addend')
             self._total = self.all_reduce(self._addend)
         self.given_rank = tf.placeholder_with_default(0, (), 'rank')        # not a constant: all ranks have the same graph
-        set_rank(self.given_rank, self.world_size)
         sentence = 'Not all of the %d ranks came within %g seconds (--join-timeout)%s; start all of them, with the same versions.' % (
             self.world_size, self.join_timeout, ': ' + ', '.join(self.info.workers) if self.info.workers else '')
         try:
@@ -72,6 +72,10 @@ class Ranks:
         except tf.errors.InternalError:     # what TensorFlow 2 answers to 1.15
             raise InputError('Another rank has another TensorFlow than %s, which this one has; start every rank with the same versions.'
                              % tf.__version__) from None
+
+    def batch_number(self):
+        """The number of this rank's batch of the current step among those of all ranks and steps: an int32 scalar tensor."""
+        return batch_number() if self.alone else batch_number(self.given_rank, self.world_size)
 
     # Sums
 

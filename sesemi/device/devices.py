@@ -3,7 +3,8 @@ import os
 import sys
 
 from sesemi.device import npu, nvidia, precision
-from sesemi.device.runtime import Options, gpu_config, tf
+from sesemi.device.backend import tf
+from sesemi.device.runtime import Options, gpu_config
 from sesemi.device.step_memory import check_memory
 from sesemi.errors import InputError
 

@@ -10,9 +10,6 @@ MODES = {'cpu': ('float32', 'mixed'), 'gpu': ('float32', 'mixed'), 'npu': npu.PR
 CPUINFO = '/proc/cpuinfo'
 BFLOAT16_FLAGS = 'amx_bf16', 'avx512_bf16'      # of a processor that multiplies bfloat16; the faster first
 OLDEST = 2, 15                                  # the TensorFlow whose graph rewrite to bfloat16 was tried
-HELP = ('cpu and gpu: float32 (the default) or mixed, which is float16 on a gpu and bfloat16 on a cpu, where the processor (amx_bf16 or '
-        'avx512_bf16) and TensorFlow 2 have it; npu: allow_fp32_to_fp16 (the default there), force_fp16, must_keep_origin_dtype, '
-        'allow_mix_precision')
 
 
 def known_device(requested):

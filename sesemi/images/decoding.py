@@ -14,7 +14,7 @@ from sesemi.system.files import open_regular
 FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'TIFF', 'PPM', 'AVIF', 'HEIF')     # others start programs (EPS) or are hardly ever met
 PIXEL_BYTES = 22            # at most, of one pixel while its image is decoded, turned and converted (WebP, floats); RGB takes 12
 LEAST_PIXELS = 1 << 24      # that are read whatever the memory: a photograph
-FITS = {
+RESIZING = {        # by the name of settings.FITS
     'stretch': lambda image, size: image.resize(size, Image.BILINEAR),
     'crop': lambda image, size: ImageOps.fit(image, size, Image.BILINEAR),      # the middle, of the short side's length
     'pad': lambda image, size: ImageOps.pad(image, size, Image.BILINEAR),       # black beside the short side
@@ -46,7 +46,7 @@ def most_pixels(memory, decoders):
 def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=None):
     """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, brought to size bilinearly.
 
-    fit: a key of FITS, what happens to an image that is not square. most: pixels, beyond which it is refused, as it is beyond
+    fit: of settings.FITS, what happens to an image that is not square. most: pixels, beyond which it is refused, as it is beyond
     Pillow's own limit; a JPEG file of four times the size or more is decoded at a part of it. Grey values of 32 bits or floating
     point are scaled by their range, those of 16 bits are not. animated: a list that gets the path of a file of several frames, of
     which the first is read.
@@ -65,7 +65,7 @@ def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=Non
                 image = image.convert('RGBA')
             image = image.convert('RGB')
             if image.size != (image_size, image_size):
-                image = FITS[fit](image, (image_size, image_size))
+                image = RESIZING[fit](image, (image_size, image_size))
             if animated is not None and getattr(source, 'is_animated', False) and source.format != 'MPO':   # a photograph with previews
                 animated.append(path)
             return np.asarray(image)

@@ -7,9 +7,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from sesemi.data.batches import PROXY_TRANSFORMS
-from sesemi.device.runtime import tf
+from sesemi.device.backend import tf
 from sesemi.errors import InputError
+from sesemi.settings import PROXY_CLASSES
 
 IMAGES = 8      # in the picture of a batch
 
@@ -63,7 +63,7 @@ def view_grid(views):
     views: normalised float32 (6n, s, s, 3), one transform after the other, as batches.proxy_views gives them. The least value
     of all is black, the greatest white.
     """
-    images = views.reshape(len(PROXY_TRANSFORMS), -1, *views.shape[1:])[:, :IMAGES]
+    images = views.reshape(PROXY_CLASSES, -1, *views.shape[1:])[:, :IMAGES]
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images.swapaxes(0, 1)])
     low, high = grid.min(), grid.max()
     return ((grid - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8)

@@ -50,7 +50,6 @@ class Observer:
 
     def after_epoch(self, rows):
         """Bring all that shows the run up to date."""
-        from sesemi.training.training import epoch_line
         self.run.log(rows)
         self.events.write(rows)
         self.page.refresh(rows)
@@ -67,3 +66,15 @@ class Observer:
                 metrics['saved_epoch'], metrics['validation_error_rate']))
         self.page.finish(rows, probabilities, result)
         self.run.finish(result)
+
+
+def epoch_line(row, epochs, images_per_step, steps_per_epoch):
+    """A finished epoch's row in words, with the time that the epochs left will take."""
+    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
+    if 'self_clf_loss' in row:
+        words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
+    words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
+              '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
+    words += ['%s %.4f' % (name, row[column])
+              for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
+    return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)

@@ -38,7 +38,7 @@ PANELS = (
 def missing():
     """Why matplotlib cannot be imported; None when it can."""
     try:
-        import matplotlib.figure
+        import matplotlib.figure  # noqa: F401
     except Exception as error:      # a broken installation raises other types than ImportError too
         return error
     warnings.filterwarnings('ignore', message='Glyph .* missing')   # of class names in scripts that its font lacks

@@ -1,6 +1,7 @@
 """The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
 import contextlib
 import csv
+import glob
 import json
 import os
 import pathlib
@@ -12,9 +13,12 @@ import numpy as np
 
 from sesemi.device import precision
 from sesemi.errors import InputError, reason
-from sesemi.record.identity import IDENTITY_FLAGS, git_revision, versions
+from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, spelled
+from sesemi.record.identity import git_revision
 from sesemi.record.lock import is_held, lock
-from sesemi.system.files import PART, write_atomic, write_json, write_table
+from sesemi.settings import default_directory
+from sesemi.system.files import PART, write_json, write_table
+from sesemi.system.versions import versions
 
 RECORD = 'flags', 'data_checksum'       # what args.json always has
 RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
@@ -218,3 +222,29 @@ def read_json(path, names=()):
         return content
     except (OSError, ValueError, TypeError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
+
+
+def recorded_flags(folder):
+    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line no longer takes one."""
+    flags = (stored_record(folder) or {'flags': {}})['flags']
+    known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, of earlier versions
+    try:
+        parse_given(['%s=%s' % (spelled(name), value) for name, value in flags.items() if name in known and value is not None])
+    except InputError as error:
+        raise InputError('%s: begun by another version of this program (%s); finish the run with that one or '
+                         'give another --result.'
+                         % (os.path.join(folder, 'args.json'), str(error).split('; --help')[0])) from None
+    return flags
+
+
+def flags_to_resume(folder):
+    """The flags that the run in a result folder goes on with, or the runs below it that --runs has started; {} if there are none."""
+    flags, names = recorded_flags(folder), RESUMED_FLAGS
+    for path in [] if flags else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
+        found = recorded_flags(os.path.dirname(path))
+        if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest
+            flags, names = found, [*RESUMED_FLAGS, 'runs']
+    default = default_directory(flags.get('data', 'folder')) if flags.get('dataset') else None
+    if default and flags['dataset'].endswith(default) and not os.path.exists(flags['dataset']):
+        flags['dataset'] = None     # it was where nobody had to say: looked for, or downloaded, anew
+    return {name: flags[name] for name in names if name in flags}

@@ -11,7 +11,7 @@ import json
 import h5py
 import numpy as np
 
-from sesemi.device.runtime import keras
+from sesemi.device.backend import keras
 from sesemi.settings import CONTRAST_SCALE
 from sesemi.system.files import write_atomic
 from sesemi.training import model_file
@@ -22,8 +22,8 @@ from utils import ChannelStandardizer, Whitener
 class Classifier:
     """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
 
-    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: the decoding.FITS
-    key of its images, whitening: the batches.WHITENINGS key of the whitener, both only kept beside it. The layer `whitened` gives what
+    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: of
+    settings.FITS, that of its images, whitening: the batches.WHITENINGS key of the whitener, both only kept beside it. The layer `whitened` gives what
     the trunk is fed; every layer behind it is called as in the inference model.
     All but the weights' values is settled here, so that what cannot be saved fails before a run and not after it.
     """

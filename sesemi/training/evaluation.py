@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from sesemi.data.batches import test_views
-from sesemi.device.runtime import keras
+from sesemi.device.backend import keras
 from sesemi.settings import NORM_BATCHES
 from sesemi.system.pools import prefetch
 from sesemi.training.metrics import error_rate, test_metrics

@@ -8,7 +8,7 @@ import json
 import os
 
 from sesemi.errors import InputError, reason
-from sesemi.images.decoding import FITS
+from sesemi.settings import FITS
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
 # dtypes) are spelled differently from version to version.
@@ -36,7 +36,7 @@ def open_model(path):
 
 
 def read_metadata(path):
-    """What is saved with a classifier: {'class_names': [...], 'fit': a key of decoding.FITS}. Raises InputError as open_model."""
+    """What is saved with a classifier: {'class_names': [...], 'fit': of settings.FITS}. Raises InputError as open_model."""
     with open_model(path) as file:
         metadata = json.loads(file.attrs['sesemi'])
         if not metadata['class_names'] or metadata['fit'] not in FITS:

@@ -7,7 +7,8 @@ from typing import List, NamedTuple
 import numpy as np
 
 from networks.layers import BatchNormalization
-from sesemi.device.runtime import keras, step, step_variable, tf
+from sesemi.device.backend import keras, tf
+from sesemi.device.runtime import step, step_variable
 from sesemi.errors import RunError
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 from sesemi.system import signals
@@ -193,18 +194,6 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, che
             if any(received):       # a signal that came later waits for the next step
                 stop.check()        # which waits until rank 0 has saved
     return progress
-
-
-def epoch_line(row, epochs, images_per_step, steps_per_epoch):
-    """A finished epoch's row in words, with the time that the epochs left will take."""
-    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
-    if 'self_clf_loss' in row:
-        words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
-    words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
-              '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
-    words += ['%s %.4f' % (name, row[column])
-              for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
-    return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)
 
 
 class StopSignals:

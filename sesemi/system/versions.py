@@ -1,0 +1,26 @@
+"""Which versions of other software are here."""
+import contextlib
+import platform
+import sys
+
+import numpy as np
+import PIL
+
+
+def tensorflow_version():
+    """That of the package's metadata, which has several names, without the seconds of an import; None where there is none."""
+    with contextlib.suppress(ImportError):
+        if sys.version_info >= (3, 8):
+            from importlib.metadata import version
+        else:
+            from importlib_metadata import version  # TensorFlow 1.15 brings it
+        for name in 'tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm', 'tf-nightly':
+            with contextlib.suppress(ImportError):      # PackageNotFoundError is one
+                return version(name)
+    return None
+
+
+def versions():
+    """The versions that could change a result."""
+    return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__, 'pillow': PIL.__version__,
+            'platform': platform.platform()}
