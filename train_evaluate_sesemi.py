@@ -86,9 +86,9 @@ def train_and_evaluate(args, info=RankInfo()):
         from sesemi.training import training
         from sesemi.training.checkpoints import Checkpoints
         from sesemi.training.classifier import Classifier
-        from sesemi.training.evaluation import Evaluation
+        from sesemi.training.evaluation import Evaluation, evaluation_statistics, make_evaluators
         device, options, why = devices.choose_for_run(args, info)
-        print(in_words(args, trained, len(labeled), steps_per_epoch, why_whitening, device, why))
+        print(in_words(args, trained, len(labeled), steps_per_epoch, device, (why_whitening, why)))
 
         # 3. Normalise and whiten
         images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method, args.whitening, cache)
@@ -117,13 +117,15 @@ def train_and_evaluate(args, info=RankInfo()):
                                        batch_number=ranks.batch_number())
 
         # 6. Train
-        rate, steps = args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch * args.epochs
-        optimizer = runtime.optimizer(device, training.scheduled_rate(rate, steps), MOMENTUM, options, ranks)
+        schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch, args.epochs)
+        optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps), MOMENTUM, options, ranks)
         weights = training.balanced_weights(labels_one_hot) if args.class_weights else None
         train_step = training.training_function(model, optimizer, weights, ranks)
         checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes, ranks)
         progress = checkpoints.restore()
-        evaluation = Evaluation(model, inference_model, images, trained, labeled, batches, steps, checkpoints, args, stop, ranks)
+        statistics = evaluation_statistics(model, batches, schedule.steps, ranks, args.recompute_norm)
+        evaluators = make_evaluators(inference_model, images, args, stop, ranks)
+        evaluation = Evaluation(evaluators, trained, labeled, statistics, checkpoints, args)
         classifier = Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening)
         if observer:
             observer.watch(args, trained, labeled, batches, steps_per_epoch, progress)
@@ -137,8 +139,9 @@ def train_and_evaluate(args, info=RankInfo()):
             evaluation.after_epoch(rows)
             if observer:
                 observer.after_epoch(rows)
-        progress = training.train(train_step, batches, steps_per_epoch, args.epochs, rate, progress, (checkpoints.is_due, save), after_epoch,
-                                  stop, runtime.profiler(device, options, model, steps), verbose=not args.quiet)
+        callbacks = runtime.profiler(device, options, model, schedule.steps)
+        hooks = training.Hooks(checkpoints.is_due, save, after_epoch, callbacks, verbose=not args.quiet)
+        progress = training.train(train_step, batches, schedule, progress, stop, hooks)
         save(progress)
         clock.lap('training')
 
@@ -189,8 +192,12 @@ def resolve_flags(args, dataset, labeled, info):
     return argparse.Namespace(**resolved), steps_per_epoch, why
 
 
-def in_words(args, dataset, labeled, steps_per_epoch, why_whitening, device, why_device):
-    """What a run is about to do: two lines. args: resolved; dataset: what is trained on; labeled: how many images."""
+def in_words(args, dataset, labeled, steps_per_epoch, device, reasons):
+    """What a run is about to do: two lines.
+
+    args: resolved; dataset: what is trained on; labeled: how many images; reasons: for the whitening, '' if it was asked for, and the device.
+    """
+    why_whitening, why_device = reasons
     return (
         '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
         'Whitening: %s%s.%s') % (

@@ -145,7 +145,8 @@ def host_share(args):
 
         def train(step):
             with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-                training.train(step, Made(), steps, 1, 0.05, training.Progress(), (lambda step: False, ignore), ignore, stop)
+                training.train(step, Made(), training.Schedule(0.05, steps, 1), training.Progress(), stop,
+                               training.Hooks(lambda step: False, ignore, ignore))
         metrics = train_step(*batch)
         run = median(lambda: [train_step(*batch) for _ in range(steps)], args.repeats) / steps
         loop = median(lambda: train(lambda *_: dict(metrics)), args.repeats) / steps
@@ -179,7 +180,7 @@ def evaluation(args):
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     with runtime.open_session('cpu'):
         _, model = build_sesemi('nin', (32, 32, 3), 10)
-        evaluate = DenseEvaluator(model, images, 0, True, training.StopSignals(), collective.Ranks())
+        evaluate = DenseEvaluator(model, images, lambda part, first: views_of(part, first, 0), training.StopSignals(), collective.Ranks())
         part = images[:EVALUATION_BATCH]
         model.predict_on_batch(part)
         return median(lambda: [model.predict_on_batch(part) for _ in range(8 * 4)], 1), median(evaluate, 1)

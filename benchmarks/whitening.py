@@ -19,7 +19,7 @@ sys.path.insert(0, PROJECT)
 
 from networks import build_sesemi  # noqa: E402
 from sesemi.data import cache  # noqa: E402
-from sesemi.data.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images  # noqa: E402
+from sesemi.data.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images, test_views  # noqa: E402
 from sesemi.data.datasets import Dataset, load_dataset  # noqa: E402
 from sesemi.device import runtime  # noqa: E402
 from sesemi.device.collective import Ranks  # noqa: E402
@@ -103,7 +103,8 @@ def error_of(dataset, whitening, flip, seed, steps):
         for t in range(steps):
             train_step(*batches[t])
         with evaluation.NormStatistics(model, batches, steps, Ranks()).measured():
-            evaluate = evaluation.DenseEvaluator(inference_model, images.test, seed, flip, training.StopSignals(), Ranks())
+            evaluate = evaluation.DenseEvaluator(
+                inference_model, images.test, lambda part, first: test_views(part, first, seed, flip), training.StopSignals(), Ranks())
             return error_rate(evaluate()[0], dataset.test_labels)
 
 

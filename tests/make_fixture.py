@@ -79,13 +79,11 @@ def stopping(train):
     """training.train that receives a signal as it asks after the last step but one, and so stops after the last."""
     from sesemi.training import training
 
-    def stopped(*arguments, **options):
-        (is_due, save), stop = arguments[6], arguments[8]
-
+    def stopped(train_step, batches, schedule, progress, stop, hooks):
         def due(step):
             stop.received[training.SIGNALS.index(signal.SIGTERM)] = step == STOPPED - 1
-            return is_due(step)
-        return train(*arguments[:6], (due, save), *arguments[7:], **options)
+            return hooks.is_due(step)
+        return train(train_step, batches, schedule, progress, stop, hooks._replace(is_due=due))
     return stopped
 
 

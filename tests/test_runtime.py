@@ -366,8 +366,11 @@ def test_mixed_precision_skips_an_update_that_overflows_and_lowers_the_scale(tra
 # What the device flags ask for
 
 
-def options(device, precision_mode=None, over_dump=False, data_dump=False, data_dump_step='0', profiling=False, autotune=False):
-    return devices.device_options(device, precision_mode, 'result', over_dump, data_dump, data_dump_step, profiling, autotune)
+def options(device, precision_mode=None, **given):
+    args = train_evaluate_sesemi.parse_args([])
+    args.precision_mode = precision_mode
+    vars(args).update(given)
+    return devices.device_options(device, args)
 
 
 def test_options_put_their_folders_below_the_result():

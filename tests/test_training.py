@@ -44,9 +44,8 @@ class Run:
                 self.step += 1
                 return train_step(*arguments)
             try:
-                self.progress = training.train(counted_step, batches(method), STEPS, EPOCHS, lr, start,
-                                               (self.checkpoints.is_due, self.checkpoints.save),
-                                               self.rows.extend, self, verbose=False)
+                self.progress = training.train(counted_step, batches(method), training.Schedule(lr, STEPS, EPOCHS), start, self, training.Hooks(
+                    self.checkpoints.is_due, self.checkpoints.save, self.rows.extend, verbose=False))
             except training.Interrupted:
                 pass
             self.weights = self.model.get_weights()
@@ -169,7 +168,8 @@ def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, co
         def check(self):
             pass
 
-    dense, plain = evaluation.DenseEvaluator(Model(), images, 7, flip, Stop(), Ranks())()
+    dense, plain = evaluation.DenseEvaluator(
+        Model(), images, lambda images, first: views_of(images, first, 7, flip), Stop(), Ranks())()
     outputs = [Model().predict_on_batch(view) for view in views_of(images, 0, 7, flip)]
     assert len(outputs) == count and batch_sizes == {5, 13}
     np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)

@@ -65,8 +65,8 @@ class Run:
                     raise KeyboardInterrupt
                 checkpoints.save(progress)
             try:
-                training.train(train_step, batches(), STEPS, EPOCHS, 0.05, start, (checkpoints.is_due, save), after_epoch,
-                               training.StopSignals(), verbose=False)
+                training.train(train_step, batches(), training.Schedule(0.05, STEPS, EPOCHS), start, training.StopSignals(),
+                               training.Hooks(checkpoints.is_due, save, after_epoch, verbose=False))
             except KeyboardInterrupt:
                 return
             checkpoints.load_best()
@@ -122,6 +122,10 @@ def test_balanced_weights_make_all_classes_weigh_the_same():
 # Evaluation
 
 
+def views_of_seed(seed):
+    return lambda images, first: views_of(images, first, seed)
+
+
 def test_all_sets_are_evaluated_in_batches_of_one_size():
     shapes = set()
 
@@ -132,7 +136,7 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
     sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32) for count in (40, 301)]
     size = evaluation.evaluation_batch(*map(len, sets))
     for images in sets:
-        evaluate = evaluation.DenseEvaluator(Model(), images, 7, True, training.StopSignals(), Ranks(), size)
+        evaluate = evaluation.DenseEvaluator(Model(), images, views_of_seed(7), training.StopSignals(), Ranks(), size)
         dense, plain = evaluate()
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
@@ -175,7 +179,7 @@ def validation_error(data, path):
         images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
         classify = keras.backend.function([whitened], [model.output])
         behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
-        dense, _ = evaluation.DenseEvaluator(behind, images, 5, True, training.StopSignals(), Ranks())()
+        dense, _ = evaluation.DenseEvaluator(behind, images, views_of_seed(5), training.StopSignals(), Ranks())()
     return metrics.error_rate(dense, dataset.valid_labels)
 
 

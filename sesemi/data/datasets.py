@@ -130,7 +130,7 @@ def _load_folders(directory, with_unlabeled, decode):
             extra += find_images(unlabeled, passed_over)
     if str(passed_over):
         print(passed_over)
-    return _read_files(directory, class_names, (paths, labels), *parts, extra, decode)
+    return _read_files(directory, class_names, ((paths, labels), *parts), extra, decode)
 
 
 def _list_part(folder, class_names, train, passed_over):
@@ -197,15 +197,15 @@ def _load_list(path, with_unlabeled, decode):
     extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
     if len(extra) < len(parts['unlabeled']):
         print('%d unlabeled images passed over (for --method ssl).' % len(parts['unlabeled']))
-    return _read_files(directory, class_names, train, test, valid, extra, decode)
+    return _read_files(directory, class_names, (train, test, valid), extra, decode)
 
 
-def _read_files(directory, class_names, train, test, valid, extra, decode):
+def _read_files(directory, class_names, parts, extra, decode):
     """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test.
 
-    train, test, valid: (paths, labels); extra: paths.
+    parts: (paths, labels) of the training, test and validation images; extra: paths.
     """
-    (paths, labels), (test_paths, test_labels), (valid_paths, valid_labels) = train, test, valid
+    (paths, labels), (test_paths, test_labels), (valid_paths, valid_labels) = parts
     if not test_paths:
         held = hold_out(labels, 1 / 6)
         alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)

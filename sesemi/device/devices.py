@@ -15,8 +15,7 @@ def choose_for_run(args, info):
     check_ranks(device, info)
     if device == 'cpu':
         check_memory(args.network, args.method, args.batch_size, args.image_size, info.local_size)
-    return device, device_options(device, args.precision_mode, args.result, args.over_dump, args.data_dump, args.data_dump_step,
-                                  args.profiling and (device == 'npu' or not info.rank), args.autotune), why
+    return device, device_options(device, args, info.rank), why
 
 
 def choose_device(requested='auto'):
@@ -44,17 +43,21 @@ def choose_device(requested='auto'):
     return 'cpu', why + '; TensorFlow finds no GPU' + faster
 
 
-def device_options(device, precision_mode, folder, over_dump, data_dump, data_dump_step, profiling, autotune):
-    """The Options that the device flags ask for; what they leave lies in `folder`. Raises InputError when the device has it not."""
-    precision.check(device, precision_mode, tf.__version__)
-    for flag, on in (('--over-dump', over_dump), ('--data-dump', data_dump), ('--autotune', autotune)):
+def device_options(device, args, rank=0):
+    """The Options that the device flags ask for; what they leave lies in args.result.
+
+    On CPUs and GPUs rank 0 alone is profiled. Raises InputError when the device has not what they ask for.
+    """
+    precision.check(device, args.precision_mode, tf.__version__)
+    for flag, on in (('--over-dump', args.over_dump), ('--data-dump', args.data_dump), ('--autotune', args.autotune)):
         if on and device != 'npu':
             raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
 
     def below(name, on):
-        return os.path.join(os.path.abspath(folder), name) if on else None
-    return Options(precision.resolve(device, precision_mode), below('over_dump', over_dump), below('data_dump', data_dump), data_dump_step or '0',
-                   below('profiling', profiling), autotune)
+        return os.path.join(os.path.abspath(args.result), name) if on else None
+    return Options(precision.resolve(device, args.precision_mode), below('over_dump', args.over_dump),
+                   below('data_dump', args.data_dump), args.data_dump_step or '0',
+                   below('profiling', args.profiling and (device == 'npu' or not rank)), args.autotune)
 
 
 def check_ranks(device, info):

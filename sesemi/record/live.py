@@ -64,7 +64,7 @@ class Report:
         if result and not plots.missing():
             names = self.dataset.class_names
             yield 'confusion.png', plots.confusion_png(np.array(result['confusion_matrix']), names, len(names) <= page.NUMBERED, title)
-        text = page.render(self.record, self.dataset, self.labeled, self.epochs, rows, curves, self.samples, result, probabilities)
+        text = page.render(self, rows, curves, result, probabilities)
         yield 'report.html', text.encode('utf-8', 'replace')    # a file's name may hold bytes that are no text
 
 

@@ -22,13 +22,12 @@ MISTAKES = 24               # images
 SAMPLES, SAMPLED = 8, 40    # images a class, classes
 
 
-def render(record, dataset, labeled, epochs, rows, curves, samples, result=None, probabilities=None):
+def render(report, rows, curves, result=None, probabilities=None):
     """The page as text. result and probabilities, float (n, classes) of the test images, are there when the run is finished.
 
-    record: what args.json holds; dataset: a datasets.Dataset; labeled: int (labels,) indices; epochs: of the whole run; rows: a
-    dict an epoch so far; curves: <svg> elements, none without matplotlib; samples: what samples_section gave.
+    report: a live.Report; rows: a dict an epoch so far; curves: <svg> elements, none without matplotlib.
     """
-    flags = record['flags']
+    flags, dataset, labeled = report.record['flags'], report.dataset, report.labeled
     sections = [('Curves', '<div class="curves">%s</div>' % ''.join(curves) if curves else
                  '<p>Not drawn, for matplotlib is missing. The numbers are in log.csv.</p>')]
     matrix = None
@@ -36,14 +35,14 @@ def render(record, dataset, labeled, epochs, rows, curves, samples, result=None,
         matrix = np.array(result['confusion_matrix'])
         sections += [('Confusion matrix', confusion_section(matrix, dataset.class_names)),
                      ('Most confident mistakes', mistakes_section(dataset, probabilities))]
-    sections += [('Data', data_section(dataset, labeled, flags, matrix)), ('Labeled images', samples),
-                 ('The run', run_section(record, result))]
+    sections += [('Data', data_section(dataset, labeled, flags, matrix)), ('Labeled images', report.samples),
+                 ('The run', run_section(report.record, result))]
     with open(FRAME, encoding='utf-8') as file:
         frame = string.Template(file.read())
     return frame.substitute(
         title=escape(title(flags, labeled)),
         state='%s %s' % ('Finished' if result else 'Not finished yet; as of', time.strftime('%Y-%m-%d %H:%M:%S %z')),
-        body=key_figures(rows, epochs, flags, result) + ''.join(
+        body=key_figures(rows, report.epochs, flags, result) + ''.join(
             '<section>\n<h2>%s</h2>\n%s\n</section>\n' % section for section in sections))
 
 

@@ -1,6 +1,7 @@
 """How good the weights are, and which are kept: the mean softmax over an image's test views, under the statistics that fit the weights."""
 import contextlib
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,21 +18,13 @@ EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger one
 class Evaluation:
     """The errors of a run: during training as --eval-every asks for, at its end those of the weights that --keep keeps.
 
-    images: batches.Images of `dataset`, of which the images `labeled` are; batches, steps: those of the training, for --recompute-norm;
-    checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved; stop: training.StopSignals; ranks: collective.Ranks,
-    which share the images and have the same errors.
+    evaluators: Evaluators of `dataset`, of which the images `labeled` are; statistics: a function that gives the block within which the
+    model has the statistics to evaluate with; checkpoints: Checkpoints, which keep the best weights; args: the flags, resolved.
     """
 
-    def __init__(self, model, inference_model, images, dataset, labeled, batches, steps, checkpoints, args, stop, ranks):
+    def __init__(self, evaluators, dataset, labeled, statistics, checkpoints, args):
         self.dataset, self.labels, self.checkpoints, self.args = dataset, dataset.train_labels[labeled], checkpoints, args
-        counts = [ranks.per_rank(len(images)) for images in (images.test, images.valid) if len(images)]
-        size = evaluation_batch(*counts, image_size=args.image_size)
-        self._test, self._valid, self._labeled = (DenseEvaluator(inference_model, part, args.seed, args.flip, stop, ranks, size)
-                                                  for part in (images.test, images.valid, images.labeled))
-        self._statistics = contextlib.nullcontext
-        if args.recompute_norm or not ranks.alone:
-            statistics = NormStatistics(model, batches, steps, ranks)
-            self._statistics = statistics.measured if args.recompute_norm else statistics.of_rank_0
+        (self._test, self._valid, self._labeled), self._statistics = evaluators, statistics
 
     def after_epoch(self, rows):
         """Add the error of the weights as they are to the last of a run's rows if it is time, and note whether they are the best."""
@@ -68,6 +61,34 @@ class Evaluation:
 def best_row(rows):
     """The row of the least validation error, the first of equals; None if none has one."""
     return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'], default=None)
+
+
+class Evaluators(NamedTuple):
+    """The DenseEvaluators of a run's images."""
+    test: 'DenseEvaluator'
+    valid: 'DenseEvaluator'
+    labeled: 'DenseEvaluator'
+
+
+def make_evaluators(model, images, args, stop, ranks):
+    """The Evaluators of an inference model. images: batches.Images; args: the flags; stop: training.StopSignals; ranks: collective.Ranks."""
+    counts = [ranks.per_rank(len(part)) for part in (images.test, images.valid) if len(part)]
+    size = evaluation_batch(*counts, image_size=args.image_size)
+
+    def views(part, first):
+        return test_views(part, first, args.seed, args.flip)
+    return Evaluators(*(DenseEvaluator(model, part, views, stop, ranks, size) for part in (images.test, images.valid, images.labeled)))
+
+
+def evaluation_statistics(model, batches, steps, ranks, recompute):
+    """A function that gives the block within which a model has the statistics to evaluate with: measured anew, or training's averages.
+
+    batches, steps: those of the training; ranks: collective.Ranks.
+    """
+    if ranks.alone and not recompute:
+        return contextlib.nullcontext
+    statistics = NormStatistics(model, batches, steps, ranks)
+    return statistics.measured if recompute else statistics.of_rank_0
 
 
 class NormStatistics:
@@ -113,20 +134,21 @@ def evaluation_batch(*counts, image_size=32):
 
 
 class DenseEvaluator:
-    """A model's probabilities for images, in batches of one size, by default what fits them best. Each of the ranks takes a part of the images.
+    """A model's probabilities for images, in batches of one size, by default what fits them best. Each of the ranks takes some of the images.
 
-    images: normalised float32 (n, s, s, 3). The views depend on (seed, image), so every evaluation sees the same ones.
+    images: normalised float32 (n, s, s, 3); views(images, first): the views of images number first, first + 1, ..., the first of them the
+    images themselves; stop: training.StopSignals; ranks: collective.Ranks.
     """
 
-    def __init__(self, model, images, seed, flip, stop, ranks, size=None):
-        self.model, self.images, self.seed, self.flip, self.stop, self.ranks = model, images, seed, flip, stop, ranks
+    def __init__(self, model, images, views, stop, ranks, size=None):
+        self.model, self.images, self.views, self.stop, self.ranks = model, images, views, stop, ranks
         self.own = self.ranks.per_rank(len(images))        # images
         self.size = size or evaluation_batch(self.own, image_size=images.shape[1])
 
     def __call__(self):
-        """Two float32 arrays (n, classes): the mean softmax over all test views, and that of the view that is the image itself."""
+        """Two float32 arrays (n, classes): the mean softmax over all views, and that of the view that is the image itself."""
         dense, one_view = [], []
-        for views in self._batches(lambda images, first: test_views(images, first, self.seed, self.flip)):
+        for views in self._batches(self.views):
             outputs = [self.model.predict_on_batch(view) for view in views]
             dense.append(np.mean(outputs, axis=0))
             one_view.append(outputs[0])

@@ -2,7 +2,7 @@
 import math
 import signal
 import time
-from typing import List, NamedTuple
+from typing import Callable, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -132,35 +132,61 @@ def assign(variables, arrays):
         variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
 
 
-def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, checkpoint, after_epoch, stop, callbacks=(),
-          verbose=True):
+class Schedule(NamedTuple):
+    """How long a run trains, and at which rate."""
+    base_rate: float        # learning rate of the first step
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def steps(self):
+        """Of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def rate(self, t):
+        """The learning rate of step t, a number or a scalar tensor."""
+        return learning_rate(self.base_rate, t, self.steps)
+
+
+class Hooks(NamedTuple):
+    """What train does beside the steps.
+
+    save(progress) is called when is_due(step) on any rank, and when the run stops; after_epoch(rows) gets a row of means for each
+    finished epoch and may add to the last; Keras callbacks are told of the start of training and of each step.
+    """
+    is_due: Callable
+    save: Callable
+    after_epoch: Callable
+    callbacks: Sequence = ()
+    verbose: bool = True        # whether there is a progress line
+
+
+def train(train_step, batches, schedule, progress, stop, hooks):
     """Run every step from progress.step on, and Keras' progress line for each epoch.
 
-    train_step is a training_function's, batches[t] step t's (inputs, targets). after_epoch(rows) gets a row of means for each
-    finished epoch and may add to the last; checkpoint is (is_due, save): save(progress) is called when is_due(step) on any rank, and when
-    the run stops. Keras callbacks are told of the start of training and of each step.
+    train_step is a training_function's, batches[t] step t's (inputs, targets); schedule: a Schedule; stop: StopSignals; hooks: Hooks.
     What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
     Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
     """
-    last, (is_due, save) = steps_per_epoch * epochs, checkpoint
+    last, steps_per_epoch, verbose = schedule.steps, schedule.steps_per_epoch, hooks.verbose
 
     def ask(step):
-        return [*stop.received, is_due(step)]
+        return [*stop.received, hooks.is_due(step)]
 
     def close_epoch(progress):
         row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
-                   learning_rate=learning_rate(base_rate, progress.step - 1, last),
+                   learning_rate=schedule.rate(progress.step - 1),
                    **{name: total / (1 if name == 'seconds' else steps_per_epoch) for name, total in progress.totals.items()})
         rows = progress.rows + [row]
         try:
-            after_epoch(rows)
+            hooks.after_epoch(rows)
         except Interrupted:
-            save(progress)
+            hooks.save(progress)
             stop.check()        # which waits until rank 0 has saved
             raise
         return progress._replace(totals={}, rows=rows)
 
-    for callback in callbacks:
+    for callback in hooks.callbacks:
         callback.on_train_begin()
     if progress.totals and progress.step % steps_per_epoch == 0:    # stopped between an epoch's last step and its row
         progress = close_epoch(progress)
@@ -169,15 +195,15 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, che
         epoch, done = divmod(progress.step, steps_per_epoch)
         bar = keras.utils.Progbar(steps_per_epoch, verbose=int(verbose))
         if verbose:
-            print('Epoch %d/%d' % (epoch + 1, epochs))
+            print('Epoch %d/%d' % (epoch + 1, schedule.epochs))
         if done:
             bar.update(done, [(name, total / done) for name, total in progress.totals.items() if name != 'seconds'])
         for t in range(progress.step, (epoch + 1) * steps_per_epoch):
             started = time.perf_counter()
-            for callback in callbacks:
+            for callback in hooks.callbacks:
                 callback.on_train_batch_begin(t)
             metrics = train_step(*next(upcoming), lambda: ask(t + 1))
-            for callback in callbacks:
+            for callback in hooks.callbacks:
                 callback.on_train_batch_end(t)
             votes = metrics.pop('votes', None)      # alone the same is asked below, after the step
             if not np.isfinite(metrics['loss']) or votes is not None and votes[-1]:
@@ -190,7 +216,7 @@ def train(train_step, batches, steps_per_epoch, epochs, base_rate, progress, che
                 progress = close_epoch(progress)
             *received, due = ask(t + 1) if votes is None else votes[:-1]
             if due or any(received):
-                save(progress)
+                hooks.save(progress)
             if any(received):       # a signal that came later waits for the next step
                 stop.check()        # which waits until rank 0 has saved
     return progress
