@@ -81,7 +81,8 @@ def stopping(train):
 
     def stopped(train_step, batches, schedule, progress, stop, hooks):
         def due(step):
-            stop.received[training.SIGNALS.index(signal.SIGTERM)] = step == STOPPED - 1
+            if step == STOPPED - 1:
+                stop.received[training.SIGNALS.index(signal.SIGTERM)] = 1
             return hooks.is_due(step)
         return train(train_step, batches, schedule, progress, stop, hooks._replace(is_due=due))
     return stopped
