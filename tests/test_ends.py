@@ -203,6 +203,27 @@ def test_a_second_signal_of_a_kind_ends_the_process_and_its_echo_does_not(tmp_pa
     patient.communicate()
 
 
+PRINTS_AND_WAITS = '''
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from sesemi.system import signals
+signals.watch()
+print('Seed 0: error rate 0.5')       # kept in Python's buffer
+if sys.argv[2:]:
+    sys.stdout = None       # as in a program whose standard output was closed from the start
+os.write(1, b'ready')
+threading.Event().wait()
+'''
+
+
+@pytest.mark.parametrize('closed, printed', [([], 'Seed 0: error rate 0.5\n'), (['closed'], '')])
+def test_what_was_printed_before_a_signal_is_not_lost(closed, printed):
+    process = programs.start(sys.executable, '-c', PRINTS_AND_WAITS, PROJECT, *closed)
+    programs.read_until(process, 'ready')
+    process.terminate()
+    assert programs.result(process) == (143, printed, 'Stopped by SIGTERM.\n')
+
+
 def test_a_python_program_that_calls_this_one_keeps_its_handlers():
     before = signal.getsignal(signal.SIGTERM)
     with signals.taken_by(print):

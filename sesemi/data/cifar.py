@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import os
+import secrets
 import tarfile
 import urllib.request
 import zlib
@@ -95,7 +96,7 @@ def download(data, directory):
     try:
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, name)
-        beside = os.path.join(directory, UNFINISHED + name)
+        beside = os.path.join(directory, UNFINISHED + secrets.token_hex(4))     # no two processes write one file
         with signals.removed_if_unfinished(beside):
             if _fetch(URL + name, beside) != SHA256[data]:
                 raise ValueError('what came is not the official archive')

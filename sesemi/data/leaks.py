@@ -9,7 +9,7 @@ from sesemi.errors import listed
 def find_leaks(dataset, train, test, unlabeled, valid):
     """One line that counts them and names the first, '' if there are none.
 
-    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images as identity.data_checksum gives them.
+    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images as checksum.data_checksum gives them.
     """
     found = []
     for kind, part, names, inside, other, other_names in (

@@ -83,7 +83,7 @@ class Ranks:
         """The sum over the ranks of an int32 tensor of the graph, which is not a variable."""
         if self.device == 'npu':
             return npu.all_reduce(tensor)
-        with tf.device(self._task + '/device:CPU:0'):       # NCCL has no whole numbers of TensorFlow's
+        with tf.device(self._task + '/device:CPU:0'):       # all of a group are on one kind of device, and so is what is fed
             return tf.raw_ops.CollectiveReduce(
                 input=tensor, group_size=self.world_size, group_key=2, instance_key=next(_keys), merge_op='Add', final_op='Id',
                 subdiv_offsets=[0], communication_hint='ring')
@@ -189,6 +189,7 @@ class Ranks:
     @property
     def _task(self):
         return '/job:worker/task:%d' % self.rank
+
 
 class _Clock(threading.Thread):
     """Counts the seconds that this process runs, not those from Ctrl-Z to fg, and ends it behind the limit of a block."""

@@ -69,12 +69,17 @@ def end(status, sentence):
     """End the process, whatever its other threads do, with a sentence on standard error."""
     for path in list(_unfinished):
         _remove(path)
-    flush = threading.Thread(target=sys.stdout.flush, daemon=True)      # another thread may hold the stream for ever
+    flush = threading.Thread(target=_flush, daemon=True)        # another thread may hold the stream for ever
     flush.start()
     flush.join(1)
     with contextlib.suppress(OSError):
         os.write(2, sentence.encode(errors='backslashreplace') + b'\n')
     os._exit(status)
+
+
+def _flush():
+    with contextlib.suppress(OSError, AttributeError):      # nobody reads it, or it was closed from the start
+        sys.stdout.flush()
 
 
 def _remove(path):
