@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import warnings
+from typing import NamedTuple
 
 if __name__ == '__main__':
     from sesemi.system import output, signals
@@ -22,7 +23,7 @@ from sesemi import flags
 from sesemi.data.batches import TwoBranchBatches, choose_whitening, prepare_images
 from sesemi.data.cache import Cache, default_folder
 from sesemi.data.checksum import data_checksum
-from sesemi.data.datasets import load_dataset
+from sesemi.data.datasets import Dataset, load_dataset
 from sesemi.data.leaks import find_leaks
 from sesemi.data.split import choose_labeled, split_validation
 from sesemi.device import precision
@@ -30,8 +31,7 @@ from sesemi.device.ranks import RankInfo, find_gpus, find_rank
 from sesemi.errors import InputError
 from sesemi.record import comparison
 from sesemi.record.identity import PROJECT, run_identity
-from sesemi.record.observer import observe
-from sesemi.record.run_folder import Clock, flags_to_resume
+from sesemi.record.run_folder import Clock, flags_to_resume, open_run
 from sesemi.settings import MOMENTUM, PRESETS, default_directory, dropout_rates
 from sesemi.system import signals
 from sesemi.system.command_line import program
@@ -55,6 +55,27 @@ def parse_args(argv):
     return argparse.Namespace(**args)
 
 
+class Plan(NamedTuple):
+    """What a run does."""
+    args: argparse.Namespace    # every flag with its value
+    steps_per_epoch: int
+    why_whitening: str          # '' if it was asked for
+
+
+class Data(NamedTuple):
+    """What a run learns from and is measured by."""
+    dataset: Dataset        # as read
+    checksum: str           # of all its images and labels
+    chosen: np.ndarray      # int64 (--labels,): which of its training images are labeled
+    trained: Dataset        # what is trained on: less the images that --validation takes out
+    labeled: np.ndarray     # int64: which of its training images are labeled
+
+    @property
+    def held_out(self):
+        """The names of the labeled images that --validation takes out; none if `dataset` has its own validation images."""
+        return () if self.trained is self.dataset else self.trained.valid_names
+
+
 def train_and_evaluate(args, info=RankInfo()):
     """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
 
@@ -62,99 +83,90 @@ def train_and_evaluate(args, info=RankInfo()):
     folder of the run. Raises InputError, training.Diverged and training.Interrupted.
     """
     clock = Clock()
-    with contextlib.ExitStack() as stack:
-        observer = None if info.rank else stack.enter_context(observe(args))
-
+    with contextlib.nullcontext() if info.rank else open_run(args.result, vars(args)) as run:
         # 1. Read
         cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, info.local_size, args.join_timeout)
         dataset, checksum = read(args, cache)
 
         # 2. Choose the labels
-        chosen = observer.read_split(dataset, checksum) if observer else None
-        if chosen is None:
+        if run and run.resuming:
+            chosen = run.read_split(dataset, checksum)
+        else:
             chosen = choose_labeled(dataset, args.labels, args.split_seed)
-        trained, labeled = split_validation(dataset, chosen, args.validation)
-        args, steps_per_epoch, why_whitening = resolve_flags(args, trained, len(labeled), info)
+        data = Data(dataset, checksum, chosen, *split_validation(dataset, chosen, args.validation))
+        plan = make_plan(args, data, info)
         clock.lap('reading')
-        finished = observer and observer.error_rate is not None
-        if finished and info.world_size == 1:
+        if run and run.error_rate is not None and info.world_size == 1:
             print('%s holds the finished run.' % args.result)
-            return observer.error_rate
+            return run.error_rate
+        return train_on(data, plan, info, run, cache, clock)
 
-        import networks  # these import TensorFlow: only now, when all that can be checked without it has been
-        from sesemi.device import collective, devices, runtime
-        from sesemi.training import training
-        from sesemi.training.checkpoints import Checkpoints
-        from sesemi.training.classifier import Classifier
-        from sesemi.training.evaluation import Evaluation, evaluation_statistics, make_evaluators
-        device, options, why = devices.choose_for_run(args, info)
-        print(in_words(args, trained, len(labeled), steps_per_epoch, device, (why_whitening, why)))
 
-        # 3. Normalise and whiten
-        images = prepare_images(trained, checksum if trained is dataset else data_checksum(trained), labeled, args.method, args.whitening, cache)
+def train_on(data, plan, info, run, cache, clock):
+    """Steps 3 to 7 of a run: the error rate. plan: a Plan; run: the Run of rank 0, None on other ranks; clock: a Clock."""
+    import networks  # these import TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.device import collective, devices, runtime
+    from sesemi.record.observer import Observer
+    from sesemi.training import training
+    from sesemi.training.checkpoints import Checkpoints
+    from sesemi.training.classifier import Classifier
+    from sesemi.training.evaluation import Evaluation, evaluation_statistics, make_evaluators
+    args = plan.args
+    device, options, why_device = devices.choose_for_run(args, info)
+    print(in_words(data, plan, device, why_device))
 
-        # 4. Batches: augmented labeled images beside augmented images in six proxy views
-        labels_one_hot = np.eye(len(trained.class_names), dtype=np.float32)[trained.train_labels[labeled]]
-        batches = TwoBranchBatches(images.labeled, labels_one_hot, images.unlabeled, args.batch_size, args.flip, args.seed,
-                                   info.rank, info.world_size, oversample=not args.no_oversample)
-        clock.lap('preparing')
+    # 3. Normalise and whiten
+    checksum = data.checksum if data.trained is data.dataset else data_checksum(data.trained)
+    images = prepare_images(data.trained, checksum, data.labeled, args.method, args.whitening, cache)
 
-        ranks = collective.Ranks(info, device, args.join_timeout, args.peer_timeout)
-        stack.enter_context(runtime.open_session(device, options, ranks))
+    # 4. Batches: augmented labeled images beside augmented images in six proxy views
+    labels = np.eye(len(data.trained.class_names), dtype=np.float32)[data.trained.train_labels[data.labeled]]
+    batches = TwoBranchBatches(images.labeled, labels, images.unlabeled, args.batch_size, args.flip, args.seed,
+                               info.rank, info.world_size, oversample=not args.no_oversample)
+    clock.lap('preparing')
+
+    ranks = collective.Ranks(info, device, args.join_timeout, args.peer_timeout)
+    with runtime.open_session(device, options, ranks):
         ranks.join()
-        ranks.check_equal({**run_identity(args, checksum, chosen), 'the device': device})
-        if ranks.broadcast(b'finished' if finished else b''):
+        ranks.check_equal({**run_identity(args, data.checksum, data.chosen), 'the device': device})
+        if ranks.broadcast(b'finished' if run and run.error_rate is not None else b''):
             print('%s holds the finished run.' % args.result)
-            return observer and observer.error_rate
-        if observer:
-            observer.start(args, device, dataset, chosen, checksum, trained.valid_names if args.validation else ())
-        stop = stack.enter_context(training.StopSignals(ranks.sum))
+            return run and run.error_rate
+        with training.StopSignals(ranks.sum) as stop:
+            # 5. A trunk and two heads
+            build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
+            model, inference_model = build(args.network, images.test.shape[1:], labels.shape[1],
+                                           **dropout_rates(args.data, args.network, args.method), seed=args.seed,
+                                           batch_number=ranks.batch_number())
+            classifier = Classifier(inference_model, images.whitener, data.trained.class_names, args.fit, args.whitening)
 
-        # 5. A trunk and two heads
-        build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
-        model, inference_model = build(args.network, images.test.shape[1:], len(trained.class_names),
-                                       **dropout_rates(args.data, args.network, args.method), seed=args.seed,
-                                       batch_number=ranks.batch_number())
+            # 6. Train
+            schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), plan.steps_per_epoch, args.epochs)
+            optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps), MOMENTUM, options, ranks)
+            weights = training.balanced_weights(labels) if args.class_weights else None
+            train_step = training.training_function(model, optimizer, weights, ranks)
+            checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, plan.steps_per_epoch, args.checkpoint_minutes, ranks)
+            progress = checkpoints.restore()
+            statistics = evaluation_statistics(model, batches, schedule.steps, ranks, args.recompute_norm)
+            evaluators = make_evaluators(inference_model, images, args, stop, ranks)
+            evaluation = Evaluation(evaluators, data.trained, data.labeled, statistics, checkpoints, args)
+            observer = run and Observer(run, plan, device, data, batches, progress)
+            callbacks = runtime.profiler(device, options, model, schedule.steps)
+            hooks = training_hooks(evaluation, checkpoints, observer, callbacks, not args.quiet)
+            progress = training.train(train_step, batches, schedule, progress, stop, hooks)
+            hooks.save(progress)
+            clock.lap('training')
 
-        # 6. Train
-        schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), steps_per_epoch, args.epochs)
-        optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps), MOMENTUM, options, ranks)
-        weights = training.balanced_weights(labels_one_hot) if args.class_weights else None
-        train_step = training.training_function(model, optimizer, weights, ranks)
-        checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, steps_per_epoch, args.checkpoint_minutes, ranks)
-        progress = checkpoints.restore()
-        statistics = evaluation_statistics(model, batches, schedule.steps, ranks, args.recompute_norm)
-        evaluators = make_evaluators(inference_model, images, args, stop, ranks)
-        evaluation = Evaluation(evaluators, trained, labeled, statistics, checkpoints, args)
-        classifier = Classifier(inference_model, images.whitener, trained.class_names, args.fit, args.whitening)
-        if observer:
-            observer.watch(args, trained, labeled, batches, steps_per_epoch, progress)
-
-        def save(progress):
+            # 7. Evaluate: the mean softmax over the test views
+            with evaluation.kept_weights(progress.rows) as kept:
+                probabilities, metrics = evaluation.test()
+                kept_weights = classifier.read()
+            metrics.update(validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+            clock.lap('evaluating')
             if observer:
-                observer.check_held()
-            checkpoints.save(progress)
-
-        def after_epoch(rows):
-            evaluation.after_epoch(rows)
-            if observer:
-                observer.after_epoch(rows)
-        callbacks = runtime.profiler(device, options, model, schedule.steps)
-        hooks = training.Hooks(checkpoints.is_due, save, after_epoch, callbacks, verbose=not args.quiet)
-        progress = training.train(train_step, batches, schedule, progress, stop, hooks)
-        save(progress)
-        clock.lap('training')
-
-        # 7. Evaluate: the mean softmax over the test views
-        with evaluation.kept_weights(progress.rows) as kept:
-            probabilities, metrics = evaluation.test()
-            kept_weights = classifier.read()
-        metrics.update(validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
-        clock.lap('evaluating')
-        if observer:
-            classifier.save(os.path.join(args.result, 'sesemi.h5'), kept_weights)
-            observer.finish(progress.rows, probabilities, metrics, clock.laps)
-        return metrics['classification_error_rate']
+                classifier.save(os.path.join(args.result, 'sesemi.h5'), kept_weights)
+                observer.finish(progress.rows, probabilities, metrics, clock.laps)
+            return metrics['classification_error_rate']
 
 
 def read(args, cache):
@@ -168,19 +180,19 @@ def read(args, cache):
     return dataset, checksum
 
 
-def resolve_flags(args, dataset, labeled, info):
-    """Give the flags that depend on the data, on where it lies and on the number of ranks their values: (a copy of the flags, steps an
-    epoch, the reason for the whitening).
+def make_plan(args, data, info):
+    """The Plan of a run: the flags that depend on the data, on where it lies and on the number of ranks get their values.
 
-    dataset: what is trained on; labeled: how many images. An epoch is a pass of the self branches of all ranks: over the labeled
-    images, in ssl over all. Raises InputError when --keep best has nothing to choose by.
+    An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all. Raises InputError when --keep best has
+    nothing to choose by.
     """
+    dataset = data.trained
     validated = len(dataset.valid_labels) > 0
     eval_every = int(validated or args.method == 'ssl') if args.eval_every is None else args.eval_every
     if args.keep == 'best' and not (validated and eval_every):
         raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
     preset = PRESETS[args.data]
-    images = len(dataset.unlabeled_images) if args.method == 'ssl' else labeled
+    images = len(dataset.unlabeled_images) if args.method == 'ssl' else len(data.labeled)
     epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
     steps_per_epoch = max(1, images // (args.batch_size * info.world_size))
     if preset.steps:
@@ -189,21 +201,36 @@ def resolve_flags(args, dataset, labeled, info):
     resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data), epochs=args.epochs or epochs, eval_every=eval_every,
                     whitening=whitening, precision_mode=precision.resolve(precision.known_device(args.device), args.precision_mode),
                     rank=info.rank, ranks=info.world_size)
-    return argparse.Namespace(**resolved), steps_per_epoch, why
+    return Plan(argparse.Namespace(**resolved), steps_per_epoch, why)
 
 
-def in_words(args, dataset, labeled, steps_per_epoch, device, reasons):
-    """What a run is about to do: two lines.
-
-    args: resolved; dataset: what is trained on; labeled: how many images; reasons: for the whitening, '' if it was asked for, and the device.
-    """
-    why_whitening, why_device = reasons
+def in_words(data, plan, device, why_device):
+    """What a run is about to do: two lines."""
+    args, dataset = plan.args, data.trained
     return (
         '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
         'Whitening: %s%s.%s') % (
-            args.data, args.network, args.method, labeled, len(dataset.train_images), len(dataset.valid_labels), len(dataset.test_labels),
-            len(dataset.class_names), args.epochs, steps_per_epoch, '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
-            args.whitening, ' (%s)' % why_whitening if why_whitening else '', precision.opening_words(device, args.precision_mode, tensorflow_version()))
+            args.data, args.network, args.method, len(data.labeled), len(dataset.train_images), len(dataset.valid_labels),
+            len(dataset.test_labels), len(dataset.class_names), args.epochs, plan.steps_per_epoch,
+            '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
+            args.whitening, ' (%s)' % plan.why_whitening if plan.why_whitening else '',
+            precision.opening_words(device, args.precision_mode, tensorflow_version()))
+
+
+def training_hooks(evaluation, checkpoints, observer, callbacks, verbose):
+    """What is done beside the steps: the evaluations, checkpoints and, on rank 0, what the observer writes and prints."""
+    from sesemi.training.training import Hooks
+
+    def save(progress):
+        if observer:
+            observer.check_held()
+        checkpoints.save(progress)
+
+    def after_epoch(rows):
+        evaluation.after_epoch(rows)
+        if observer:
+            observer.after_epoch(rows)
+    return Hooks(checkpoints.is_due, save, after_epoch, callbacks, verbose)
 
 
 def train_runs(args, info):

@@ -30,7 +30,7 @@ def started(images, folder, *given):
 def a_run(images, folder):
     """Record the start of a run as the program does."""
     run, dataset = started(images, folder)
-    run.start(dataset, [0, 1, 6, 7], data_checksum(dataset))
+    run.start(run.flags, None, dataset, [0, 1, 6, 7], data_checksum(dataset))
 
 
 def test_a_damaged_record_is_named_and_left_alone(images, tmp_path):
@@ -80,11 +80,11 @@ def test_a_refused_start_leaves_the_lock_of_another_run(images, tmp_path):
 @pytest.mark.parametrize('again', [False, True])
 def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tmp_path, again):
     run, dataset = started(images, tmp_path / 'run')
-    run.start(dataset, [0, 1, 6, 7], '')
+    run.start(run.flags, None, dataset, [0, 1, 6, 7], '')
     shutil.rmtree(str(tmp_path / 'run'))
     if again:
         started(images, tmp_path / 'run')
-    for write in (lambda: run.log([{'epoch': 1}])), (lambda: run.start(dataset, [0], '')):
+    for write in (lambda: run.log([{'epoch': 1}])), (lambda: run.start(run.flags, None, dataset, [0], '')):
         with pytest.raises(InputError, match='--result .*run: was removed'):
             write()
     assert os.listdir(str(tmp_path)) == again * ['run'] and (not again or os.listdir(str(tmp_path / 'run')) == ['.lock'])

@@ -177,7 +177,7 @@ def a_run(result, images):
     """Record the start of a run as the script does."""
     args = train_evaluate_sesemi.parse_args(folder(str(images), '--result', str(result)))
     dataset = datasets.load_dataset('folder', str(images))
-    run_folder.Run(str(result), vars(args)).start(dataset, [0, 1, 6, 7], data_checksum(dataset))
+    run_folder.Run(str(result), vars(args)).start(vars(args), None, dataset, [0, 1, 6, 7], data_checksum(dataset))
     (result / '.lock').unlink()
 
 

@@ -1,48 +1,21 @@
-"""What a run writes and prints: rank 0's business."""
-import contextlib
-
-from sesemi.record.run_folder import Run
-
-
-@contextlib.contextmanager
-def observe(args):
-    """The block within which the folder of a run is this process's own; gives its Observer. args: the flags."""
-    observer = Observer(args)
-    with observer.run.held():
-        yield observer
+"""What rank 0 of a run writes and prints while it trains and at its end."""
+from sesemi.record.events import Events
+from sesemi.record.live import Report
 
 
 class Observer:
-    """The folder of the run, its log, events, page and epoch line.
+    """Records the run in its folder and begins its log, events and page.
 
-    args: the flags. Raises InputError as run_folder.Run does. A run calls its methods in the order they stand in.
+    run: the run_folder.Run of the folder; plan, data: as train_evaluate_sesemi has them; progress: what the training goes on from.
+    Raises InputError when a file cannot be written.
     """
 
-    def __init__(self, args):
-        self.run = Run(args.result, vars(args))
-
-    @property
-    def error_rate(self):
-        """That of a finished run, else None."""
-        return self.run.error_rate
-
-    def read_split(self, dataset, checksum):
-        """The labeled images of the run that is resumed, as run_folder.Run.read_split has them; None if it is a new one."""
-        return self.run.read_split(dataset, checksum) if self.run.resuming else None
-
-    def start(self, args, device, dataset, chosen, checksum, held):
-        """Record a new run. args: the flags, resolved; dataset, chosen: as read; held: names of images that --validation took out."""
-        self.run.flags, self.run.device = vars(args), device
-        self.run.start(dataset, chosen, checksum, held)
-
-    def watch(self, args, dataset, labeled, batches, steps_per_epoch, progress):
-        """The training begins, from `progress` on. dataset, labeled: what is trained on."""
-        from sesemi.record.events import Events  # imports TensorFlow
-        from sesemi.record.live import Report
-        self.args, self.dataset, self.steps_per_epoch = args, dataset, steps_per_epoch
+    def __init__(self, run, plan, device, data, batches, progress):
+        run.start(vars(plan.args), device, data.dataset, data.chosen, data.checksum, data.held_out)
+        self.run, self.args, self.steps_per_epoch = run, plan.args, plan.steps_per_epoch
         self.images_per_step = batches.images_per_step
-        self.page = Report(args.result, dataset, labeled, args.epochs)
-        self.events = Events(args.result, progress.rows, batches[0][0])
+        self.page = Report(run.folder, data.trained, data.labeled, plan.args.epochs)
+        self.events = Events(run.folder, progress.rows, batches[0][0])
 
     def check_held(self):
         """Raises InputError when the folder is no longer this run's, as run_folder.Run has it."""

@@ -26,6 +26,14 @@ RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_vie
 FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
 
 
+@contextlib.contextmanager
+def open_run(folder, flags):
+    """The block in which the folder of a run is this process's own; gives its Run."""
+    run = Run(folder, flags)
+    with run.held():
+        yield run
+
+
 class Run:
     """The folder of one run: made and locked at once, so that one that cannot be kept fails before its work.
 
@@ -108,13 +116,14 @@ class Run:
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
-    def start(self, dataset, labeled, checksum, held=()):
+    def start(self, flags, device, dataset, labeled, checksum, held=()):
         """Record what the run is, unless it is resumed. From here on the folder holds a run.
 
-        dataset, labeled: as they were before --validation; held: the names of the labeled images that it has taken out.
+        flags: every one with its value; dataset, labeled: as they were before --validation; held: the names of the labeled images that it
+        has taken out.
         """
         self.check_held()
-        self._started = True
+        self._started, self.flags, self.device = True, flags, device
         if self.resuming:
             self._say_other_precision()
             return
