@@ -1,10 +1,12 @@
-"""Freeze a saved classifier for offline inference: python export_pb.py result/sesemi.h5 sesemi.pb --batch 10000
+"""Freeze a saved classifier for offline inference.
 
-The graph is for atc, the compiler of the Ascend 310: constants instead of variables, one batch size, no learning phase. It
-begins behind contrast normalisation and whitening, because atc computes in float16, where the normalisation of values 0-255
-overflows; --from-images gives the whole graph for CPUs and GPUs. --bins writes what msame feeds to the compiled graph, the
-views of the run's test images; --score reads what msame made of them and ends with `classification error rate: 0.xxxx`, the
-result.json's. Exit status 2: wrong input.
+    python export_pb.py result/sesemi.h5 sesemi.pb --batch 10000
+
+The graph is for atc, the compiler of the Ascend 310: constants instead of variables, one batch size, no
+learning phase. It begins behind contrast normalisation and whitening, because atc computes in float16, where
+the normalisation of values 0-255 overflows; --from-images gives the whole graph for CPUs and GPUs. --bins
+writes what msame feeds to the compiled graph, the views of the run's test images; --score reads what msame
+made of them and ends with `classification error rate: 0.xxxx`, the result.json's. Exit status 2: wrong input.
 """
 import json
 import math
@@ -45,22 +47,25 @@ def export(args):
         classifier,  # imports TensorFlow: only now, when all that can be checked without it has been
     )
     with open_session('cpu'):
-        keras.backend.set_learning_phase(0)     # before the layers are made: later their Switch and Merge nodes are there
+        # before the layers are made: later their Switch and Merge nodes are there
+        keras.backend.set_learning_phase(0)
         model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
         files.write_atomic(args.pb, freeze(model, start, name, args.batch).SerializeToString())
         shape = [args.batch] + [int(side) for side in start.shape[1:]]
-        print('%s: %s float32 %s -> %s float32 %s' % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
+        print('%s: %s float32 %s -> %s float32 %s'
+              % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
         if args.from_images:
-            print('It takes values 0-255 and is for TensorFlow on CPUs and GPUs. It is not for atc, whose float16 overflows in '
-                  'the contrast normalisation; for atc leave --from-images out.')
+            print('It takes values 0-255 and is for TensorFlow on CPUs and GPUs. It is not for atc, whose '
+                  'float16 overflows in the contrast normalisation; for atc leave --from-images out.')
             return
         base = os.path.splitext(args.pb)[0]
         print('atc --model=%s --framework=3 --output=%s --soc_version=Ascend310 --input_shape="%s:%s"' % (
             shlex.quote(args.pb), shlex.quote(base), name, ','.join(map(str, shape))))
         if args.bins:
-            write_bins(args.bins, keras.Model(model.input, whitened), dataset, flags['seed'], flags['flip'], args.batch)
+            write_bins(args.bins, keras.Model(model.input, whitened), dataset, flags['seed'], flags['flip'],
+                       args.batch)
             print('./msame --model %s --input %s --output outputs --outfmt BIN' % (
                 shlex.quote(base + '.om'), shlex.quote(os.path.join(args.bins, VIEWS))))
             print('python export_pb.py --score %s outputs' % shlex.quote(args.bins))
@@ -69,26 +74,30 @@ def export(args):
 def freeze(model, start, name, batch):
     """The part of `model` between the tensor `start` and its output, as a GraphDef of constants.
 
-    The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have been made in
-    learning phase 0, in the current Keras session.
+    The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have
+    been made in learning phase 0, in the current Keras session.
     """
     from sesemi.device.backend import keras, tf
     output = [model.output.op.name]
-    whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), start.graph.as_graph_def(), output)
+    definition = start.graph.as_graph_def()
+    whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), definition, output)
     with tf.Graph().as_default() as graph:
         placeholder = tf.placeholder(tf.float32, [batch] + start.shape.as_list()[1:], name=name)
         tf.import_graph_def(whole, {start.name: placeholder}, name='')
     part = tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
-    # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do not know
+    # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do
+    # not know
     return tf.train.export_meta_graph(graph_def=part, strip_default_attrs=True).graph_def
 
 
-# The test images' views, and what became of them ----------------------------------------------------------------------
+# The test images' views, and what became of them
 
 def read_run(model_path, directory):
-    """(flags, Dataset) of the run that saved the model. directory: where its data is now; None: where it was then.
+    """(flags, Dataset) of the run that saved the model. directory: where its data is now; None: where it was
+    then.
 
-    Raises InputError when the record of the run is not beside the model, or the images are not those of the run.
+    Raises InputError when the record of the run is not beside the model, or the images are not those of the
+    run.
     """
     folder = os.path.dirname(model_path)
     stored = run_folder.stored_record(folder)
@@ -99,20 +108,24 @@ def read_run(model_path, directory):
     dataset = load_dataset(flags['data'], directory or flags['dataset'], flags['image_size'], flags['fit'],
                            with_unlabeled=flags['method'] == 'ssl')
     if data_checksum(dataset) != stored['data_checksum']:
-        raise InputError('--bins: the images found are not those of the run that left %s; give these by --dataset.' % model_path)
+        raise InputError('--bins: the images found are not those of the run that left %s; give these by '
+                         '--dataset.' % model_path)
     return flags, dataset
 
 
 def write_bins(folder, normalise, dataset, seed, flip, batch):
-    """Write the views that evaluation.DenseEvaluator has of the test images, float32 NHWC, a file for each batch and view.
+    """Write the views that evaluation.DenseEvaluator has of the test images, float32 NHWC, a file for each
+    batch and view.
 
-    normalise: a Keras model from values 0-255 to what the frozen graph takes. The last batch is filled up with zeros. Beside
-    the folder of views, of which msame reads every file, go the labels, int32 (images,), and the manifest, as the last.
+    normalise: a Keras model from values 0-255 to what the frozen graph takes. The last batch is filled up
+    with zeros. Beside the folder of views, of which msame reads every file, go the labels, int32 (images,),
+    and the manifest, as the last.
     """
     try:
         os.makedirs(os.path.join(folder, VIEWS), exist_ok=True)
     except OSError as error:
-        raise InputError('--bins %s: cannot be made (%s); give another folder.' % (folder, error.strerror)) from None
+        raise InputError('--bins %s: cannot be made (%s); give another folder.'
+                         % (folder, error.strerror)) from None
     for first in range(0, len(dataset.test_images), batch):
         parts = chunks(dataset.test_images[first:first + batch])
         images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
@@ -122,7 +135,8 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
                                    np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
     files.write_atomic(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
     files.write_json(os.path.join(folder, MANIFEST), {
-        'batch': batch, 'images': len(dataset.test_images), 'views': number + 1, 'classes': len(dataset.class_names),
+        'batch': batch, 'images': len(dataset.test_images), 'views': number + 1,
+        'classes': len(dataset.class_names),
         'view_dtype': 'float32', 'label_dtype': 'int32'})
 
 
@@ -132,7 +146,9 @@ def view_name(batch, view):
 
 
 def score(bins, outputs):
-    """The error rate of msame's outputs, the softmax of each file of views, averaged over the views. Raises InputError."""
+    """The error rate of msame's outputs, the softmax of each file of views, averaged over the views. Raises
+    InputError.
+    """
     manifest, labels = read_manifest(bins)
     found = defaultdict(list)
     for path in sorted(Path(outputs).rglob('*_0.bin')):     # below a folder that msame names after the time
@@ -147,7 +163,9 @@ def score(bins, outputs):
 
 
 def read_manifest(folder):
-    """What --bins left beside the views: (manifest, labels int32 (images,)). Raises InputError when it is not whole."""
+    """What --bins left beside the views: (manifest, labels int32 (images,)). Raises InputError when it is not
+    whole.
+    """
     try:
         with open(os.path.join(folder, MANIFEST)) as file:
             manifest = json.load(file)
@@ -155,7 +173,8 @@ def read_manifest(folder):
         if len(labels) != manifest['images']:
             raise ValueError('%s and %s do not fit' % (MANIFEST, LABELS))
     except (OSError, ValueError) as error:
-        raise InputError('--score %s: not a whole folder that --bins wrote (%s); write it again.' % (folder, error)) from None
+        raise InputError('--score %s: not a whole folder that --bins wrote (%s); write it again.'
+                         % (folder, error)) from None
     return manifest, labels
 
 
@@ -173,18 +192,23 @@ def read_output(outputs, paths, name, shape):
     return probabilities.reshape(shape)
 
 
-# Flags --------------------------------------------------------------------------------------------------------------
+# Flags
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
     parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.')
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
     parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
-    parser.add_argument('--batch', type=whole(1), metavar='N', help='images the graph takes at once (default: %d)' % BATCH)
-    parser.add_argument('--from-images', action='store_true', help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
-    parser.add_argument('--bins', metavar='DIR', help="also write the views of the run's test images for msame, to a new folder")
-    parser.add_argument('--dataset', metavar='DIR', help='their files, if they are not where the run found them')
-    parser.add_argument('--score', nargs=2, metavar=('BINS', 'OUTPUTS'), help='instead of all this: print the error rate of what '
+    parser.add_argument('--batch', type=whole(1), metavar='N',
+                        help='images the graph takes at once (default: %d)' % BATCH)
+    parser.add_argument('--from-images', action='store_true',
+                        help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
+    parser.add_argument('--bins', metavar='DIR',
+                        help="also write the views of the run's test images for msame, to a new folder")
+    parser.add_argument('--dataset', metavar='DIR',
+                        help='their files, if they are not where the run found them')
+    parser.add_argument('--score', nargs=2, metavar=('BINS', 'OUTPUTS'),
+                        help='instead of all this: print the error rate of what '
                         'msame left in OUTPUTS for the folder of --bins')
     args = parser.parse_intermixed_args(argv)
     if args.score:
@@ -197,9 +221,10 @@ def parse_args(argv):
     if args.dataset and not args.bins:
         parser.error('--dataset is read for --bins DIR only; add that or leave it out')
     if args.from_images and args.bins:
-        parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave one out')
+        parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave '
+                     'one out')
     files.check_writable(args.pb, args.pb)
-    if args.bins and os.path.exists(args.bins) and not (os.path.isdir(args.bins) and not os.listdir(args.bins)):
+    if args.bins and os.path.exists(args.bins) and (not os.path.isdir(args.bins) or os.listdir(args.bins)):
         raise InputError('--bins %s: is there already; give a folder that is new or empty.' % args.bins)
     return args
 

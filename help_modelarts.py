@@ -1,6 +1,7 @@
 """Copies between OBS, ModelArts' object storage, and local folders. The only file that names moxing.
 
-moxing exists on ModelArts alone: it is imported when a URL is to be copied, so that everything else runs on any machine.
+moxing exists on ModelArts alone: it is imported when a URL is to be copied, so that everything else runs on
+any machine.
 """
 import os
 import re
@@ -34,7 +35,8 @@ def copy_in(url, folder):
     Raises ModelArtsError when nothing is there or copying fails.
     """
     if not exists(url):
-        raise ModelArtsError('%s: nothing is there; give the URL of an existing folder.' % without_secrets(url))
+        raise ModelArtsError('%s: nothing is there; give the URL of an existing folder.'
+                             % without_secrets(url))
     os.makedirs(folder, exist_ok=True)
     if _retried(url, 'looked at', lambda storage: storage.is_directory(url)):
         _retried(url, 'copied here', lambda storage: storage.copy_parallel(url, folder))
@@ -50,7 +52,9 @@ def copy_out(folder, url):
 
 
 def without_secrets(text):
-    """The text with the URLs in it cut down to what may be shown: a query or a user part can hold an access key."""
+    """The text with the URLs in it cut down to what may be shown: a query or a user part can hold an access
+    key.
+    """
     return re.sub(r'\?\S*', '', re.sub(r'//[^/\s]*@', '//', text))
 
 
@@ -59,14 +63,15 @@ def _retried(url, deed, access):
     try:
         import moxing
     except Exception as error:      # it imports much, and a broken installation raises more than ImportError
-        raise ModelArtsError('%s: cannot be %s, because moxing cannot be imported (%s: %s); it comes with ModelArts, elsewhere '
-                             'give a local folder.' % (without_secrets(url), deed, type(error).__name__, error)) from None
+        raise ModelArtsError('%s: cannot be %s, because moxing cannot be imported (%s: %s); it comes with '
+                             'ModelArts, elsewhere give a local folder.'
+                             % (without_secrets(url), deed, type(error).__name__, error)) from None
     for pause in PAUSES + (None,):
         try:
             return access(moxing.file)
         except Exception as error:  # the storage client has types of its own
-            problem = '%s: cannot be %s (%s: %s)' % (without_secrets(url), deed, type(error).__name__,
-                                                     without_secrets(' '.join(str(error).split())))
+            why = without_secrets(' '.join(str(error).split()))
+            problem = '%s: cannot be %s (%s: %s)' % (without_secrets(url), deed, type(error).__name__, why)
         if pause is None:
             raise ModelArtsError('%s; tried %d times.' % (problem, len(PAUSES) + 1))
         print('%s; next try in %d s.' % (problem, pause), flush=True)

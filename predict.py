@@ -1,8 +1,8 @@
 """Classify new images with a saved model: python predict.py result/sesemi.h5 FILE|FOLDER...
 
-Prints a line for each image, its path and its most probable classes, or writes them to a CSV file. With --evaluate scores a
-folder that holds a folder of images for each class, and ends with `classification error rate: 0.xxxx`. Exit status 1: some
-images could not be read, all others are done; 2: wrong input.
+Prints a line for each image, its path and its most probable classes, or writes them to a CSV file. With
+--evaluate scores a folder that holds a folder of images for each class, and ends with `classification error
+rate: 0.xxxx`. Exit status 1: some images could not be read, all others are done; 2: wrong input.
 """
 import math
 import os
@@ -30,27 +30,33 @@ from sesemi.training import metrics, model_file
 from utils import list_image_folder
 
 UNKNOWN = 'unknown'         # the class below --threshold
-BATCH_PIXELS = 2 ** 18      # 256 images of 32 x 32; what the network makes of them takes memory, not the images
+# 256 images of 32 x 32; what the network makes of them takes memory, not the images
+BATCH_PIXELS = 2 ** 18
 
 
 def predict(args):
-    """Classify the images that `args` (of parse_args) names and report on them; returns the exit status. Raises RunError."""
+    """Classify the images that `args` (of parse_args) names and report on them; returns the exit status.
+    Raises RunError.
+    """
     metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
     passed_over = PassedOver()
-    paths, labels, labeled_classes = (list_image_folder(args.evaluate, passed_over, least=1) if args.evaluate else
-                                      (list_images(args.paths, passed_over), None, ()))
+    if args.evaluate:
+        paths, labels, labeled_classes = list_image_folder(args.evaluate, passed_over, least=1)
+    else:
+        paths, labels, labeled_classes = list_images(args.paths, passed_over), None, ()
     if str(passed_over):
         print(passed_over, file=sys.stderr)
     for name in labeled_classes:
         if name not in class_names:
-            raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
-                os.path.join(args.evaluate, name), ', '.join(class_names)))
+            raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.'
+                             % (os.path.join(args.evaluate, name), ', '.join(class_names)))
 
     probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device, args.precision_mode)
     for error in unreadable.values():
         print(error, file=sys.stderr)
-    ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold) for i, row in enumerate(probabilities)]
+    ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold)
+              for i, row in enumerate(probabilities)]
     if args.csv:
         files.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
@@ -69,11 +75,14 @@ def predict(args):
 def list_images(paths, passed_over):
     """The files among `paths`, whatever their names, and of each folder all images below it, sorted.
 
-    passed_over: a folders.PassedOver that gets all else. Raises InputError naming a path that is missing or a folder without images.
+    passed_over: a folders.PassedOver that gets all else. Raises InputError naming a path that is missing or a
+    folder without images.
     """
     found = []
     for path in paths:
-        images = [path] if os.path.isfile(path) else find_images(path, passed_over) if os.path.isdir(path) else []
+        images = [path] if os.path.isfile(path) else []
+        if os.path.isdir(path):
+            images = find_images(path, passed_over)
         if not images:
             raise InputError('%s: %s; give image files or folders of them.' % (
                 path, 'holds no images' if os.path.isdir(path) else 'no such file or folder'))
@@ -82,11 +91,14 @@ def list_images(paths, passed_over):
 
 
 def classify(paths, model_path, fit, device, precision_mode=None):
-    """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file: InputError}).
+    """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file:
+    InputError}).
 
-    fit: of settings.FITS; precision_mode: None: the device's default. The row of an unreadable file means nothing. Raises InputError when the device cannot be used.
+    fit: of settings.FITS; precision_mode: None: the device's default. The row of an unreadable file means
+    nothing. Raises InputError when the device cannot be used.
     """
-    from sesemi.device import (  # imports TensorFlow: only now, when all that can be checked without it has been
+    # imports TensorFlow: only now, when all that can be checked without it has been
+    from sesemi.device import (
         devices,
         runtime,
     )
@@ -106,9 +118,11 @@ def classify(paths, model_path, fit, device, precision_mode=None):
 
 
 def decode_batches(paths, image_size, fit, size):
-    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}), while the next ones are decoded.
+    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}), while the next
+    ones are decoded.
 
-    Unreadable images, and what the last batch lacks, are black: a batch of another size would be another graph on an NPU.
+    Unreadable images, and what the last batch lacks, are black: a batch of another size would be another
+    graph on an NPU.
     """
     most = most_pixels(memory() / 2, cores())
 
@@ -129,7 +143,7 @@ def decode_batches(paths, image_size, fit, size):
         yield images, errors
 
 
-# Reports ------------------------------------------------------------------------------------------------------------
+# Reports
 
 def rank(probabilities, class_names, top, threshold=0.0):
     """The `top` most probable classes as (name, probability), the most probable one first.
@@ -152,10 +166,11 @@ def table_row(path, best):
 
 
 def print_evaluation(probabilities, labels, class_names, threshold=0.0):
-    """Print each class's error and its row of the confusion matrix, then the error rate of all images, one view of each.
+    """Print each class's error and its row of the confusion matrix, then the error rate of all images, one
+    view of each.
 
-    With a threshold also how many images are below it, and the error rate of the others. probabilities: float32 (n, classes);
-    labels: int64 (n,). Raises RunError when there are no images.
+    With a threshold also how many images are below it, and the error rate of the others. probabilities:
+    float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
@@ -163,32 +178,41 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     table = [['class', 'images', 'error', *map(printable, class_names)]]
     for label in np.unique(labels):
         counts = confusion[label]
-        table.append([printable(class_names[label]), str(counts.sum()), '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
+        table.append([printable(class_names[label]), str(counts.sum()),
+                      '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
     widths = [max(map(len, column)) for column in zip(*table)]
     print('In the row of each class, how many of its images were taken for each class:')
     for name, *cells in table:
-        print('  '.join([name.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(cells, widths[1:])]))
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        print('  '.join([name.ljust(widths[0])] + cells))
     if threshold:
         known = probabilities.max(axis=1) >= threshold
         print('%d of %d images are %s below --threshold %g%s.' % (
             (~known).sum(), len(known), UNKNOWN, threshold,
-            '; the error rate of the others is %.4f' % metrics.error_rate(probabilities[known], labels[known]) if known.any() else ''))
+            '; the error rate of the others is %.4f' % metrics.error_rate(probabilities[known], labels[known])
+            if known.any() else ''))
     print('classification error rate: %.4f' % metrics.error_rate(probabilities, labels))
 
 
-# Flags --------------------------------------------------------------------------------------------------------------
+# Flags
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
     parser = Parser(prog='predict.py', description=__doc__.split(':')[0] + '.')
     parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
-    parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*', help='images, and folders to look for images in, at any depth')
-    parser.add_argument('--top', type=whole(1), default=3, metavar='N', help='how many classes to name for an image (default: 3)')
-    parser.add_argument('--threshold', type=share(1), default=0.0, metavar='P', help='call an image unknown whose most probable class '
+    parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*',
+                        help='images, and folders to look for images in, at any depth')
+    parser.add_argument('--top', type=whole(1), default=3, metavar='N',
+                        help='how many classes to name for an image (default: 3)')
+    parser.add_argument('--threshold', type=share(1), default=0.0, metavar='P',
+                        help='call an image unknown whose most probable class '
                         'has less than this probability, as 0.8')
-    parser.add_argument('--csv', metavar='FILE', help='write the classes to this CSV file, and print only how often each was found')
-    parser.add_argument('--evaluate', metavar='DIR', help='instead of naming images: score those of DIR/CLASS/*')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto', help='(default: auto)')
+    parser.add_argument('--csv', metavar='FILE',
+                        help='write the classes to this CSV file, and print only how often each was found')
+    parser.add_argument('--evaluate', metavar='DIR',
+                        help='instead of naming images: score those of DIR/CLASS/*')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto',
+                        help='(default: auto)')
     parser.add_argument('--precision-mode', metavar='MODE', help=PRECISION_HELP)
     args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
     if bool(args.paths) == bool(args.evaluate):
@@ -207,7 +231,8 @@ def main(argv):
         status = predict(parse_args(argv))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:     # `| head` has seen enough; Python's own flush at exit must not fail on it again
+    except BrokenPipeError:
+        # `| head` has seen enough; Python's own flush at exit must not fail on it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -19,7 +19,8 @@ def main(argv):
     commands = parser.add_subparsers(metavar='compare', dest='command')
     commands.required = True
     command = commands.add_parser('compare', help='results of several runs side by side')
-    command.add_argument('results', nargs='+', metavar='RESULT', help='folder of a run, or a folder of such folders')
+    command.add_argument('results', nargs='+', metavar='RESULT',
+                         help='folder of a run, or a folder of such folders')
     command.add_argument('--plot', metavar='FILE.png', help='also draw the errors, a dot a run')
     args = parser.parse_args(argv)
     print(comparison.compare(args.results))

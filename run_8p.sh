@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Trains on the eight cards of an Ascend host, a process a card. RANK_TABLE_FILE names the rank table. All flags go to each:
+# Trains on the eight cards of an Ascend host, a process a card. RANK_TABLE_FILE names the rank table. All
+# flags go to each:
 #     RANK_TABLE_FILE=/path/to/rank_table.json bash run_8p.sh --data cifar10 --network convnet --labels 1000
 # RANK_SIZE=4 takes the first four cards.
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
 
 if [[ ! -f ${RANK_TABLE_FILE:-} ]]; then
-    printf '%s\n' "RANK_TABLE_FILE is '${RANK_TABLE_FILE:-}', which is no file: set it to the rank table of this host's cards." >&2
+    printf '%s%s\n' "RANK_TABLE_FILE is '${RANK_TABLE_FILE:-}', which is no file: " \
+        "set it to the rank table of this host's cards." >&2
     exit 2
 fi
 export RANK_TABLE_FILE RANK_SIZE=${RANK_SIZE:-8} JOB_ID=${JOB_ID:-10087}

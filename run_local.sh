@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine that average their gradients, to try it. The first word is how many, all
-# flags go to each of them:
+# Trains with several processes on this machine that average their gradients, to try it. The first word is how
+# many, all flags go to each of them:
 #     bash run_local.sh 2 --data digits --network nin --labels 100
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
 source "$here/scripts/setup_env.sh"
 
 count=${1:-}
-[[ $count =~ ^[1-9][0-9]?$ ]] || fail "How many processes? Say it first: bash run_local.sh 2 --data digits --network nin --labels 100"
+[[ $count =~ ^[1-9][0-9]?$ ]] ||
+    fail "How many processes? Say it first: bash run_local.sh 2 --data digits --network nin --labels 100"
 shift
 
 workers=$("$python" -c '

@@ -1,9 +1,11 @@
-"""Train and evaluate SESEMI: image classification from few labels, regularised by predicting rotations and flips.
+"""Train and evaluate SESEMI: image classification from few labels, regularised by predicting rotations and
+flips.
 
-Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv 1906.10343.
-Ends with `classification error rate: 0.xxxx` on standard output, of several --runs with their mean and deviation. Exit status 1: a rank
-or a process was lost; 2: wrong input; 3: training diverged; 130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after
-saving a checkpoint, from which --resume goes on.
+Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv
+1906.10343. Ends with `classification error rate: 0.xxxx` on standard output, of several --runs with their
+mean and deviation. Exit status 1: a rank or a process was lost; 2: wrong input; 3: training diverged; 130,
+143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after saving a checkpoint, from which --resume
+goes on.
 """
 import argparse
 import contextlib
@@ -39,7 +41,8 @@ from sesemi.system.versions import tensorflow_version
 
 
 def parse_args(argv):
-    """Every flag as given, else as the run to be resumed was started with, else as its default: a Namespace, with `flip` beside them.
+    """Every flag as given, else as the run to be resumed was started with, else as its default: a Namespace,
+    with `flip` beside them.
 
     Raises InputError naming the flag.
     """
@@ -72,20 +75,25 @@ class Data(NamedTuple):
 
     @property
     def held_out(self):
-        """The names of the labeled images that --validation takes out; none if `dataset` has its own validation images."""
+        """The names of the labeled images that --validation takes out; none if `dataset` has its own
+        validation images.
+        """
         return () if self.trained is self.dataset else self.trained.valid_names
 
 
 def train_and_evaluate(args, info=RankInfo()):
-    """One run, from the files to the error rate, which it returns; leaves the model and its record in args.result.
+    """One run, from the files to the error rate, which it returns; leaves the model and its record in
+    args.result.
 
-    args: what parse_args returns, left as it is; info: which rank this process is. All ranks do the same; rank 0 alone reads and writes the
-    folder of the run. Raises InputError, training.Diverged and training.Interrupted.
+    args: what parse_args returns, left as it is; info: which rank this process is. All ranks do the same;
+    rank 0 alone reads and writes the folder of the run. Raises InputError, training.Diverged and
+    training.Interrupted.
     """
     clock = Clock()
     with contextlib.nullcontext() if info.rank else open_run(args.result, vars(args)) as run:
         # 1. Read
-        cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, info.local_size, args.join_timeout)
+        cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, info.local_size,
+                      args.join_timeout)
         dataset, checksum = read(args, cache)
 
         # 2. Choose the labels
@@ -103,7 +111,9 @@ def train_and_evaluate(args, info=RankInfo()):
 
 
 def train_on(data, plan, info, run, cache, clock):
-    """Steps 3 to 7 of a run: the error rate. plan: a Plan; run: the Run of rank 0, None on other ranks; clock: a Clock."""
+    """Steps 3 to 7 of a run: the error rate. plan: a Plan; run: the Run of rank 0, None on other ranks;
+    clock: a Clock.
+    """
     import networks  # these import TensorFlow: only now, when all that can be checked without it has been
     from sesemi.device import collective, devices, runtime
     from sesemi.record.observer import Observer
@@ -121,7 +131,8 @@ def train_on(data, plan, info, run, cache, clock):
 
     # 4. Batches: augmented labeled images beside augmented images in six proxy views
     labels = np.eye(len(data.trained.class_names), dtype=np.float32)[data.trained.train_labels[data.labeled]]
-    batches = TwoBranchBatches(images.labeled, labels, images.unlabeled, args.batch_size, args.flip, args.seed,
+    batches = TwoBranchBatches(images.labeled, labels, images.unlabeled, args.batch_size, args.flip,
+                               args.seed,
                                info.rank, info.world_size, oversample=not args.no_oversample)
     clock.lap('preparing')
 
@@ -136,16 +147,21 @@ def train_on(data, plan, info, run, cache, clock):
             # 5. A trunk and two heads
             build = networks.build_supervised if args.method == 'supervised' else networks.build_sesemi
             model, inference_model = build(args.network, images.test.shape[1:], labels.shape[1],
-                                           **dropout_rates(args.data, args.network, args.method), seed=args.seed,
+                                           **dropout_rates(args.data, args.network, args.method),
+                                           seed=args.seed,
                                            batch_number=ranks.batch_number())
-            classifier = Classifier(inference_model, images.whitener, data.trained.class_names, args.fit, args.whitening)
+            classifier = Classifier(inference_model, images.whitener, data.trained.class_names, args.fit,
+                                    args.whitening)
 
             # 6. Train
-            schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), plan.steps_per_epoch, args.epochs)
-            optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps), MOMENTUM, options, ranks)
+            schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), plan.steps_per_epoch,
+                                         args.epochs)
+            optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps),
+                                          MOMENTUM, options, ranks)
             weights = training.balanced_weights(labels) if args.class_weights else None
             train_step = training.training_function(model, optimizer, weights, ranks)
-            checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer, plan.steps_per_epoch, args.checkpoint_minutes, ranks)
+            checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer,
+                                      plan.steps_per_epoch, args.checkpoint_minutes, ranks)
             progress = checkpoints.restore()
             statistics = evaluation_statistics(model, batches, schedule.steps, ranks, args.recompute_norm)
             evaluators = make_evaluators(inference_model, images, args, stop, ranks)
@@ -170,8 +186,11 @@ def train_on(data, plan, info, run, cache, clock):
 
 
 def read(args, cache):
-    """(the datasets.Dataset that the flags ask for, its checksum); warns of images that are in two parts of it or under two labels."""
-    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl', cache.decode_images)
+    """(the datasets.Dataset that the flags ask for, its checksum); warns of images that are in two parts of
+    it or under two labels.
+    """
+    dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl',
+                           cache.decode_images)
     digests = []
     checksum = data_checksum(dataset, digests)
     leaks = find_leaks(dataset, *digests)
@@ -181,16 +200,18 @@ def read(args, cache):
 
 
 def make_plan(args, data, info):
-    """The Plan of a run: the flags that depend on the data, on where it lies and on the number of ranks get their values.
+    """The Plan of a run: the flags that depend on the data, on where it lies and on the number of ranks get
+    their values.
 
-    An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all. Raises InputError when --keep best has
-    nothing to choose by.
+    An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all. Raises
+    InputError when --keep best has nothing to choose by.
     """
     dataset = data.trained
     validated = len(dataset.valid_labels) > 0
     eval_every = int(validated or args.method == 'ssl') if args.eval_every is None else args.eval_every
     if args.keep == 'best' and not (validated and eval_every):
-        raise InputError('--keep best: needs validation images to choose by, from a valid folder or --validation 0.1, and an --eval-every above 0.')
+        raise InputError('--keep best: needs validation images to choose by, from a valid folder or '
+                         '--validation 0.1, and an --eval-every above 0.')
     preset = PRESETS[args.data]
     images = len(dataset.unlabeled_images) if args.method == 'ssl' else len(data.labeled)
     epochs = preset.ssl_epochs if args.method == 'ssl' else preset.epochs
@@ -198,9 +219,10 @@ def make_plan(args, data, info):
     if preset.steps:
         epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
-    resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data), epochs=args.epochs or epochs, eval_every=eval_every,
-                    whitening=whitening, precision_mode=precision.resolve(precision.known_device(args.device), args.precision_mode),
-                    rank=info.rank, ranks=info.world_size)
+    mode = precision.resolve(precision.known_device(args.device), args.precision_mode)
+    resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data),
+                    epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening,
+                    precision_mode=mode, rank=info.rank, ranks=info.world_size)
     return Plan(argparse.Namespace(**resolved), steps_per_epoch, why)
 
 
@@ -208,9 +230,11 @@ def in_words(data, plan, device, why_device):
     """What a run is about to do: two lines."""
     args, dataset = plan.args, data.trained
     return (
-        '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs of %d steps; %s%s (%s).\n'
+        '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs '
+        'of %d steps; %s%s (%s).\n'
         'Whitening: %s%s.%s') % (
-            args.data, args.network, args.method, len(data.labeled), len(dataset.train_images), len(dataset.valid_labels),
+            args.data, args.network, args.method, len(data.labeled), len(dataset.train_images),
+            len(dataset.valid_labels),
             len(dataset.test_labels), len(dataset.class_names), args.epochs, plan.steps_per_epoch,
             '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
             args.whitening, ' (%s)' % plan.why_whitening if plan.why_whitening else '',
@@ -218,7 +242,9 @@ def in_words(data, plan, device, why_device):
 
 
 def training_hooks(evaluation, checkpoints, observer, callbacks, verbose):
-    """What is done beside the steps: the evaluations, checkpoints and, on rank 0, what the observer writes and prints."""
+    """What is done beside the steps: the evaluations, checkpoints and, on rank 0, what the observer writes
+    and prints.
+    """
     from sesemi.training.training import Hooks
 
     def save(progress):
@@ -234,7 +260,8 @@ def training_hooks(evaluation, checkpoints, observer, callbacks, verbose):
 
 
 def train_runs(args, info):
-    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints the error rate.
+    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints
+    the error rate.
 
     Several runs also leave one plot of their errors, runs.png.
     """
@@ -243,13 +270,17 @@ def train_runs(args, info):
         if not info.rank:
             print('classification error rate: %.4f' % error)
         return
-    folders = {seed: os.path.join(args.result, 'seed-%d' % seed) for seed in range(args.seed, args.seed + args.runs)}
-    if args.resume == 'yes' and not any(os.path.exists(os.path.join(folder, 'args.json')) for folder in folders.values()) and not info.rank:
-        raise InputError('--resume: %s holds no runs to go on with; leave the flag out to start them.' % args.result)
+    folders = {seed: os.path.join(args.result, 'seed-%d' % seed)
+               for seed in range(args.seed, args.seed + args.runs)}
+    if args.resume == 'yes' and not any(os.path.exists(os.path.join(folder, 'args.json'))
+                                        for folder in folders.values()) and not info.rank:
+        raise InputError('--resume: %s holds no runs to go on with; leave the flag out to start them.'
+                         % args.result)
     errors = []
     for seed, folder in folders.items():
         resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        error = train_and_evaluate(argparse.Namespace(**{**vars(args), 'seed': seed, 'result': folder, 'resume': resume}), info)
+        own = dict(vars(args), seed=seed, result=folder, resume=resume)
+        error = train_and_evaluate(argparse.Namespace(**own), info)
         if not info.rank:
             errors.append(error)
             print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
@@ -264,7 +295,9 @@ def train_runs(args, info):
 
 
 def select_gpu(args, info, argv):
-    """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several becomes run_local.sh."""
+    """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several
+    becomes run_local.sh.
+    """
     if args.gpus:
         gpus = find_gpus(args.gpus, os.environ)
         if len(gpus) > info.world_size == 1:
@@ -279,7 +312,8 @@ def select_gpu(args, info, argv):
 @program
 def main(argv):
     """Run the program; returns its exit status."""
-    warnings.filterwarnings('ignore', module='PIL')     # of an odd image file; one that cannot be read ends the run
+    # of an odd image file; one that cannot be read ends the run
+    warnings.filterwarnings('ignore', module='PIL')
     args = parse_args(argv)
     info = find_rank(args.workers, args.rank, os.environ)
     select_gpu(args, info, argv)

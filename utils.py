@@ -1,7 +1,8 @@
-"""Image folders as numpy arrays: reading, contrast normalisation, whitening, the choice of the labeled images.
+"""Image folders as numpy arrays: reading, contrast normalisation, whitening, the choice of the labeled
+images.
 
-An image travels through this file from top to bottom: it is read and brought to one size (uint8), contrast normalised and
-whitened (float32), chosen into the labeled subset. numpy and Pillow only.
+An image travels through this file from top to bottom: it is read and brought to one size (uint8), contrast
+normalised and whitened (float32), chosen into the labeled subset. numpy and Pillow only.
 """
 import functools
 import itertools
@@ -30,23 +31,27 @@ MANY_FILES = 4000                   # from which on reading small files is worth
 CHUNK = 5000                        # images that are normalised at once
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
+# Reading
 
 def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
-    """Decode the files on all cores, with a progress bar on a terminal: yield uint8 (up to 64, s, s, 3) in the order of `paths`.
+    """Decode the files on all cores, with a progress bar on a terminal: yield uint8 (up to 64, s, s, 3) in
+    the order of `paths`.
 
-    memory: bytes that decoding may take, by default half of all. Raises InputError naming the first file that cannot be read.
+    memory: bytes that decoding may take, by default half of all. Raises InputError naming the first file that
+    cannot be read.
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
     cores = min(machine.cores(), 16)        # more processes take longer to start than they save
-    decode = functools.partial(_decode_block, image_size=image_size, fit=fit, most=most_pixels(memory or machine.memory() / 2, cores))
+    decode = functools.partial(_decode_block, image_size=image_size, fit=fit,
+                               most=most_pixels(memory or machine.memory() / 2, cores))
     decoded, several = prefetch(decode, blocks, _readers(paths, cores), 4 * cores), []
     try:
         for images, animated in progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
             several += animated
             yield images
     except BrokenProcessPool:
-        raise RunError('A process that read images was killed, perhaps for want of memory; start again.') from None
+        raise RunError('A process that read images was killed, perhaps for want of memory; start '
+                       'again.') from None
     if several:
         print('Of %d files with several frames the first is read: %s.' % (len(several), listed(several)))
 
@@ -57,8 +62,9 @@ def _decode_block(paths, image_size, fit, most):
 
 
 def _readers(paths, cores):
-    """The pool that decodes `paths`: threads for large files, whose decoder releases the interpreter. Of small files the interpreter,
-    which serves one thread at a time, is the larger part: one thread, or for many of them a process for each core.
+    """The pool that decodes `paths`: threads for large files, whose decoder releases the interpreter. Of
+    small files the interpreter, which serves one thread at a time, is the larger part: one thread, or for
+    many of them a process for each core.
     """
     if any(os.path.isfile(path) and os.path.getsize(path) > SMALL_FILE for path in paths[:1]):
         return ThreadPoolExecutor(cores)
@@ -75,22 +81,27 @@ def decode_images(paths, image_size=32, fit='stretch', memory=None):
 
 
 def list_image_folder(directory, passed_over=None, least=2):
-    """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in sorted order.
+    """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in
+    sorted order.
 
-    A class's images lie in its folder or below it. A folder named `unlabeled` is not a class. passed_over: a folders.PassedOver that
-    gets all that is not read. Raises InputError when the folder, the `least` classes or a class's images are missing.
+    A class's images lie in its folder or below it. A folder named `unlabeled` is not a class. passed_over: a
+    folders.PassedOver that gets all that is not read. Raises InputError when the folder, the `least` classes
+    or a class's images are missing.
     """
     if not os.path.isdir(directory):
-        raise InputError('%s: no such folder; give one that holds a folder of images for each class.' % directory)
+        raise InputError('%s: no such folder; give one that holds a folder of images for each class.'
+                         % directory)
     passed_over = PassedOver() if passed_over is None else passed_over
     folders, files = entries(directory)
-    class_names = [folder.name for folder in folders if not is_junk(folder) and folder.name.lower() != 'unlabeled']
+    class_names = [folder.name for folder in folders if not is_junk(folder)
+                   and folder.name.lower() != 'unlabeled']
     passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in class_names)
     passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
     if len(class_names) < least:
         raise InputError('%s: holds %s; %s.' % (
             directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders',
-            'give at least two folders of images, one for each class' if least > 1 else 'give a folder of images for each class'))
+            'give at least two folders of images, one for each class' if least > 1
+            else 'give a folder of images for each class'))
     found = [find_images(os.path.join(directory, name), passed_over) for name in class_names]
     for name, images in zip(class_names, found):
         if not images:
@@ -111,13 +122,14 @@ def load_image_folder(directory, image_size=32):
     return decode_images(paths, image_size), labels, class_names
 
 
-# Normalising --------------------------------------------------------------------------------------------------------
+# Normalising
 
 def global_contrast_normalize(images, scale=CONTRAST_SCALE, eps=CONTRAST_EPSILON):
     """Subtract each image's mean over all its values and divide by its L2 norm, times `scale`.
 
-    images: (n, h, w, 3), values 0-255, any dtype, left as they were. Returns float32 (n, h, w, 3). An image whose norm
-    is below `eps` becomes zero. The mean is summed in float64, so that a constant image is exactly its mean.
+    images: (n, h, w, 3), values 0-255, any dtype, left as they were. Returns float32 (n, h, w, 3). An image
+    whose norm is below `eps` becomes zero. The mean is summed in float64, so that a constant image is exactly
+    its mean.
     """
     flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -138,7 +150,9 @@ class Whitener(NamedTuple):
 
 
 class ChannelStandardizer(NamedTuple):
-    """(images - mean) / deviation for each color channel: in place of whitening where its matrix grows too large."""
+    """(images - mean) / deviation for each color channel: in place of whitening where its matrix grows too
+    large.
+    """
     mean: np.ndarray        # float32 (3,)
     deviation: np.ndarray   # float32 (3,)
 
@@ -161,11 +175,12 @@ def fit_channel_standardizer(parts):
 
 
 def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON):
-    """Fit ZCA whitening: U diag((S + eps)^-1/2) U^T of the images' covariance (by n - 1) + identity_scale * I.
+    """Fit ZCA whitening: U diag((S + eps)^-1/2) U^T of the images' covariance (by n - 1) + identity_scale *
+    I.
 
-    images: contrast-normalised float32 (n, h, w, 3), left as they were, or an iterable of such parts, so that a whole float32 copy
-    never has to exist. Products are float32, their sums float64: to the 1e-3 of a float64 computation at half its time. Returns a
-    Whitener.
+    images: contrast-normalised float32 (n, h, w, 3), left as they were, or an iterable of such parts, so that
+    a whole float32 copy never has to exist. Products are float32, their sums float64: to the 1e-3 of a
+    float64 computation at half its time. Returns a Whitener.
     """
     parts = chunks(images) if isinstance(images, np.ndarray) else images
     count, total, products = 0, 0, 0
@@ -187,18 +202,21 @@ def chunks(array, size=CHUNK):
     return (array[i:i + size] for i in range(0, len(array), size))
 
 
-# Choosing the labeled subset ----------------------------------------------------------------------------------------
+# Choosing the labeled subset
 
 def stratified_sample(labels, labels_per_class, seed=SPLIT_SEED, class_names=None):
-    """The published split: one RandomState(seed); class after class, shuffle its indices and take the first ones.
+    """The published split: one RandomState(seed); class after class, shuffle its indices and take the first
+    ones.
 
-    labels: int (n,). Returns int64 indices, class by class. Raises InputError naming a class that has too few images.
+    labels: int (n,). Returns int64 indices, class by class. Raises InputError naming a class that has too few
+    images.
     """
     rng, chosen = np.random.RandomState(seed), []
     for label in np.unique(labels):
         indices = np.flatnonzero(labels == label)
         if len(indices) < labels_per_class:
-            raise InputError('class %s has %d training images, fewer than the %d labels a class asked for; lower --labels.'
+            raise InputError('class %s has %d training images, fewer than the %d labels a class asked for; '
+                             'lower --labels.'
                              % (class_names[label] if class_names else label, len(indices), labels_per_class))
         rng.shuffle(indices)
         chosen.append(indices[:labels_per_class])
@@ -206,7 +224,9 @@ def stratified_sample(labels, labels_per_class, seed=SPLIT_SEED, class_names=Non
 
 
 def hold_out(labels, share):
-    """Every run the same `share` of each class, at least one image: a boolean mask (n,) of the images held out."""
+    """Every run the same `share` of each class, at least one image: a boolean mask (n,) of the images held
+    out.
+    """
     rng, held = np.random.RandomState(0), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))

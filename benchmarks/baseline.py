@@ -1,4 +1,4 @@
-"""The baseline: the usual way of doing the same with Keras' ImageDataGenerator and numpy, an image at a time."""
+"""The baseline: the usual way of doing the same with Keras' ImageDataGenerator and numpy, image by image."""
 import numpy as np
 
 from sesemi.device.backend import keras
@@ -8,11 +8,12 @@ def batches(labeled_images, labels_one_hot, unlabeled_images, batch_size=16):
     """Yield batches as batches.TwoBranchBatches defines them, each image augmented by itself."""
     def augment(image):
         return image + 0.15 * np.random.standard_normal(image.shape)
-    settings = dict(width_shift_range=[-2, -1, 0, 1, 2], height_shift_range=[-2, -1, 0, 1, 2], fill_mode='reflect',
-                    preprocessing_function=augment)
+    settings = dict(width_shift_range=[-2, -1, 0, 1, 2], height_shift_range=[-2, -1, 0, 1, 2],
+                    fill_mode='reflect', preprocessing_function=augment)
     labeled = keras.preprocessing.image.ImageDataGenerator(horizontal_flip=True, **settings).flow(
         labeled_images, labels_one_hot, 6 * batch_size)
-    unlabeled = keras.preprocessing.image.ImageDataGenerator(**settings).flow(unlabeled_images, batch_size=batch_size)
+    unlabeled = keras.preprocessing.image.ImageDataGenerator(**settings).flow(
+        unlabeled_images, batch_size=batch_size)
     while True:
         (super_data, super_labels), images = _whole(labeled, 6 * batch_size), _whole(unlabeled, batch_size)
         views, proxy_labels = [], []

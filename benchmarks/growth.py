@@ -1,8 +1,10 @@
 """How start-up, memory and the step grow with the unlabeled images, up to more than fit into memory:
 
-    python benchmarks/growth.py [--sizes 10000 100000 1000000] [--memory-limit GB] [--steps N] [--plot FILE.png] [--json FILE]
+    python benchmarks/growth.py [--sizes 10000 100000 1000000] [--memory-limit GB] [--steps N]
+                                [--plot FILE.png] [--json FILE]
 
-Makes the images itself, random JPEG files of 32 x 32 pixels: 4 GB of disk for a million. Trains nin by the method ssl.
+Makes the images itself, random JPEG files of 32 x 32 pixels: 4 GB of disk for a million. Trains nin by the
+method ssl.
 """
 import argparse
 import io
@@ -23,7 +25,7 @@ from sesemi.system.files import write_atomic, write_json  # noqa: E402
 
 
 def make_images(folder, count):
-    """JPEG files in folders of 1000; each a random patch of few colours, enlarged, so that they are not noise alone."""
+    """JPEG files in folders of 1000; each a random patch of few colours, enlarged: not noise alone."""
     rng = np.random.RandomState(0)
     for first in range(0, count, 1000):
         os.makedirs(os.path.join(folder, '%04d' % (first // 1000)))
@@ -33,7 +35,7 @@ def make_images(folder, count):
 
 
 def measure(size, memory_limit, steps):
-    """Of a run with `size` unlabeled images: figures of a start with an empty cache and of one with the cache filled."""
+    """Figures of a run with `size` unlabeled images: of a start with an empty cache and with it filled."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         for part, count in (('train', 100), ('test', 10)):
             for name in 'ab':
@@ -41,12 +43,12 @@ def measure(size, memory_limit, steps):
                 os.makedirs(os.path.join(folder, part), exist_ok=True)
                 os.rename(os.path.join(folder, 'made', '0000'), os.path.join(folder, part, name))
         make_images(os.path.join(folder, 'unlabeled'), size)
-        flags = ['--data', 'folder', '--dataset', folder, '--labels', '100', '--network', 'nin', '--method', 'ssl',
-                 '--memory-limit', str(memory_limit)]
+        flags = ['--data', 'folder', '--dataset', folder, '--labels', '100', '--network', 'nin',
+                 '--method', 'ssl', '--memory-limit', str(memory_limit)]
         cold = startup.measure(flags, cache)
         warm = startup.measure(flags, cache, steps)
-    return {'images': size, 'cold': cold['seconds'], 'cold_gb': cold['gb'], 'warm': warm['seconds'], 'warm_gb': warm['gb'],
-            'gb_step': warm['gb_step'], 'step': warm['step']}
+    return {'images': size, 'cold': cold['seconds'], 'cold_gb': cold['gb'], 'warm': warm['seconds'],
+            'warm_gb': warm['gb'], 'gb_step': warm['gb_step'], 'step': warm['step']}
 
 
 def plot(rows, path):
@@ -54,7 +56,8 @@ def plot(rows, path):
     figure = Figure(figsize=(9, 3.5))
     sizes = [row['images'] for row in rows]
     for place, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later'}),
-                                 (2, 'GB', {'cold_gb': 'until the first step, first start', 'warm_gb': 'until the first step, later',
+                                 (2, 'GB', {'cold_gb': 'until the first step, first start',
+                                            'warm_gb': 'until the first step, later',
                                             'gb_step': 'with the steps'})):
         axes = figure.add_subplot(1, 2, place)
         for marker, (column, label) in zip('os^', columns.items()):
@@ -81,7 +84,8 @@ def main():
     rows = []
     for size in args.sizes:
         rows.append(measure(size, args.memory_limit, args.steps))
-        print(', '.join('%s %s' % (name, value if name == 'images' else '%.2f' % value) for name, value in rows[-1].items()), flush=True)
+        print(', '.join('%s %s' % (name, value if name == 'images' else '%.2f' % value)
+                        for name, value in rows[-1].items()), flush=True)
     if args.json:
         write_json(args.json, rows)
     if args.plot:

@@ -35,7 +35,8 @@ def main(path):
     for place, (view, label) in enumerate(zip(views, labels)):
         left = GAP + place * (SIZE + GAP)
         sheet.paste(Image.fromarray(view), (left, GAP))
-        draw.text((left, SIZE + GAP + 8), '%d: %s' % (label, PROXY_TRANSFORMS[label][0]), fill='black', font=font)
+        draw.text((left, SIZE + GAP + 8), '%d: %s' % (label, PROXY_TRANSFORMS[label][0]),
+                  fill='black', font=font)
     sheet.save(path, optimize=True)
 
 

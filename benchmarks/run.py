@@ -2,8 +2,9 @@
 
     python benchmarks/run.py [--dataset DIR] [--repeats N] [--json FILE]
 
-Prints medians over the repeats. A row whose ratio is a quarter worse than the one in ratios.json, of the same TensorFlow's major
-version, is marked; --store replaces those. DIR, CIFAR-10 as image folders, is needed for the rows that read files.
+Prints medians over the repeats. A row whose ratio is a quarter worse than the one in ratios.json, of the same
+TensorFlow's major version, is marked; --store replaces those. DIR, CIFAR-10 as image folders, is needed for
+the rows that read files.
 """
 import argparse
 import contextlib
@@ -86,13 +87,16 @@ def batch_in_two_threads(args):
 
 def normalise_and_fit(args):
     images = random.randint(0, 256, (args.images, 32, 32, 3)).astype(np.uint8)
-    return (median(lambda: baseline.zca(baseline.global_contrast_normalize(images.reshape(len(images), -1))), 1),
-            median(lambda: utils.zca_whitener(map(utils.global_contrast_normalize, utils.chunks(images))), args.repeats))
+    flat = images.reshape(len(images), -1)
+    return (median(lambda: baseline.zca(baseline.global_contrast_normalize(flat)), 1),
+            median(lambda: utils.zca_whitener(map(utils.global_contrast_normalize, utils.chunks(images))),
+                   args.repeats))
 
 
 def whiten(args):
     images = random.randint(0, 256, (args.images * 6 // 5, 32, 32, 3)).astype(np.uint8)
-    whitener = utils.Whitener(np.zeros(3072, np.float32), random.standard_normal((3072, 3072)).astype(np.float32))
+    whitener = utils.Whitener(np.zeros(3072, np.float32),
+                              random.standard_normal((3072, 3072)).astype(np.float32))
     flat, matrix = images.reshape(len(images), -1), whitener.matrix.astype(np.float64)
 
     def theirs():
@@ -114,7 +118,8 @@ def test_views(args):
 def step_with_a_tiny_trunk(args):
     """All of a step that is not the network; ours with batches already made is the floor."""
     ours = TwoBranchBatches(*two_branches())
-    theirs, made, upcoming = baseline.batches(*two_branches()), ours[0], pools.prefetch(ours.__getitem__, itertools.count())
+    theirs, made = baseline.batches(*two_branches()), ours[0]
+    upcoming = pools.prefetch(ours.__getitem__, itertools.count())
     with runtime.open_session('cpu'):
         model, _ = build_sesemi('tiny', (32, 32, 3), 10)
         train_step = training.training_function(model, runtime.optimizer('cpu', 0.05, MOMENTUM))
@@ -128,7 +133,7 @@ def step_with_a_tiny_trunk(args):
 
 
 def host_share(args):
-    """Of a step whose trunk only pools, so that the device's share is nearly nothing, on one core; the batch is made already."""
+    """Of a step on one core, its batch made, whose trunk only pools: the device does nearly nothing."""
     batch, steps, stop = TwoBranchBatches(*two_branches())[0], 100, training.StopSignals()
 
     class Made:
@@ -137,10 +142,12 @@ def host_share(args):
 
     def ignore(*_):
         pass
-    sesemi.TRUNKS['pool'] = lambda dropout, seed, batch_number: runtime.keras.layers.MaxPooling2D(2, 16, name='pool')
+    sesemi.TRUNKS['pool'] = lambda dropout, seed, batch_number: runtime.keras.layers.MaxPooling2D(
+        2, 16, name='pool')
     with one_core(), runtime.open_session('cpu'):
         model, _ = build_sesemi('pool', (32, 32, 3), 10)
-        train_step = training.training_function(model, runtime.optimizer('cpu', training.scheduled_rate(0.05, 10 ** 6), MOMENTUM))
+        train_step = training.training_function(
+            model, runtime.optimizer('cpu', training.scheduled_rate(0.05, 10 ** 6), MOMENTUM))
         train_step(*batch)
 
         def train(step):
@@ -151,7 +158,8 @@ def host_share(args):
         run = median(lambda: [train_step(*batch) for _ in range(steps)], args.repeats) / steps
         loop = median(lambda: train(lambda *_: dict(metrics)), args.repeats) / steps
         whole = median(lambda: train(train_step), args.repeats) / steps
-    return {'host share of a step, all but the batch': (None, whole), 'host share, feeding and session.run': (None, run),
+    return {'host share of a step, all but the batch': (None, whole),
+            'host share, feeding and session.run': (None, run),
             'host share, loop and progress line': (None, loop)}
 
 
@@ -180,7 +188,8 @@ def evaluation(args):
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     with runtime.open_session('cpu'):
         _, model = build_sesemi('nin', (32, 32, 3), 10)
-        evaluate = DenseEvaluator(model, images, lambda part, first: views_of(part, first, 0), training.StopSignals(), collective.Ranks())
+        evaluate = DenseEvaluator(model, images, lambda part, first: views_of(part, first, 0),
+                                  training.StopSignals(), collective.Ranks())
         part = images[:EVALUATION_BATCH]
         model.predict_on_batch(part)
         return median(lambda: [model.predict_on_batch(part) for _ in range(8 * 4)], 1), median(evaluate, 1)
@@ -193,7 +202,8 @@ def decode(args):
     """Ours in a process of its own, as before TensorFlow is imported."""
     folder = os.path.join(args.dataset, 'train')
     return (median(lambda: [utils.decode_image(path) for path in utils.list_image_folder(folder)[0]], 1),
-            median(lambda: subprocess.run([sys.executable, '-c', DECODE, folder], cwd=startup.PROJECT, check=True), args.repeats))
+            median(lambda: subprocess.run([sys.executable, '-c', DECODE, folder],
+                                          cwd=startup.PROJECT, check=True), args.repeats))
 
 
 def start_ups(args):
@@ -209,16 +219,19 @@ def start_ups(args):
 
 
 ROWS = {'batch, one core': batch_on_one_core, 'batch, two threads': batch_in_two_threads,
-        'normalise and fit the whitening': normalise_and_fit, 'whiten': whiten, '8 views of the test images': test_views,
-        'step, tiny trunk': step_with_a_tiny_trunk, 'host share of a step': host_share,
-        'evaluation, nin, 1000 images': evaluation, 'step, nin': network_step('nin'), 'step, wrn': network_step('wrn'), 'step, convnet': network_step('convnet')}
+        'normalise and fit the whitening': normalise_and_fit, 'whiten': whiten,
+        '8 views of the test images': test_views, 'step, tiny trunk': step_with_a_tiny_trunk,
+        'host share of a step': host_share, 'evaluation, nin, 1000 images': evaluation,
+        'step, nin': network_step('nin'), 'step, wrn': network_step('wrn'),
+        'step, convnet': network_step('convnet')}
 
 
 def main():
     """Run the rows that are asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
-    parser.add_argument('--images', type=int, default=50000, metavar='N', help='training images in the whitening rows')
+    parser.add_argument('--images', type=int, default=50000, metavar='N',
+                        help='training images in the whitening rows')
     parser.add_argument('--repeats', type=int, default=5, metavar='N')
     parser.add_argument('--rows', default='', metavar='TEXT', help='only the rows whose name holds this')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
@@ -229,7 +242,8 @@ def main():
     with open(RATIOS) as file:
         ratios = json.load(file)
     stored = ratios.setdefault(version, {})
-    print('%s, %d cores, TensorFlow %s, numpy %s' % (platform.machine(), machine.cores(), runtime.tf.__version__, np.__version__))
+    print('%s, %d cores, TensorFlow %s, numpy %s'
+          % (platform.machine(), machine.cores(), runtime.tf.__version__, np.__version__))
     print('%-45s %12s %12s %12s %8s' % ('seconds', 'baseline', 'ours', 'floor', 'ratio'))
     for name, row in rows.items():
         if args.rows in name:
@@ -238,8 +252,9 @@ def main():
                 found[name] = figures
                 ratio = figures[1] / figures[0] if figures[0] else None
                 worse = ratio and ratio > WORSE * stored.get(name, ratio)
-                print('%-45s %12s %12s %12s %8s%s' % (name, *['%.4f' % figure if figure else '-' for figure in (*figures, None)[:3]],
-                                                      '%.3f' % ratio if ratio else '-', '  worse than stored' if worse else ''))
+                print('%-45s %12s %12s %12s %8s%s'
+                      % (name, *['%.4f' % figure if figure else '-' for figure in (*figures, None)[:3]],
+                         '%.3f' % ratio if ratio else '-', '  worse than stored' if worse else ''))
     if args.json:
         write_json(args.json, {name: list(figures) for name, figures in found.items()})
     if args.store:

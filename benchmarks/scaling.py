@@ -1,9 +1,11 @@
 """What more workers gain: measured on this machine with one core each, and a model of the step beyond it:
 
-    python benchmarks/scaling.py [--network convnet] [--workers N ...] [--steps N] [--step SECONDS] [--json FILE]
+    python benchmarks/scaling.py [--network convnet] [--workers N ...] [--steps N] [--step SECONDS]
+                                 [--json FILE]
 
-A rank sends and receives 2 (R - 1) / R times the gradients' bytes a step, in 2 (R - 1) messages (ring all-reduce, after the whole
-backward pass: nothing overlaps). So a step of R ranks takes step + 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency.
+A rank sends and receives 2 (R - 1) / R times the gradients' bytes a step, in 2 (R - 1) messages (ring
+all-reduce, after the whole backward pass: nothing overlaps). So a step of R ranks takes
+step + 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency.
 """
 import argparse
 import contextlib
@@ -42,7 +44,8 @@ def modelled(step, sent, ranks, bandwidth, latency=LATENCY):
 
 def measured(network, workers, steps):
     """Seconds of the median step of so many workers on this machine, each on a core of its own."""
-    flags = ['--data', 'digits', '--labels', 'all', '--batch-size', '16', '--network', network, '--device', 'cpu']
+    flags = ['--data', 'digits', '--labels', 'all', '--batch-size', '16', '--network', network,
+             '--device', 'cpu']
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         sockets = [stack.enter_context(socket.socket()) for _ in range(workers)]
@@ -54,20 +57,25 @@ def measured(network, workers, steps):
         for rank in range(1, workers):
             with one_core(rank):
                 process = subprocess.Popen(
-                    [sys.executable, os.path.join(startup.PROJECT, 'train_evaluate_sesemi.py'), *flags, '--workers', addresses, '--rank', str(rank)],
-                    stderr=subprocess.DEVNULL)      # where it says that rank 0, which is killed when enough steps are done, is gone
+                    [sys.executable, os.path.join(startup.PROJECT, 'train_evaluate_sesemi.py'), *flags,
+                     '--workers', addresses, '--rank', str(rank)],
+                    # where it says that rank 0, which is killed when enough steps are done, is gone
+                    stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
         with one_core(0):
-            return startup.measure(flags + (['--workers', addresses, '--rank', '0'] if workers > 1 else []), cache, steps)['step']
+            return startup.measure(flags + (['--workers', addresses, '--rank', '0'] if workers > 1 else []),
+                                   cache, steps)['step']
 
 
 def main():
     """Measure, model, print."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--network', choices=NETWORKS, default='convnet')
-    parser.add_argument('--workers', type=int, nargs='*', default=[1, 2], metavar='N', help='how many to measure (default: 1 2)')
+    parser.add_argument('--workers', type=int, nargs='*', default=[1, 2], metavar='N',
+                        help='how many to measure (default: 1 2)')
     parser.add_argument('--steps', type=int, default=8, metavar='N')
-    parser.add_argument('--step', type=float, default=STEP, metavar='SECONDS', help="a device's step alone (default: 0.053, published "
+    parser.add_argument('--step', type=float, default=STEP, metavar='SECONDS',
+                        help="a device's step alone (default: 0.053, published "
                         'for the convnet on an Ascend 910)')
     parser.add_argument('--json', metavar='FILE')
     args = parser.parse_args()
@@ -76,11 +84,13 @@ def main():
     found = {'network': args.network, 'bytes': sent, 'measured': {}, 'modelled': {}}
     for workers in args.workers:
         seconds = found['measured'][workers] = measured(args.network, workers, args.steps)
-        print('R = %d, one core each: %.2f s a step, %.1f images/s' % (workers, seconds, workers * 192 / seconds), flush=True)
+        print('R = %d, one core each: %.2f s a step, %.1f images/s'
+              % (workers, seconds, workers * 192 / seconds), flush=True)
     print('modelled share of R times the speed, from %g ms a step:' % (1e3 * args.step))
     print('%12s' % 'R' + ''.join('%8d' % ranks for ranks in RANKS))
     for bandwidth in BANDWIDTHS:
-        shares = found['modelled'][bandwidth] = [args.step / modelled(args.step, sent, ranks, bandwidth) for ranks in RANKS]
+        shares = found['modelled'][bandwidth] = [args.step / modelled(args.step, sent, ranks, bandwidth)
+                                                 for ranks in RANKS]
         print('%5d Gbit/s ' % bandwidth + ''.join('%7.0f%%' % (100 * share) for share in shares))
     if args.json:
         write_json(args.json, found)

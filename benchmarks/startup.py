@@ -10,14 +10,17 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def measure(flags, cache, steps=1):
-    """Start the program and stop it after some steps: {'seconds': to the first step's start, 'gb': peak memory until then,
-    'gb_step': after the steps, 'step': seconds of the median step}. cache: folder, filled or empty.
+    """Start the program and stop it after some steps: {'seconds': to the first step's start, 'gb': peak
+    memory until then, 'gb_step': after the steps, 'step': seconds of the median step}. cache: folder, filled
+    or empty.
     """
     with tempfile.TemporaryDirectory() as result:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, '-u', os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--result', result, *flags],
-            stdout=subprocess.PIPE, universal_newlines=True, bufsize=1, env={**os.environ, 'SESEMI_CACHE': cache})
+            [sys.executable, '-u', os.path.join(PROJECT, 'train_evaluate_sesemi.py'), '--result', result,
+             *flags],
+            stdout=subprocess.PIPE, universal_newlines=True, bufsize=1,
+            env={**os.environ, 'SESEMI_CACHE': cache})
         _read_until(process, r'\nEpoch 1/\d+\n')
         found = {'seconds': time.perf_counter() - started, 'gb': _peak(process)}
         times = [time.perf_counter()]

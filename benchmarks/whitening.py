@@ -1,10 +1,12 @@
-"""Which whitening suits how many images: the error after a short training of nin at 16 pixels, of every kind on several small data sets:
+"""Which whitening suits how many images: the error after a short training of nin at 16 pixels, of every kind
+on several small data sets:
 
     python benchmarks/whitening.py --dataset DIR [--rows TEXT] [--seeds N] [--steps N] [--json FILE]
 
-DIR is CIFAR-10 as image folders. All training images of a row are labeled, as own images are. On the rows CHOOSING the rule of
-`--whitening auto` (settings.WHITENED_IMAGES) was chosen; JUDGING ones it was only tried on. Prints a Markdown table of mean errors in
-percent, lower is better. FILE gets every run as it ends, and a run that it holds is not repeated.
+DIR is CIFAR-10 as image folders. All training images of a row are labeled, as own images are. On the rows
+CHOOSING the rule of `--whitening auto` (settings.WHITENED_IMAGES) was chosen; JUDGING ones it was only tried
+on. Prints a Markdown table of mean errors in percent, lower is better. FILE gets every run as it ends, and a
+run that it holds is not repeated.
 """
 import argparse
 import json
@@ -19,7 +21,13 @@ sys.path.insert(0, PROJECT)
 
 from networks import build_sesemi  # noqa: E402
 from sesemi.data import cache  # noqa: E402
-from sesemi.data.batches import WHITENINGS, TwoBranchBatches, choose_whitening, prepare_images, test_views  # noqa: E402
+from sesemi.data.batches import (  # noqa: E402
+    WHITENINGS,
+    TwoBranchBatches,
+    choose_whitening,
+    prepare_images,
+    test_views,
+)
 from sesemi.data.datasets import Dataset, load_dataset  # noqa: E402
 from sesemi.device import runtime  # noqa: E402
 from sesemi.device.collective import Ranks  # noqa: E402
@@ -33,12 +41,14 @@ SIZE, BATCH, TESTED = 16, 4, 500
 
 
 def own_images(images, labels, training_images, seed=0):
-    """The Dataset of `training_images` of the images, as many of each class, and at most TESTED others for test."""
+    """The Dataset of `training_images` of the images, as many of each class, and at most TESTED test ones."""
     order = np.random.RandomState(seed).permutation(len(images))
     classes = int(labels.max()) + 1
     chosen = order[stratified_sample(labels[order], training_images // classes)]
-    others = np.setdiff1d(order, chosen)[np.random.RandomState(seed).permutation(len(images) - len(chosen))[:TESTED]]
-    return Dataset(images[chosen], labels[chosen], [], images[others], labels[others], [], list(map(str, range(classes))), images[chosen])
+    others = np.setdiff1d(order, chosen)
+    others = others[np.random.RandomState(seed).permutation(len(others))[:TESTED]]
+    return Dataset(images[chosen], labels[chosen], [], images[others], labels[others], [],
+                   list(map(str, range(classes))), images[chosen])
 
 
 def textures(count):
@@ -46,23 +56,27 @@ def textures(count):
     from scipy import ndimage
     rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
     for label in labels:
-        smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE, 3)), [(2, .5, 0), (.5, 2, 0), (1, 1, 0), (.4, .4, 1), (2, 2, .5)][label])
+        sigmas = [(2, .5, 0), (.5, 2, 0), (1, 1, 0), (.4, .4, 1), (2, 2, .5)][label]
+        smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE, 3)), sigmas)
         images.append(np.clip(rng.uniform(80, 170) + rng.uniform(20, 60) * smooth / smooth.std(), 0, 255))
     return np.array(images, np.uint8), labels
 
 
 def shapes(count):
-    """One of five shapes, of any color, place, size and turn, on a ground of another color: (images, labels)."""
+    """One of five shapes, of any color, place, size, turn, on a ground of another color: (images, labels)."""
     rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
     corners = [36, 3, 4, 10, 12]        # a disc, a triangle, a square, a star of five points, one of six
     for label in labels:
         scale = 8
         ground, color = rng.randint(0, 256, (2, 3))
-        image = Image.fromarray(np.clip(rng.normal(ground, 15, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)).resize((scale * SIZE,) * 2)
-        radius, turn, (x, y) = scale * rng.uniform(4, 7), rng.uniform(0, 2 * np.pi), scale * rng.uniform(6, SIZE - 6, 2)
+        ground = np.clip(rng.normal(ground, 15, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+        image = Image.fromarray(ground).resize((scale * SIZE,) * 2)
+        radius, turn = scale * rng.uniform(4, 7), rng.uniform(0, 2 * np.pi)
+        x, y = scale * rng.uniform(6, SIZE - 6, 2)
         angles = turn + 2 * np.pi * np.arange(corners[label]) / corners[label]
         radii = radius * np.where(np.arange(corners[label]) % 2 * (corners[label] in (10, 12)), .45, 1)
-        ImageDraw.Draw(image).polygon([(x + r * np.cos(a), y + r * np.sin(a)) for r, a in zip(radii, angles)], tuple(color.tolist()))
+        ImageDraw.Draw(image).polygon([(x + r * np.cos(a), y + r * np.sin(a)) for r, a in zip(radii, angles)],
+                                      tuple(color.tolist()))
         images.append(np.asarray(image.resize((SIZE, SIZE), Image.BILINEAR)))
     return np.array(images), labels
 
@@ -70,9 +84,11 @@ def shapes(count):
 def cifar10(count):
     """A row of so many CIFAR-10 images, as if they were all there is."""
     def row(args):
-        whole = load_dataset('cifar10', args.dataset, SIZE, 'stretch', False, cache.Cache(cache.default_folder()).decode_images)
+        whole = load_dataset('cifar10', args.dataset, SIZE, 'stretch', False,
+                             cache.Cache(cache.default_folder()).decode_images)
         dataset = own_images(np.asarray(whole.train_images), whole.train_labels, count)
-        return dataset._replace(test_images=np.asarray(whole.test_images[:TESTED * 20])[::20], test_labels=whole.test_labels[:TESTED * 20:20])
+        return dataset._replace(test_images=np.asarray(whole.test_images[:TESTED * 20])[::20],
+                                test_labels=whole.test_labels[:TESTED * 20:20])
     return row
 
 
@@ -83,9 +99,11 @@ def digits(args):
 
 
 # name -> (a function that makes the Dataset, whether a mirrored image is of the same class)
-CHOOSING = {'textures, 300': (lambda args: own_images(*textures(800), 300), False), 'CIFAR-10, 300': (cifar10(300), True),
-            'CIFAR-10, 3,000': (cifar10(3000), True), 'digits, 1,442': (digits, False)}
-JUDGING = {'CIFAR-10, 1,000': (cifar10(1000), True), 'shapes, 300': (lambda args: own_images(*shapes(800), 300), True)}
+CHOOSING = {'textures, 300': (lambda args: own_images(*textures(800), 300), False),
+            'CIFAR-10, 300': (cifar10(300), True), 'CIFAR-10, 3,000': (cifar10(3000), True),
+            'digits, 1,442': (digits, False)}
+JUDGING = {'CIFAR-10, 1,000': (cifar10(1000), True),
+           'shapes, 300': (lambda args: own_images(*shapes(800), 300), True)}
 
 
 def error_of(dataset, whitening, flip, seed, steps):
@@ -104,17 +122,20 @@ def error_of(dataset, whitening, flip, seed, steps):
             train_step(*batches[t])
         with evaluation.NormStatistics(model, batches, steps, Ranks()).measured():
             evaluate = evaluation.DenseEvaluator(
-                inference_model, images.test, lambda part, first: test_views(part, first, seed, flip), training.StopSignals(), Ranks())
+                inference_model, images.test, lambda part, first: test_views(part, first, seed, flip),
+                training.StopSignals(), Ranks())
             return error_rate(evaluate()[0], dataset.test_labels)
 
 
 def table(found, seeds):
-    """The errors of those seeds as a Markdown table; the least of a row is bold, what `auto` takes is marked."""
+    """The errors of those seeds as a Markdown table; a row's least is bold, what `auto` takes is marked."""
     lines = ['| data set | %s |' % ' | '.join(WHITENINGS), '|---|%s' % ('---|' * len(WHITENINGS))]
     for name, row in found.items():
-        means = {kind: 100 * np.mean([row['errors'][kind][str(seed)] for seed in range(seeds)]) for kind in WHITENINGS}
+        means = {kind: 100 * np.mean([row['errors'][kind][str(seed)] for seed in range(seeds)])
+                 for kind in WHITENINGS}
         chosen, _ = choose_whitening('auto', row['images'], SIZE)
-        cells = [('**%.1f**' if mean == min(means.values()) else '%.1f') % mean + (' ←' if kind == chosen else '') for kind, mean in means.items()]
+        cells = [('**%.1f**' if mean == min(means.values()) else '%.1f') % mean
+                 + (' ←' if kind == chosen else '') for kind, mean in means.items()]
         lines.append('| %s%s | %s |' % (name, ' (judging)' if name in JUDGING else '', ' | '.join(cells)))
     return '\n'.join(lines)
 
@@ -135,13 +156,15 @@ def main():
     rows = {name: row for name, row in {**CHOOSING, **JUDGING}.items() if args.rows in name}
     datasets = {name: make(args) for name, (make, _) in rows.items()}
     for name, dataset in datasets.items():
-        found.setdefault(name, {'images': len(dataset.train_images), 'steps': args.steps, 'errors': {kind: {} for kind in WHITENINGS}})
+        found.setdefault(name, {'images': len(dataset.train_images), 'steps': args.steps,
+                                'errors': {kind: {} for kind in WHITENINGS}})
     for seed in map(str, range(args.seeds)):
         for name, (_, flip) in rows.items():
             for kind, errors in found[name]['errors'].items():
                 if seed not in errors:
                     errors[seed] = error_of(datasets[name], kind, flip, int(seed), args.steps)
-                    print('%s, %s, seed %s: %.1f %%' % (name, kind, seed, 100 * errors[seed]), file=sys.stderr)
+                    print('%s, %s, seed %s: %.1f %%' % (name, kind, seed, 100 * errors[seed]),
+                          file=sys.stderr)
                     if args.json:
                         write_json(args.json, found)
     print(table({name: found[name] for name in rows}, args.seeds))

@@ -8,7 +8,9 @@ MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from
 
 
 def chain(*functions):
-    """The functions one after the other. Layers are such functions; calling a chain twice shares its weights."""
+    """The functions one after the other. Layers are such functions; calling a chain twice shares its
+    weights.
+    """
     def call(x):
         for function in functions:
             x = function(x)
@@ -23,24 +25,29 @@ def residual(branch, shortcut=lambda x: x):
 
 
 class Layers:
-    """Makes the layers of one network, numbering them: a layer's name and initial weights follow from its number and the seed.
+    """Makes the layers of one network, numbering them: a layer's name and initial weights follow from its
+    number and the seed.
 
-    slope: of the LeakyReLU (0 is ReLU). use_bias: whether convolutions have a bias. batch_number: as Dropout has it.
+    slope: of the LeakyReLU (0 is ReLU). use_bias: whether convolutions have a bias. batch_number: as Dropout
+    has it.
     """
 
     def __init__(self, slope, use_bias, seed=0, batch_number=None):
-        self.slope, self.use_bias, self.seed, self.batch_number, self.count = slope, use_bias, seed, batch_number, 0
+        self.slope, self.use_bias, self.seed, self.batch_number = slope, use_bias, seed, batch_number
+        self.count = 0
 
     def conv(self, filters, size, padding='same'):
         """Convolution, stride 1, He normal."""
         name = self._name('conv')
         return keras.layers.Conv2D(
-            filters, size, padding=padding, use_bias=self.use_bias, name=name, kernel_regularizer=keras.regularizers.l2(L2),
+            filters, size, padding=padding, use_bias=self.use_bias, name=name,
+            kernel_regularizer=keras.regularizers.l2(L2),
             kernel_initializer=keras.initializers.he_normal(seed=layer_seed(self.seed, name)))
 
     def norm(self):
         """Batch normalisation, then LeakyReLU."""
-        return chain(BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=self._name('norm')),
+        return chain(BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON,
+                                        name=self._name('norm')),
                      keras.layers.LeakyReLU(self.slope, name=self._name('relu')))
 
     def conv_norm(self, filters, size, padding='same'):
@@ -52,8 +59,11 @@ class Layers:
         return keras.layers.MaxPooling2D(2, 2, name=self._name('pool'))
 
     def dropout(self, rate):
-        """Dropout, or nothing when rate is 0. It takes no number, so that later layers keep their names and first weights without it."""
-        return Dropout(rate, self.seed, self.batch_number, name='dropout_%d' % self.count) if rate else chain()
+        """Dropout, or nothing when rate is 0. It takes no number, so that later layers keep their names and
+        first weights without it.
+        """
+        return Dropout(rate, self.seed, self.batch_number,
+                       name='dropout_%d' % self.count) if rate else chain()
 
     def _name(self, kind):
         self.count += 1
@@ -66,10 +76,12 @@ def layer_seed(seed, name):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch normalisation without updates of its moving averages: the training makes them, from `statistics()`.
+    """Keras' batch normalisation without updates of its moving averages: the training makes them, from
+    `statistics()`.
 
-    Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published results come from
-    Keras 2.2.4, whose averages are zero-debiased and of one call: here of the first, the super branch's.
+    Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published
+    results come from Keras 2.2.4, whose averages are zero-debiased and of one call: here of the first, the
+    super branch's.
     """
 
     def __init__(self, **kwargs):
@@ -81,18 +93,22 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return value        # Keras takes it for the update, which so does nothing
 
     def statistics(self):
-        """[(moving variable, the same statistic of the first call's batch)]: mean and unbiased variance, float32 (channels,).
+        """[(moving variable, the same statistic of the first call's batch)]: mean and unbiased variance,
+        float32 (channels,).
 
         In learning phase 0 they are the moving variables themselves.
         """
-        return [(variable, self._first_call[variable.name]) for variable in (self.moving_mean, self.moving_variance)]
+        return [(variable, self._first_call[variable.name])
+                for variable in (self.moving_mean, self.moving_variance)]
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout whose mask is a pure function of (seed, batch_number, layer, call), so that an interrupted run can go on with the
-    same masks. Inactive outside training. batch_number: an int32 scalar tensor; None: always 0.
+    """Dropout whose mask is a pure function of (seed, batch_number, layer, call), so that an interrupted run
+    can go on with the same masks. Inactive outside training. batch_number: an int32 scalar tensor; None:
+    always 0.
 
-    It draws whole numbers: an Ascend 910 has the operation for these and not the one for uniform float32 numbers.
+    It draws whole numbers: an Ascend 910 has the operation for these and not the one for uniform float32
+    numbers.
     """
 
     def __init__(self, rate, seed, batch_number=None, **kwargs):
@@ -100,12 +116,15 @@ class Dropout(keras.layers.Layer):
         self.rate, self.seed, self.batch_number, self.calls = rate, seed, batch_number, 0
 
     def call(self, inputs, training=None):
-        key = tf.stack([layer_seed(self.seed, '%s/%d' % (self.name, self.calls)), 0 if self.batch_number is None else self.batch_number])
+        key = tf.stack([layer_seed(self.seed, '%s/%d' % (self.name, self.calls)),
+                        0 if self.batch_number is None else self.batch_number])
         self.calls += 1
 
         def dropped():
-            draw = tf.raw_ops.StatelessRandomUniformInt(shape=tf.shape(inputs), seed=key, minval=0, maxval=MASK_VALUES)
-            return tf.where(draw < round(self.rate * MASK_VALUES), tf.zeros_like(inputs), inputs / (1 - self.rate))
+            draw = tf.raw_ops.StatelessRandomUniformInt(
+                shape=tf.shape(inputs), seed=key, minval=0, maxval=MASK_VALUES)
+            dropped = draw < round(self.rate * MASK_VALUES)
+            return tf.where(dropped, tf.zeros_like(inputs), inputs / (1 - self.rate))
         return keras.backend.in_train_phase(dropped, inputs, training=training)
 
     def get_config(self):

@@ -1,16 +1,21 @@
-"""Wide residual network WRN-28-2, max-pooling in place of strides: 1,469,936 parameters at three input channels."""
+"""Wide residual network WRN-28-2, max-pooling in place of strides: 1,469,936 parameters at three input
+channels.
+"""
 from networks.layers import Layers, chain, residual
 
 
 def trunk(dropout=0.0, seed=0, batch_number=None):
-    """A function from images (n, 32, 32, 3) to features (n, 8, 8, 128); calling it twice shares its weights."""
+    """A function from images (n, 32, 32, 3) to features (n, 8, 8, 128); calling it twice shares its
+    weights.
+    """
     make = Layers(slope=0.0, use_bias=False, seed=seed, batch_number=batch_number)
 
     def expand(width):
         return residual(chain(make.conv_norm(width, 3), make.conv(width, 3)), shortcut=make.conv(width, 1))
 
     def blocks(width):
-        return chain(*[residual(chain(make.norm(), make.conv(width, 3), make.dropout(dropout), make.norm(), make.conv(width, 3)))
+        return chain(*[residual(chain(make.norm(), make.conv(width, 3), make.dropout(dropout), make.norm(),
+                                      make.conv(width, 3)))
                        for _ in range(3)])
 
     return chain(

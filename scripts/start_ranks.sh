@@ -8,9 +8,10 @@ signal_ranks() {
     kill -CONT "${@:2}" 2>/dev/null || true
 }
 
-# Starts ranks 0 to $1 - 1 at once and waits for all of them; returns the status of the first that failed, if one did. The others
-# have a second to end by themselves; then they get SIGTERM, again after 2 s, which ends them at once, and SIGKILL after 10 s.
-# SIGTERM, SIGHUP and Ctrl-C go on to all ranks as SIGTERM: together they stop after a step and save.
+# Starts ranks 0 to $1 - 1 at once and waits for all of them; returns the status of the first that failed, if
+# one did. The others have a second to end by themselves; then they get SIGTERM, again after 2 s, which ends
+# them at once, and SIGKILL after 10 s. SIGTERM, SIGHUP and Ctrl-C go on to all ranks as SIGTERM: together
+# they stop after a step and save.
 run_ranks() {
     local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do

@@ -1,12 +1,15 @@
 """The errors that end a program in one plain sentence, and what such sentences are made of."""
 import re
 
-CONTROL = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')     # also what turns the direction of text
+# also what turns the direction of text
+CONTROL = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')
 LONGEST = 300           # characters of a reason
 
 
 def printable(text):
-    """Text from elsewhere for a line of a message or table: control characters, as file names may hold, as \\n, \\x1b, \\u202e."""
+    """Text from elsewhere for a line of a message or table: control characters, as file names may hold, as
+    \\n, \\x1b, \\u202e.
+    """
     return CONTROL.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
 
 
@@ -24,7 +27,9 @@ class InputError(RunError, ValueError):
 
 
 def reason(error):
-    """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has none."""
+    """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has
+    none.
+    """
     words = ' '.join(str(error).split()) or type(error).__name__
     return words if len(words) <= LONGEST else words[:LONGEST] + '...'
 
@@ -32,4 +37,5 @@ def reason(error):
 def listed(names, most=3):
     """The first names, and how many more there are."""
     names = list(names)
-    return printable(', '.join(names[:most])) + (' and %d more' % (len(names) - most) if len(names) > most else '')
+    more = ' and %d more' % (len(names) - most) if len(names) > most else ''
+    return printable(', '.join(names[:most])) + more

@@ -1,4 +1,6 @@
-"""The flags of train_evaluate_sesemi.py in one table, and what becomes of them: parser, defaults, what a resumed run keeps."""
+"""The flags of train_evaluate_sesemi.py in one table, and what becomes of them: parser, defaults, what a
+resumed run keeps.
+"""
 import argparse
 from typing import NamedTuple
 
@@ -6,13 +8,15 @@ from sesemi.errors import InputError
 from sesemi.settings import FITS, LEARNING_RATE, METHODS, NETWORKS, PRESETS, SPLIT_SEED, WHITENED_SIZE
 from sesemi.system.command_line import SWITCH, Parser, positive, share, whole
 
-# What --resume does with a flag: IDENTITY: keeps it, for another value makes another run; KEPT: keeps it unless it is given anew;
-# ANEW: forgets it.
+# What --resume does with a flag: IDENTITY: keeps it, for another value makes another run; KEPT: keeps it
+# unless it is given anew; ANEW: forgets it.
 IDENTITY, KEPT, ANEW = 'identity', 'kept', 'anew'
 
 
 class Flag(NamedTuple):
-    """A row of the table. default: None where it depends on other flags or on the data; options: of argparse."""
+    """A row of the table. default: None where it depends on other flags or on the data; options: of
+    argparse.
+    """
     name: str
     default: object
     resumed: str
@@ -46,58 +50,86 @@ def _gpus(text):
 
 PRECISION_HELP = (
     'cpu and gpu: float32 (the default) or mixed, which is float16 on a gpu and bfloat16 on a cpu, where the '
-    'processor (amx_bf16 or avx512_bf16) and TensorFlow 2 have it; npu: allow_fp32_to_fp16 (the default there), '
-    'force_fp16, must_keep_origin_dtype, allow_mix_precision')
+    'processor (amx_bf16 or avx512_bf16) and TensorFlow 2 have it; npu: allow_fp32_to_fp16 (the default '
+    'there), force_fp16, must_keep_origin_dtype, allow_mix_precision')
 
 TABLE = {
     'data': [
-        _flag('data', 'cifar10', IDENTITY, 'data set, which also chooses its preset (default: cifar10)', choices=list(PRESETS)),
-        _flag('dataset', None, KEPT, 'its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official CIFAR '
-              'batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)', metavar='DIR'),
-        _flag('labels', 1000, IDENTITY, 'labeled images in all (default: 1000)', type=_labels, metavar='N|all'),
-        _flag('validation', None, IDENTITY, 'take this share of the labeled images, of each class, out of training to measure the '
-              'error during it, as 0.1; for data without validation images of its own', type=share(0.5), metavar='X'),
-        _flag('split_seed', SPLIT_SEED, IDENTITY, 'seed of the choice of labeled images (default: 1, the published split)',
+        _flag('data', 'cifar10', IDENTITY, 'data set, which also chooses its preset (default: cifar10)',
+              choices=list(PRESETS)),
+        _flag('dataset', None, KEPT,
+              'its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official CIFAR '
+              'batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)',
+              metavar='DIR'),
+        _flag('labels', 1000, IDENTITY, 'labeled images in all (default: 1000)', type=_labels,
+              metavar='N|all'),
+        _flag('validation', None, IDENTITY,
+              'take this share of the labeled images, of each class, out of training to measure the error '
+              'during it, as 0.1; for data without validation images of its own', type=share(0.5),
+              metavar='X'),
+        _flag('split_seed', SPLIT_SEED, IDENTITY,
+              'seed of the choice of labeled images (default: 1, the published split)',
               type=whole(0, 2 ** 32 - 1), metavar='N'),
-        _flag('image_size', 32, IDENTITY, 'pixels a side, a multiple of 4 from 16 to 128 (default: 32)', type=_image_size, metavar='N'),
-        _flag('fit', 'stretch', IDENTITY, 'what happens to images that are not square (default: stretch)', choices=FITS),
-        _flag('whitening', None, IDENTITY, 'what follows contrast normalisation: ZCA whitening; channel: a mean and a deviation for '
-              'each color; or nothing (default: auto: by the number of images for folder, none for svhn and digits, else zca)',
+        _flag('image_size', 32, IDENTITY, 'pixels a side, a multiple of 4 from 16 to 128 (default: 32)',
+              type=_image_size, metavar='N'),
+        _flag('fit', 'stretch', IDENTITY, 'what happens to images that are not square (default: stretch)',
+              choices=FITS),
+        _flag('whitening', None, IDENTITY,
+              'what follows contrast normalisation: ZCA whitening; channel: a mean and a deviation for each '
+              'color; or nothing (default: auto: by the number of images for folder, none for svhn and '
+              'digits, else zca)',
               choices=['auto', 'zca', 'channel', 'none']),
-        _flag('memory_limit', None, KEPT, 'more images than fit into this are kept in the cache and normalised as they are drawn '
-              '(default: half of the memory, shared by the processes of a host)', type=positive, metavar='GB'),
+        _flag('memory_limit', None, KEPT,
+              'more images than fit into this are kept in the cache and normalised as they are drawn '
+              '(default: half of the memory, shared by the processes of a host)', type=positive,
+              metavar='GB'),
         _switch('no_cache', ANEW, 'decode all images and fit the whitening anew'),
-        _switch('no_flip', IDENTITY, 'no left-right flips: a mirrored image is not of the same class (always so for svhn and digits)'),
+        _switch('no_flip', IDENTITY, 'no left-right flips: a mirrored image is not of the same class (always '
+                                     'so for svhn and digits)'),
     ],
     'method': [
         _flag('network', 'convnet', IDENTITY, '(default: convnet)', choices=NETWORKS),
-        _flag('method', 'asl', IDENTITY, 'self-supervision on the labeled images, on all training images, or none (default: asl)',
+        _flag('method', 'asl', IDENTITY,
+              'self-supervision on the labeled images, on all training images, or none (default: asl)',
               choices=METHODS),
-        _flag('epochs', None, IDENTITY, '(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)',
+        _flag('epochs', None, IDENTITY,
+              '(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)',
               type=whole(1), metavar='N'),
-        _flag('batch_size', None, IDENTITY, 'images of the self branch a step, six views of each, beside six times as many labeled '
-              'ones (default: 16; digits: 4)', type=whole(1), metavar='N'),
-        _flag('lr', LEARNING_RATE, IDENTITY, 'learning rate of the first step (default: 0.05)', type=positive, metavar='X'),
-        _switch('no_oversample', IDENTITY, 'draw only as many labeled images a step as self-supervised ones, each augmented six times'),
-        _switch('recompute_norm', IDENTITY, 'evaluate and save with batch-norm statistics measured anew on training batches for the '
-                'weights as they are, not with averages that lag behind (default: on for digits and folder)', default=None),
-        _flag('class_weights', None, IDENTITY, 'multiply the cross-entropy of a labeled image by a weight, the larger the fewer its '
-              'class has, so that all classes count the same', choices=['balanced']),
-        _flag('seed', 0, IDENTITY, 'initial weights, batches, dropout (default: 0)', type=whole(0), metavar='N'),
+        _flag('batch_size', None, IDENTITY,
+              'images of the self branch a step, six views of each, beside six times as many labeled ones '
+              '(default: 16; digits: 4)', type=whole(1), metavar='N'),
+        _flag('lr', LEARNING_RATE, IDENTITY, 'learning rate of the first step (default: 0.05)', type=positive,
+              metavar='X'),
+        _switch('no_oversample', IDENTITY,
+                'draw only as many labeled images a step as self-supervised ones, each augmented six times'),
+        _switch('recompute_norm', IDENTITY,
+                'evaluate and save with batch-norm statistics measured anew on training batches for the '
+                'weights as they are, not with averages that lag behind (default: on for digits and folder)',
+                default=None),
+        _flag('class_weights', None, IDENTITY,
+              'multiply the cross-entropy of a labeled image by a weight, the larger the fewer its class '
+              'has, so that all classes count the same', choices=['balanced']),
+        _flag('seed', 0, IDENTITY, 'initial weights, batches, dropout (default: 0)', type=whole(0),
+              metavar='N'),
     ],
     'run': [
-        _flag('result', 'result', ANEW, 'folder for the model and the record of the run (default: result)', metavar='DIR'),
+        _flag('result', 'result', ANEW, 'folder for the model and the record of the run (default: result)',
+              metavar='DIR'),
         _flag('resume', None, ANEW, 'go on with the run in --result; auto: start it if there is none',
               nargs='?', const='yes', choices=['yes', 'auto']),
-        _flag('runs', 1, ANEW, 'train N times, with seeds --seed, --seed + 1, ..., each in a folder of its own below --result '
+        _flag('runs', 1, ANEW,
+              'train N times, with seeds --seed, --seed + 1, ..., each in a folder of its own below --result '
               '(default: 1)', type=whole(1), metavar='N'),
         _switch('quiet', ANEW, 'a line an epoch, no progress line'),
         _switch('verbose', ANEW, "TensorFlow's own messages too"),
-        _flag('eval_every', None, KEPT, 'evaluate every N epochs, not only at the end: the validation images, without these the test '
+        _flag('eval_every', None, KEPT,
+              'evaluate every N epochs, not only at the end: the validation images, without these the test '
               'images (default: 0, not; 1 with validation images, and for ssl)', type=whole(0), metavar='N'),
-        _flag('keep', 'last', IDENTITY, 'which weights are evaluated on the test images and saved: those of the last epoch, or of the '
+        _flag('keep', 'last', IDENTITY,
+              'which weights are evaluated on the test images and saved: those of the last epoch, or of the '
               'least validation error (default: last)', choices=['last', 'best']),
-        _flag('checkpoint_minutes', 10.0, KEPT, 'longest time between checkpoints (default: 10)', type=positive, metavar='X'),
+        _flag('checkpoint_minutes', 10.0, KEPT, 'longest time between checkpoints (default: 10)',
+              type=positive, metavar='X'),
     ],
     'device': [
         _flag('device', 'auto', ANEW, '(default: auto)', choices=['auto', 'cpu', 'gpu', 'npu']),
@@ -109,12 +141,17 @@ TABLE = {
         _flag('data_dump_step', None, ANEW, 'which steps, as in 0|5|10-20 (default: 0)', metavar='STEPS'),
     ],
     'several devices': [
-        _flag('gpus', None, ANEW, 'a process for each of these GPUs of this host', type=_gpus, metavar='all|N,N'),
-        _flag('workers', None, ANEW, 'an address for each of the processes that train together, the same list for all (default: of '
+        _flag('gpus', None, ANEW, 'a process for each of these GPUs of this host', type=_gpus,
+              metavar='all|N,N'),
+        _flag('workers', None, ANEW,
+              'an address for each of the processes that train together, the same list for all (default: of '
               'TF_CONFIG, if that is set)', metavar='HOST:PORT,HOST:PORT'),
-        _flag('rank', None, ANEW, "this process's number among them, from 0; rank 0 writes and prints", type=whole(0), metavar='N'),
-        _flag('join_timeout', None, ANEW, 'seconds to wait at the start for all to come (default: 1800)', type=positive, metavar='X'),
-        _flag('peer_timeout', None, ANEW, 'seconds that all may take for what they compute together, before the run ends '
+        _flag('rank', None, ANEW, "this process's number among them, from 0; rank 0 writes and prints",
+              type=whole(0), metavar='N'),
+        _flag('join_timeout', None, ANEW, 'seconds to wait at the start for all to come (default: 1800)',
+              type=positive, metavar='X'),
+        _flag('peer_timeout', None, ANEW,
+              'seconds that all may take for what they compute together, before the run ends '
               '(default: 600)', type=positive, metavar='X'),
         _switch('scale_lr', IDENTITY, 'multiply --lr by the number of processes (default: the same rate)'),
     ],
@@ -139,15 +176,18 @@ def parse_given(argv):
 
     Flags may be spelled with underscores too, as ModelArts and older ports have them.
     """
-    argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--') else word
+    argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--')
+            else word
             for word in argv]
     parser = Parser(prog='train_evaluate_sesemi.py',
-                    description='Train and evaluate SESEMI: image classification from few labels, regularised by predicting '
+                    description='Train and evaluate SESEMI: image classification from few labels, '
+                                'regularised by predicting '
                     'rotations and flips. --flag value and --flag=value are the same.')
     for title, flags in TABLE.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            group.add_argument(spelled(flag.name), help=flag.help, **flag.options)      # no default: what was given must be seen
+            # no default: what was given must be seen
+            group.add_argument(spelled(flag.name), help=flag.help, **flag.options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
         del given['whitening']
@@ -155,22 +195,26 @@ def parse_given(argv):
 
 
 def resolve(given, recorded):
-    """Every flag as given, else as recorded of the run to be resumed, else as its default or its data set's: a dict, with `flip`.
+    """Every flag as given, else as recorded of the run to be resumed, else as its default or its data set's:
+    a dict, with `flip`.
 
     Raises InputError where flags do not go together.
     """
     args = {**DEFAULTS, **recorded, **given}
     if args['over_dump'] and args['data_dump']:
-        raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one out.')
+        raise InputError('--over-dump and --data-dump: the adapter does one of them at a time; leave one '
+                         'out.')
     preset = PRESETS[args['data']]
     args['batch_size'] = args['batch_size'] or preset.batch_size
     if args['recompute_norm'] is None:
         args['recompute_norm'] = preset.recompute_norm
     if given.get('no_flip') is False and not preset.flip:
-        raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the flag out.' % args['data'])
+        raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the '
+                         'flag out.' % args['data'])
     args['whitening'] = args['whitening'] or preset.whitening
     if given.get('whitening') == 'zca' and args['image_size'] > WHITENED_SIZE:
-        raise InputError('--whitening zca: is for images of at most %d pixels; say channel or none, or lower --image-size.'
+        raise InputError('--whitening zca: is for images of at most %d pixels; say channel or none, or lower '
+                         '--image-size.'
                          % WHITENED_SIZE)
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:

@@ -1,4 +1,4 @@
-"""What the tests share: the project folder on sys.path, a cache of their own, a TensorFlow that is not to be imported, writers of small images, and a guard against float64."""
+"""What the tests share: sys.path, a cache, a TensorFlow not to be imported, image writers, no float64."""
 import os
 import sys
 from pathlib import Path
@@ -28,14 +28,14 @@ def no_tensorflow(tmp_path):
 
 @pytest.fixture
 def no_tensorflow_here(monkeypatch):
-    """In this process importing sesemi.device.runtime, which imports TensorFlow, raises ModuleNotFoundError."""
+    """In this process importing sesemi.device.runtime, so TensorFlow, raises ModuleNotFoundError."""
     monkeypatch.delattr('sesemi.device.runtime', raising=False)
     monkeypatch.setitem(sys.modules, 'sesemi.device.runtime', None)
 
 
 @pytest.fixture
 def train(capsys):
-    """A run with the tiny trunk in this process, which spares it the start of TensorFlow: flags -> programs.Result."""
+    """A run with the tiny trunk in this process, which spares TensorFlow's start: flags -> its Result."""
     import tiny_trunk
     from programs import Result
 
@@ -52,7 +52,7 @@ def write_image(path, pixels):
 
 
 def write_classes(folder, counts, size=32):
-    """counts: class name -> how many random images, no two alike. Returns their arrays, the classes in sorted order."""
+    """counts: class name -> how many random images, no two alike. Returns their arrays, classes sorted."""
     rng = np.random.RandomState(0)
     images = rng.randint(0, 256, (sum(counts.values()), size, size, 3)).astype(np.uint8)
     names = ['{}/{:03d}.png'.format(name, i) for name in sorted(counts) for i in range(counts[name])]

@@ -1,9 +1,10 @@
 """Forks the programs that tests/programs.py starts from a process that has imported what takes them seconds.
 
-Standard input is the server's end of a multiprocessing.Pipe(). Standard output and error must be pipes, because
-the streams of the programs are those of the server. A request is a program's words, environment, working folder
-and limit in seconds. Three descriptors follow it: a Pipe() on which the program's process number is sent when it
-begins and its wait status when it has ended, its standard output, and its standard error.
+Standard input is the server's end of a multiprocessing.Pipe(). Standard output and error must be pipes,
+because the streams of the programs are those of the server. A request is a program's words, environment,
+working folder and limit in seconds. Three descriptors follow it: a Pipe() on which the program's process
+number is sent when it begins and its wait status when it has ended, its standard output, and its standard
+error.
 """
 import contextlib
 import gc

@@ -1,7 +1,7 @@
-"""train_evaluate_sesemi.py with the tiny trunk, looked into: what tests/test_ranks.py starts as the ranks of a run.
+"""train_evaluate_sesemi.py with the tiny trunk, looked into: tests/test_ranks.py starts it as a run's ranks.
 
-Each rank leaves its losses, its last trainable weights and its GPU in the folder $KEEP. Rank 1 gives itself other first weights,
-which those of rank 0 have to replace.
+Each rank leaves its losses, its last trainable weights and its GPU in the folder $KEEP. Rank 1 gives itself
+other first weights, which those of rank 0 have to replace.
 """
 import os
 import sys
@@ -30,8 +30,9 @@ def training_function(model, *arguments):
 
 def train(train_step, batches, *arguments, **named):
     progress = real_train(train_step, batches, *arguments, **named)
-    np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank), *training.read(models[-1].trainable_weights),
-             losses=losses, gpu=os.environ.get('CUDA_VISIBLE_DEVICES', ''))
+    np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank),
+             *training.read(models[-1].trainable_weights), losses=losses,
+             gpu=os.environ.get('CUDA_VISIBLE_DEVICES', ''))
     return progress
 
 

@@ -76,7 +76,7 @@ def rounded(fit):
 
 
 def stopping(train):
-    """training.train that receives a signal as it asks after the last step but one, and so stops after the last."""
+    """training.train that gets a signal as it asks after the last step but one, so stops after the last."""
     from sesemi.training import training
 
     def stopped(train_step, batches, schedule, progress, stop, hooks):

@@ -1,4 +1,4 @@
-"""Starts the project's programs as a user does, none for longer than a limit, and copies the project to try it in."""
+"""Starts the project's programs as a user does, none beyond a limit, and copies the project to try it in."""
 import contextlib
 import functools
 import multiprocessing
@@ -19,8 +19,10 @@ from conftest import PROJECT
 STAND_INS = PROJECT / 'tests/stand_ins'
 TINY = 'tests/tiny_trunk.py'        # train_evaluate_sesemi.py with a trunk of one convolution
 LIMIT = 300                         # seconds
-OF_A_JOB = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH', 'PYTHONUNBUFFERED')
-READ_AT_START = ('PYTHON', 'TF_', 'CUDA_')      # how variables begin that Python and TensorFlow read at their start
+OF_A_JOB = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH',
+            'PYTHONUNBUFFERED')
+# how variables begin that Python and TensorFlow read at their start
+READ_AT_START = ('PYTHON', 'TF_', 'CUDA_')
 TEXT = {'encoding': 'utf-8', 'errors': 'surrogateescape'}
 
 
@@ -108,8 +110,8 @@ def inherited():
 def popen(words, environment, **options):
     """A process in a session of its own, with pipes, that does not ignore SIGHUP, as it would under nohup."""
     return subprocess.Popen(
-        words, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **TEXT,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **options)
+        words, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **TEXT, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **options)
 
 
 def start(*command, cwd=None, limit=LIMIT, **environment):
@@ -118,8 +120,8 @@ def start(*command, cwd=None, limit=LIMIT, **environment):
     It and what it starts are killed after `limit` seconds. run_1p.sh uses the tests' interpreter.
 
     A program is forked from a process that has imported TensorFlow, which spares it seconds: fork_server.py.
-    An interpreter of its own is started for it when a variable of `environment` begins as READ_AT_START has it,
-    and by start(sys.executable, PROJECT / program).
+    An interpreter of its own is started for it when a variable of `environment` begins as READ_AT_START has
+    it, and by start(sys.executable, PROJECT / program).
     """
     words = list(map(str, command))
     forked = words[0].endswith('.py') and not any(name.startswith(READ_AT_START) for name in environment)
@@ -142,7 +144,7 @@ def start(*command, cwd=None, limit=LIMIT, **environment):
 
 
 def result(process):
-    """The Result of a process that was started; waits for its end and for that of all that have its output."""
+    """The Result of a process that was started; waits for its end and that of all that have its output."""
     out, err = process.communicate()
     return Result(process.returncode, out, err)
 
@@ -182,7 +184,8 @@ def read_until(process, text):
 
 def copy_project(folder):
     """The whole program, whose network nin is one convolution."""
-    for pattern in '*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'sesemi/**/*.py', 'sesemi/**/*.html', 'scripts/*', 'tests/*.sh':
+    for pattern in ('*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'sesemi/**/*.py', 'sesemi/**/*.html',
+                    'scripts/*', 'tests/*.sh'):
         for path in PROJECT.glob(pattern):
             (folder / path.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))
@@ -194,4 +197,5 @@ def write_run_1p(folder, script):
     """A run_1p.sh that is `script`, with $result set to the value of --result."""
     (folder / 'run_1p.sh').write_text(
         'set -eu\nargs=("$@")\nfor ((i = 0; i < $#; i++)); do\n'
-        '    case ${args[i]} in --result) result=${args[i + 1]} ;; --result=*) result=${args[i]#*=} ;; esac\ndone\n' + script)
+        '    case ${args[i]} in --result) result=${args[i + 1]} ;; --result=*) result=${args[i]#*=} ;; esac\n'
+        'done\n' + script)

@@ -41,10 +41,12 @@ def test_proxy_views():
     views, labels = proxy_views(images)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert len(views) == 2 * PROXY_CLASSES
-    expected = [image, np.rot90(image), np.rot90(image, 2), np.rot90(image, 3), np.fliplr(image), np.flipud(image)]
+    expected = [image, np.rot90(image), np.rot90(image, 2), np.rot90(image, 3), np.fliplr(image),
+                np.flipud(image)]
     np.testing.assert_array_equal(views[::2], expected)
     np.testing.assert_array_equal(views[1::2], np.add(expected, 100))
-    assert views[2, 0, 0].tolist() == image[0, 3].tolist()      # counter-clockwise: the top right corner comes to the top left
+    # counter-clockwise: the top right corner comes to the top left
+    assert views[2, 0, 0].tolist() == image[0, 3].tolist()
     assert len(np.unique(views, axis=0)) == 12
 
 
@@ -62,7 +64,7 @@ def images_that_tell(n):
 
 
 class Told:
-    """What images made of `images_that_tell` reveal: their indices, shifts, flips and noise. All else about them is checked."""
+    """What images of `images_that_tell` reveal: indices, shifts, flips and noise. All else is checked."""
 
     def __init__(self, images):
         numbers = np.round(images / STEP).astype(int)
@@ -84,8 +86,8 @@ class Told:
 def batches_that_tell(labeled=50, unlabeled=90, **options):
     options.setdefault('batch_size', 4)
     labels = np.eye(7, dtype=np.float32)[np.arange(labeled) % 7]
-    return TwoBranchBatches(
-        images_that_tell(labeled), labels, None if unlabeled is None else images_that_tell(unlabeled), **options)
+    return TwoBranchBatches(images_that_tell(labeled), labels,
+                            None if unlabeled is None else images_that_tell(unlabeled), **options)
 
 
 def told(batches, branch, steps):
@@ -104,7 +106,8 @@ def same(one, other):
 
 def test_batch_shapes_and_targets():
     inputs, targets = batches_that_tell()[3]
-    assert {name: x.shape for name, x in inputs.items()} == {'self_data': (24, 8, 8, 3), 'super_data': (24, 8, 8, 3)}
+    shape = 24, 8, 8, 3
+    assert {name: x.shape for name, x in inputs.items()} == {'self_data': shape, 'super_data': shape}
     assert {name: y.shape for name, y in targets.items()} == {'self_clf': (24, 6), 'super_clf': (24, 7)}
     assert {x.dtype for x in arrays((inputs, targets))} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(targets['self_clf'], np.eye(6).repeat(4, axis=0))
@@ -130,7 +133,8 @@ def test_without_oversampling_each_labeled_image_is_augmented_six_times():
     assert abs((noise[:, 1:] * noise[:, :-1]).mean()) < .0005
     for drawn in seen.dy, seen.dx, seen.flipped:
         assert (drawn.reshape(-1, 6) != drawn[::6, None]).any(axis=0)[1:].all()
-    np.testing.assert_array_equal(batches[7][1]['super_clf'], np.eye(7)[Told(batches[7][0]['super_data']).indices % 7])
+    np.testing.assert_array_equal(batches[7][1]['super_clf'],
+                                  np.eye(7)[Told(batches[7][0]['super_data']).indices % 7])
     np.testing.assert_array_equal(batches[7][0]['self_data'], batches_that_tell(50, 90)[7][0]['self_data'])
 
 
@@ -153,7 +157,8 @@ def test_batch_is_the_same_in_another_process():
     expected = hashlib.sha256(b''.join(x.tobytes() for x in arrays(batches_that_tell()[17]))).hexdigest()
     path = os.pathsep.join(filter(None, [str(PROJECT / 'tests'), os.environ.get('PYTHONPATH')]))
     hash_seed = '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'
-    assert run(sys.executable, '-c', program, PYTHONHASHSEED=hash_seed, PYTHONPATH=path) == (0, expected + '\n', '')
+    done = run(sys.executable, '-c', program, PYTHONHASHSEED=hash_seed, PYTHONPATH=path)
+    assert done == (0, expected + '\n', '')
 
 
 def test_batches_leave_the_images_and_the_global_generator_alone():
@@ -179,14 +184,15 @@ def test_every_image_comes_once_before_any_comes_twice(labeled, unlabeled):
 
 def test_branches_have_orders_of_their_own():
     batches = batches_that_tell(48, 48)
-    super_order, self_order = (told(batches, branch, steps).indices for branch, steps in (('super', 2), ('self', 12)))
+    super_order, self_order = (told(batches, branch, steps).indices
+                               for branch, steps in (('super', 2), ('self', 12)))
     assert (super_order == self_order).sum() < 8
 
 
 def test_self_views_share_shift_and_noise():
     views = batches_that_tell()[5][0]['self_data'].reshape(6, 4, SIZE, SIZE, 3)
-    undone = [views[0], np.rot90(views[1], -1, (1, 2)), np.rot90(views[2], -2, (1, 2)), np.rot90(views[3], -3, (1, 2)),
-              views[4][:, :, ::-1], views[5][:, ::-1]]
+    undone = [views[0], np.rot90(views[1], -1, (1, 2)), np.rot90(views[2], -2, (1, 2)),
+              np.rot90(views[3], -3, (1, 2)), views[4][:, :, ::-1], views[5][:, ::-1]]
     for view in undone[1:]:
         np.testing.assert_array_equal(view, views[0])
 
@@ -206,11 +212,14 @@ def test_noise_and_shifts(branch):
     neighbours = noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1], noise[..., 1:] * noise[..., :-1]
     assert max(abs(product.mean()) for product in neighbours) < .0005       # .0225 if they were equal
     tail = (abs(seen.noise) > .3).mean()
-    assert abs(tail - .0455) < .003                                         # a Gaussian's part beyond two sigma
-    counts = np.array([[((seen.dy == dy) & (seen.dx == dx)).sum() for dx in range(-2, 3)] for dy in range(-2, 3)])
+    # a Gaussian's part beyond two sigma
+    assert abs(tail - .0455) < .003
+    counts = np.array([[((seen.dy == dy) & (seen.dx == dx)).sum() for dx in range(-2, 3)]
+                       for dy in range(-2, 3)])
     assert counts.sum() == len(seen.dy)
     expected = len(seen.dy) / 25
-    assert ((counts - expected) ** 2 / expected).sum() < 43                 # chi-squared, 24 degrees of freedom: 99 %
+    # chi-squared, 24 degrees of freedom: 99 %
+    assert ((counts - expected) ** 2 / expected).sum() < 43
 
 
 def test_steps_seeds_ranks_and_branches_draw_differently():
@@ -218,7 +227,8 @@ def test_steps_seeds_ranks_and_branches_draw_differently():
     for name, t, options in [('step 0', 0, {}), ('step 1', 1, {}), ('seed 1', 0, {'seed': 1}),
                              ('rank 1', 1, {'rank': 1, 'ranks': 2})]:
         inputs, _ = batches_that_tell(500, 500, batch_size=16, **options)[t]
-        draws[name, 'super'], draws[name, 'self'] = Told(inputs['super_data'][:16]), Told(inputs['self_data'][:16])
+        draws[name, 'super'] = Told(inputs['super_data'][:16])
+        draws[name, 'self'] = Told(inputs['self_data'][:16])
     for i, one in enumerate(draws):
         for other in list(draws)[:i]:
             assert abs((draws[one].noise * draws[other].noise).mean()) < .003, (one, other)
@@ -233,7 +243,8 @@ def test_ranks_share_a_pass(ranks):
     of_ranks = [batches_that_tell(n, n, ranks=ranks, rank=rank) for rank in range(ranks)]
     for branch, steps in ('super', 1), ('self', 6):
         for first in 0, steps:      # the first pass and the second
-            drawn = [[told_step(batches, branch, t) for batches in of_ranks] for t in range(first, first + steps)]
+            drawn = [[told_step(batches, branch, t) for batches in of_ranks]
+                     for t in range(first, first + steps)]
             np.testing.assert_array_equal(np.sort(np.ravel(drawn)), np.arange(n))
 
 
@@ -246,7 +257,8 @@ def test_supervised_draws_the_super_branch_of_asl():
     asl, supervised = batches_that_tell(50, 50), batches_that_tell(50, None)
     for t in 0, 9:
         inputs, targets = supervised[t]
-        assert set(inputs) == {'super_data'} and set(targets) == {'super_clf'} and supervised.images_per_step == 24
+        assert set(inputs) == {'super_data'} and set(targets) == {'super_clf'}
+        assert supervised.images_per_step == 24
         assert inputs['super_data'].tobytes() == asl[t][0]['super_data'].tobytes()
         assert targets['super_clf'].tobytes() == asl[t][1]['super_clf'].tobytes()
 
@@ -291,7 +303,8 @@ def test_views_in_order():
 def test_view_shifts_are_never_zero():
     images = images_that_tell(1).repeat(1000, axis=0)
     shifted = Told(list(views_of(images, 0, 0, flip=False))[1])
-    counts = np.array([[((shifted.dy == dy) & (shifted.dx == dx)).sum() for dx in (-2, -1, 1, 2)] for dy in (-2, -1, 1, 2)])
+    counts = np.array([[((shifted.dy == dy) & (shifted.dx == dx)).sum() for dx in (-2, -1, 1, 2)]
+                       for dy in (-2, -1, 1, 2)])
     assert counts.sum() == 1000
     assert ((counts - 62.5) ** 2 / 62.5).sum() < 30     # chi-squared, 15 degrees of freedom: 99 %
 

@@ -18,7 +18,8 @@ def start(monkeypatch, *flags):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the baseline's
 @pytest.mark.parametrize('row', ['batch, one core', 'batch, two threads', '8 views of the test images'])
 def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys, row):
-    start(monkeypatch, '--rows', row, '--images', '100', '--repeats', '1', '--json', tmp_path / 'seconds.json')
+    start(monkeypatch, '--rows', row, '--images', '100', '--repeats', '1',
+          '--json', tmp_path / 'seconds.json')
     (name, (theirs, ours)), = json.loads((tmp_path / 'seconds.json').read_text()).items()
     assert name == row and theirs > 0 and ours > 0
     assert name in capsys.readouterr().out
@@ -30,12 +31,14 @@ def test_a_ratio_a_quarter_worse_than_the_stored_one_is_marked(monkeypatch, tmp_
     ratios = {'another': {'row': 0.1}, version: {'row': stored} if stored else {}}
     (tmp_path / 'ratios.json').write_text(json.dumps(ratios))
     monkeypatch.setattr(run, 'RATIOS', str(tmp_path / 'ratios.json'))
-    monkeypatch.setattr(run, 'ROWS', {'row': lambda args: (2.0, 1.0), 'no baseline': lambda args: (None, 1.0)})
+    monkeypatch.setattr(run, 'ROWS',
+                        {'row': lambda args: (2.0, 1.0), 'no baseline': lambda args: (None, 1.0)})
     start(monkeypatch)
     assert ('worse than stored' in capsys.readouterr().out) == worse
     assert json.loads((tmp_path / 'ratios.json').read_text()) == ratios
     start(monkeypatch, '--store')
-    assert json.loads((tmp_path / 'ratios.json').read_text()) == {'another': {'row': 0.1}, version: {'row': 0.5}}
+    assert json.loads((tmp_path / 'ratios.json').read_text()) == {
+        'another': {'row': 0.1}, version: {'row': 0.5}}
 
 
 def test_the_model_of_a_step():

@@ -1,4 +1,4 @@
-"""boot_modelarts.py as ModelArts starts it: a process in a folder elsewhere, OBS played by tests/stand_ins/moxing.
+"""boot_modelarts.py as ModelArts starts it: a process elsewhere, OBS played by tests/stand_ins/moxing.
 
 Most tests start it beside a run_1p.sh that trains nothing, one beside the whole program.
 """
@@ -26,12 +26,14 @@ class Job:
     """A job: the code in a folder with a space, beside what run_1p.sh then is, a bucket and a local disk."""
 
     def __init__(self, root):
-        self.root, self.code, self.bucket, self.disk = root, root / 'user code', root / 'obs/bucket', root / 'disk'
+        self.root, self.code = root, root / 'user code'
+        self.bucket, self.disk = root / 'obs/bucket', root / 'disk'
         self.elsewhere = root / 'elsewhere'
         for folder in self.code, self.bucket, self.elsewhere:
             folder.mkdir(parents=True)
         shutil.copy(str(PROJECT / 'boot_modelarts.py'), str(self.code))
-        (self.code / 'help_modelarts.py').write_text((PROJECT / 'help_modelarts.py').read_text() + '\n\nPAUSES = 0, 0, 0\n')
+        (self.code / 'help_modelarts.py').write_text(
+            (PROJECT / 'help_modelarts.py').read_text() + '\n\nPAUSES = 0, 0, 0\n')
         self.trains()
 
     def trains(self, script=TRAINING):
@@ -40,8 +42,9 @@ class Job:
     def start(self, *arguments, moxing=True, **environment):
         if moxing:
             environment['PYTHONPATH'] = str(STAND_INS)
-        return start(sys.executable, self.code / 'boot_modelarts.py', *arguments, cwd=self.elsewhere, SESEMI_CACHE=str(self.disk),
-                     MOXING_ROOT=str(self.root / 'obs'), SECRET_ACCESS_KEY='SECRET', **environment)
+        return start(sys.executable, self.code / 'boot_modelarts.py', *arguments, cwd=self.elsewhere,
+                     SESEMI_CACHE=str(self.disk), MOXING_ROOT=str(self.root / 'obs'),
+                     SECRET_ACCESS_KEY='SECRET', **environment)
 
     def run(self, *arguments, **options):
         status, out, err = result(self.start(*arguments, **options))
@@ -73,7 +76,8 @@ def assert_stopped(outcome, *parts):
 
 
 def test_local_folders_are_used_in_place(job):
-    status, out, err = job.run('--data_url', 'data', '--train_url', 'out', '--labels', '2000', '--method', 'ssl', moxing=False)
+    status, out, err = job.run('--data_url', 'data', '--train_url', 'out', '--labels', '2000',
+                               '--method', 'ssl', moxing=False)
     assert (status, err) == (0, '')
     assert names(job.elsewhere / 'out') == PRODUCTS | {'flags'}
     assert job.flags(job.elsewhere / 'out') == [
@@ -87,7 +91,8 @@ def test_urls_are_copied_in_and_out(job, scheme):
     (job.bucket / 'data/train').mkdir(parents=True)
     (job.bucket / 'data/train/cat').write_text('meow')
     job.trains(TRAINING + 'cat "${args[-1]}/train/cat"\necho " from ${args[-1]}"\n')
-    status, out, err = job.run('--data_url={}://bucket/data/'.format(scheme), '--train_url={}://bucket/out/'.format(scheme))
+    status, out, err = job.run('--data_url={}://bucket/data/'.format(scheme),
+                               '--train_url={}://bucket/out/'.format(scheme))
     assert (status, err) == (0, '')
     assert names(job.bucket / 'out') == PRODUCTS | {'flags'}
     assert (job.bucket / 'out/train.log').read_text() == out
@@ -98,17 +103,19 @@ def test_urls_are_copied_in_and_out(job, scheme):
 def test_url_of_a_file(job):
     (job.bucket / 'data.tar.gz').write_text('whole')
     job.trains(TRAINING + 'echo "${args[-1]##*/} is $(cat "${args[-1]}")"\n')
-    assert job.run('--data_url', 'obs://bucket/data.tar.gz', '--train_url', 'out')[1].endswith('data.tar.gz is whole\n')
+    _, out, _ = job.run('--data_url', 'obs://bucket/data.tar.gz', '--train_url', 'out')
+    assert out.endswith('data.tar.gz is whole\n')
 
 
 def test_whole_program(tmp_path):
-    """As in the README, with the results in OBS; and a run on the CPU leaves the adapter alone, which would patch TensorFlow."""
+    """As in the README, results in OBS; a CPU's run leaves the adapter alone, which patches TensorFlow."""
     code = copy_project(tmp_path / 'code')
     status, out, err = run(
-        sys.executable, code / 'boot_modelarts.py', '--data_url', './dataset', '--train_url', 'obs://bucket/out',
-        '--data', 'digits', '--network', 'nin', '--epochs', '1', '--labels', '10', '--batch_size', '1', '--image_size', '16',
-        '--device', 'cpu', cwd=tmp_path, PYTHONPATH=str(STAND_INS), MOXING_ROOT=str(tmp_path),
-        SESEMI_CACHE=str(tmp_path / 'disk'), NPU_BRIDGE_RECORD=str(tmp_path / 'record'))
+        sys.executable, code / 'boot_modelarts.py', '--data_url', './dataset',
+        '--train_url', 'obs://bucket/out', '--data', 'digits', '--network', 'nin', '--epochs', '1',
+        '--labels', '10', '--batch_size', '1', '--image_size', '16', '--device', 'cpu', cwd=tmp_path,
+        PYTHONPATH=str(STAND_INS), MOXING_ROOT=str(tmp_path), SESEMI_CACHE=str(tmp_path / 'disk'),
+        NPU_BRIDGE_RECORD=str(tmp_path / 'record'))
     assert status == 0, out + err
     assert PRODUCTS < names(tmp_path / 'bucket/out')
     assert (tmp_path / 'bucket/out/sesemi.h5').stat().st_size > 1000
@@ -121,15 +128,18 @@ def test_whole_program(tmp_path):
 
 def test_unknown_arguments_go_through_untouched(job):
     given = ['--lables=20', 'two words', '', '*', '$HOME', '--data', 'a=b', '--no_flip']
-    job.run('--num_gpus', '8', *given[:3], '--init_method=tcp://host:6666', '--train_url', 'out', *given[3:], '--rank', '3')
+    job.run('--num_gpus', '8', *given[:3], '--init_method=tcp://host:6666', '--train_url', 'out', *given[3:],
+            '--rank', '3')
     assert job.flags(job.elsewhere / 'out')[4:] == given
     job.run('--train_url', 'out', '--workers', 'a:1,b:2', '--rank', '1')
     assert job.flags(job.elsewhere / 'out')[4:] == ['--workers', 'a:1,b:2', '--rank', '1']
 
 
-@pytest.mark.parametrize('given', [['--dataset', 'mine'], ['--dataset=mine'], ['--resume'], ['--resume=auto', '--dataset=mine']])
+@pytest.mark.parametrize('given', [
+    ['--dataset', 'mine'], ['--dataset=mine'], ['--resume'], ['--resume=auto', '--dataset=mine']])
 def test_flags_of_the_user_go_first(job, given):
-    job.run('--train_url', 'out', '--data_url', 'data' if given == ['--resume'] else 'obs://bucket/none', *given)
+    job.run('--train_url', 'out', '--data_url', 'data' if given == ['--resume'] else 'obs://bucket/none',
+            *given)
     flags = job.flags(job.elsewhere / 'out')
     assert [word.split('=')[0] for word in flags].count('--dataset') == 1
     assert [word.split('=')[0] for word in flags].count('--resume') == 1
@@ -141,7 +151,8 @@ def test_flags_of_the_user_go_first(job, given):
     (['--train_url'], ['--train_url', 'expected one argument']),
     (['--train_url', 'out', '--result', 'mine'], ['--result: ', 'leave the flag out']),
     (['--train_url', os.devnull + '/out'], ['--train_url /dev/null/out: cannot be made']),
-    (['--train_url', 'out', '--data_url', 'obs://key:SECRET@bucket/none?token=SECRET'], ['obs://bucket/none: nothing is']),
+    (['--train_url', 'out', '--data_url', 'obs://key:SECRET@bucket/none?token=SECRET'],
+     ['obs://bucket/none: nothing is']),
 ])
 def test_wrong_arguments(job, arguments, parts):
     assert_stopped(job.run(*arguments), *parts)
@@ -153,7 +164,8 @@ def test_help(job):
 
 
 @pytest.mark.parametrize('arguments', [
-    ['--data_url', 'data', '--train_url', 'obs://bucket/out'], ['--data_url', 's3://bucket/data', '--train_url', 'out']])
+    ['--data_url', 'data', '--train_url', 'obs://bucket/out'],
+    ['--data_url', 's3://bucket/data', '--train_url', 'out']])
 def test_url_without_moxing(job, arguments):
     assert_stopped(job.run(*arguments, moxing=False), "No module named 'moxing'", 'give a local folder')
 
@@ -200,7 +212,8 @@ def test_signals_reach_the_training_and_results_still_come_out(job, number, expe
 
 
 def test_ends_with_the_training_though_something_holds_its_output(job):
-    job.trains('sleep 600 & echo $! >"$result/left"; echo gone; exit 7')       # longer than `run` lets anything take
+    # longer than `run` lets anything take
+    job.trains('sleep 600 & echo $! >"$result/left"; echo gone; exit 7')
     status, out, _ = job.run('--train_url', 'out')
     os.kill(int((job.elsewhere / 'out/left').read_text()), signal.SIGKILL)
     assert (status, out) == (7, 'gone\n')
@@ -214,7 +227,8 @@ def test_results_come_out_also_when_the_training_cannot_be_started(job):
 
 @pytest.mark.parametrize('train_url', ['out', 'obs://bucket/out'])
 def test_job_that_is_started_again_goes_on(job, train_url):
-    job.trains('cat "$result/step-1.npz" 2>/dev/null || echo "from the start"\necho hello >"$result/step-1.npz"\nexit 9')
+    job.trains('cat "$result/step-1.npz" 2>/dev/null || echo "from the start"\n'
+               'echo hello >"$result/step-1.npz"\nexit 9')
     for expected in ['from the start'], ['from the start', 'hello']:
         assert job.run('--train_url', train_url)[0] == 9
         log = (job.elsewhere / 'out' if train_url == 'out' else job.bucket / 'out') / 'train.log'
@@ -224,14 +238,16 @@ def test_job_that_is_started_again_goes_on(job, train_url):
 # Copies that fail
 
 
-@pytest.mark.parametrize('fails, end, expected, arrived', [(3, 0, 0, True), (4, 0, 1, False), (3, 7, 7, True), (4, 7, 7, False)])
+@pytest.mark.parametrize('fails, end, expected, arrived', [
+    (3, 0, 0, True), (4, 0, 1, False), (3, 7, 7, True), (4, 7, 7, False)])
 def test_copies_out_are_tried_again(job, fails, end, expected, arrived):
     job.trains(TRAINING + 'exit %d' % end)
     status, out, err = job.run('--train_url', 'obs://bucket/out', MOXING_FAILS_OUT=str(fails))
     assert status == expected
     assert (job.bucket / 'out/train.log').exists() == arrived
     assert out.count('; next try in ') == 3
-    assert 'cannot be copied to (RuntimeError: 403 for https://obs.example/bucket today); next try in 0 s.' in out
+    said = 'cannot be copied to (RuntimeError: 403 for https://obs.example/bucket today); next try in 0 s.'
+    assert said in out
     if arrived:
         assert err == ''
     else:
@@ -243,7 +259,8 @@ def test_copies_out_are_tried_again(job, fails, end, expected, arrived):
 @pytest.mark.parametrize('fails', [3, 4])
 def test_copies_in_are_tried_again(job, fails):
     (job.bucket / 'data').mkdir()
-    outcome = job.run('--data_url', 'obs://bucket/data', '--train_url', 'obs://bucket/out', MOXING_FAILS_IN=str(fails))
+    outcome = job.run('--data_url', 'obs://bucket/data', '--train_url', 'obs://bucket/out',
+                      MOXING_FAILS_IN=str(fails))
     if fails == 3:
         assert outcome[0] == 0 and 'an epoch' in outcome[1]
     else:
@@ -268,11 +285,13 @@ def test_pauses_grow(monkeypatch, tmp_path):
 # What names what
 
 
-@pytest.mark.parametrize('word, only', [('npu_bridge', 'sesemi/device/npu.py'), ('moxing', 'help_modelarts.py')])
+@pytest.mark.parametrize('word, only', [
+    ('npu_bridge', 'sesemi/device/npu.py'), ('moxing', 'help_modelarts.py')])
 def test_one_file_alone_names(word, only):
     naming = []
     for folder, folders, files in os.walk(str(PROJECT)):
-        folders[:] = [name for name in folders if name not in ('tests', 'dataset', 'result') and not name.startswith('.')]
+        folders[:] = [name for name in folders
+                      if name not in ('tests', 'dataset', 'result') and not name.startswith('.')]
         for name in files:
             if name.endswith(('.py', '.sh')):
                 with open(os.path.join(folder, name), encoding='utf-8') as file:

@@ -1,4 +1,4 @@
-"""The cache of start-up: that it gives what computing gives, notices changes and damage, keeps its size, and is never needed."""
+"""The cache of start-up: it gives what computing gives, notices changes and damage, and is never needed."""
 import json
 import os
 import re
@@ -92,7 +92,8 @@ def test_whitening_that_was_cut_off_is_fitted_anew(store, length, capsys):
     cut_to(store, length)
     calls = []
     for _ in range(2):
-        again = store.whitener(utils.ChannelStandardizer, 'checksum', lambda: calls.append(1) or standardizer())
+        again = store.whitener(utils.ChannelStandardizer, 'checksum',
+                               lambda: calls.append(1) or standardizer())
         np.testing.assert_array_equal(again, fitted)
     assert len(calls) == 1 and capsys.readouterr().err == ''
 
@@ -109,7 +110,8 @@ def test_an_entry_of_the_former_format_goes_when_there_is_no_room(files, store, 
     assert not os.path.exists(former) and len(entries(store)) == 1
 
 
-DECODE = "import sys; from sesemi.data.cache import Cache; Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)"
+DECODE = ('import sys; from sesemi.data.cache import Cache; '
+          'Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)')
 
 
 def test_processes_that_make_an_entry_at_once_leave_one(files, store, no_decoding):
@@ -141,7 +143,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys)
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
     assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
+    assert len(said) == 2
+    assert all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
 
 
 def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, capsys):
@@ -153,7 +156,9 @@ def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, c
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert entries(store) == []
-    assert capsys.readouterr().err == '%s: the images cannot be kept there ([Errno 27] File too large); the run goes on without.\n' % store.folder
+    assert capsys.readouterr().err == (
+        '%s: the images cannot be kept there ([Errno 27] File too large); the run goes on without.\n'
+        % store.folder)
 
 
 def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
@@ -224,11 +229,12 @@ def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files
             file.write(bytes(1000))
         os.utime(os.path.join(store.folder, name), (time.time() - age,) * 2)
     store.decode_images(paths, 16)
-    assert [name for name in entries(store) if name.endswith('.part')] == ['fresh.part'] and len(entries(store)) == 2
+    assert [name for name in entries(store) if name.endswith('.part')] == ['fresh.part']
+    assert len(entries(store)) == 2
 
 
 @pytest.mark.parametrize('folder', [None, 'unwritable'])
-def test_beyond_the_limit_without_a_cache_images_lie_in_a_temporary_file(files, tmp_path, monkeypatch, folder):
+def test_beyond_the_limit_with_no_cache_images_lie_in_a_temporary_file(files, tmp_path, monkeypatch, folder):
     paths, images = files
     (tmp_path / 'unwritable').write_text('')
     (tmp_path / 'temporary').mkdir()
@@ -242,7 +248,8 @@ def test_beyond_the_limit_without_a_cache_images_lie_in_a_temporary_file(files, 
     with pytest.raises(utils.InputError, match='nowhere: .*TMPDIR.*--memory-limit'):
         store.decode_images(paths, 16)
     monkeypatch.setattr(tempfile, 'tempdir', None)
-    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [])        # as on a machine whose disks are full
+    # as on a machine whose disks are full
+    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [])
     with pytest.raises(utils.InputError, match='no room .*TMPDIR'):
         store.decode_images(paths, 16)
 
@@ -271,8 +278,9 @@ def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(train
     write_classes(tmp_path / 'data', {'unlabeled': 10}, size=16)
 
     def losses(name, *flags):
-        done = train('--data', 'folder', '--dataset', tmp_path / 'data', '--network', 'nin', '--image-size', '16', '--batch-size', '4',
-                     '--epochs', '1', '--labels', '10', '--method', 'ssl', '--quiet', '--result', tmp_path / name, *flags)
+        done = train('--data', 'folder', '--dataset', tmp_path / 'data', '--network', 'nin',
+                     '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10',
+                     '--method', 'ssl', '--quiet', '--result', tmp_path / name, *flags)
         assert done.status == 0, done.err
         result = json.loads((tmp_path / name / 'result.json').read_text())
         return float(re.search(r'loss ([\d.]+)', done.out).group(1)), result['data_checksum']

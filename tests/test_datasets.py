@@ -44,7 +44,8 @@ def test_train_and_test_folders(tmp_path):
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
     assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1] and dataset.test_labels.tolist() == [0, 1, 1]
     assert dataset.train_names[3] == 'train/dog/000.png' and dataset.test_names[0] == 'test/cat/000.png'
-    assert dataset.class_names == ['cat', 'dog'] and len(dataset.unlabeled_images) == len(dataset.train_images)
+    assert dataset.class_names == ['cat', 'dog']
+    assert len(dataset.unlabeled_images) == len(dataset.train_images)
 
 
 def test_test_classes_keep_the_numbers_of_train(tmp_path):
@@ -65,7 +66,8 @@ def test_test_class_that_train_lacks(tmp_path):
 
 def test_test_folder_without_train(tmp_path):
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
-    assert refusal('folder', str(tmp_path)).startswith('{}: has a test folder but no train folder'.format(tmp_path))
+    sentence = refusal('folder', str(tmp_path))
+    assert sentence.startswith('{}: has a test folder but no train folder'.format(tmp_path))
 
 
 @pytest.mark.parametrize('below', ['', 'train'])
@@ -115,17 +117,21 @@ def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     images = write_classes(tmp_path / 'train', {'cat': 30, 'dog': 20})
     write_classes(tmp_path / 'test', {'cat': 1, 'dog': 1})
     write_image(tmp_path / 'unlabeled/a.png', np.full((32, 32, 3), 1))
-    whole = datasets.load_dataset('folder', str(tmp_path), decode=Cache(str(tmp_path / 'cache'), limit).decode_images)
+    whole = datasets.load_dataset('folder', str(tmp_path),
+                                  decode=Cache(str(tmp_path / 'cache'), limit).decode_images)
     labeled = np.array([*range(2, 22), 31, *range(32, 41)])
     dataset, left = split_validation(whole, labeled, 0.2)
-    assert np.bincount(dataset.valid_labels).tolist() == [4, 2] and np.bincount(dataset.train_labels[left]).tolist() == [16, 8]
+    assert np.bincount(dataset.valid_labels).tolist() == [4, 2]
+    assert np.bincount(dataset.train_labels[left]).tolist() == [16, 8]
     places = [whole.train_names.index(name) for name in dataset.valid_names]
-    assert set(places) < set(labeled) and set(places).isdisjoint(whole.train_names.index(dataset.train_names[i]) for i in left)
+    assert set(places) < set(labeled)
+    assert set(places).isdisjoint(whole.train_names.index(dataset.train_names[i]) for i in left)
     same_images(dataset.valid_images, images[places])
     same_images(dataset.train_images[left], images[sorted(set(labeled) - set(places))])
     assert len(dataset.train_images) == len(dataset.train_labels) == len(dataset.train_names) == 44
-    same_images(np.asarray(dataset.unlabeled_images), np.concatenate([images[sorted(set(range(50)) - set(places))],
-                                                                      np.full((1, 32, 32, 3), 1, np.uint8)]))
+    unlabeled = np.concatenate([images[sorted(set(range(50)) - set(places))],
+                                np.full((1, 32, 32, 3), 1, np.uint8)])
+    same_images(np.asarray(dataset.unlabeled_images), unlabeled)
     assert split_validation(whole, labeled, 0.2)[0].valid_names == dataset.valid_names
     with pytest.raises(InputError, match='class cat has one labeled image'):
         split_validation(whole, np.array([0, 31, 32]), 0.2)
@@ -175,7 +181,8 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
     images = write_classes(tmp_path / 'scans', {'x': 6})
     path = write_list(
         tmp_path / 'list.CSV', 'split,label,path', 'train,dög,scans/x/004.png', ',cat,scans/x/001.png',
-        'test,dög,scans/x/002.png', 'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"', 'valid,dög,scans/x/005.png', encoding=encoding)
+        'test,dög,scans/x/002.png', 'train,,scans/x/003.png', 'train,cat,"scans/x/000.png"',
+        'valid,dög,scans/x/005.png', encoding=encoding)
     monkeypatch.chdir(tmp_path)
     for given in path, 'list.CSV':
         dataset = datasets.load_dataset('folder', given)
@@ -184,7 +191,8 @@ def test_list_of_files(tmp_path, monkeypatch, encoding):
         same_images(dataset.test_images, images[[2]])
         same_images(dataset.unlabeled_images, images[[4, 1, 0, 3]])
         same_images(dataset.valid_images, images[[5]])
-        assert dataset.train_labels.tolist() == [1, 0, 0] and dataset.test_labels.tolist() == dataset.valid_labels.tolist() == [1]
+        assert dataset.train_labels.tolist() == [1, 0, 0]
+        assert dataset.test_labels.tolist() == dataset.valid_labels.tolist() == [1]
         assert dataset.train_names == ['scans/x/004.png', 'scans/x/001.png', 'scans/x/000.png']
     assert len(datasets.load_dataset('folder', path, with_unlabeled=False).unlabeled_images) == 3
 
@@ -194,15 +202,18 @@ def test_a_folder_that_holds_the_list_is_read_by_it(tmp_path):
     write_list(tmp_path / 'list.csv', 'path,label,split', *('{}/{:03d}.png,{},{}'.format(
         folder, i, 'ab'[i % 2], 'test' if folder == 'y' else '') for folder in 'xy' for i in range(3)))
     dataset = datasets.load_dataset('folder', str(tmp_path))
-    assert dataset.class_names == ['a', 'b'] and dataset.train_names == ['x/000.png', 'x/001.png', 'x/002.png']
+    assert dataset.class_names == ['a', 'b']
+    assert dataset.train_names == ['x/000.png', 'x/001.png', 'x/002.png']
 
 
 def test_what_a_list_leaves_unlabeled_is_used_or_it_is_said(tmp_path, capsys):
     write_classes(tmp_path, {'x': 6})
     labels = 'a', 'b', '', ' ', 'a', 'b'
     path = write_list(tmp_path / 'list.csv', 'path,label,split', *(
-        'x/{:03d}.png,{},{}'.format(i, label, 'test' if i > 3 else 'train') for i, label in enumerate(labels)))
-    for with_unlabeled, count, said in (True, 4, ''), (False, 2, '2 unlabeled images passed over (for --method ssl).\n'):
+        'x/{:03d}.png,{},{}'.format(i, label, 'test' if i > 3 else 'train')
+        for i, label in enumerate(labels)))
+    for with_unlabeled, count, said in (
+            (True, 4, ''), (False, 2, '2 unlabeled images passed over (for --method ssl).\n')):
         dataset = datasets.load_dataset('folder', path, with_unlabeled=with_unlabeled)
         assert dataset.class_names == ['a', 'b'] and len(dataset.unlabeled_images) == count
         assert capsys.readouterr().out == said
@@ -210,7 +221,8 @@ def test_what_a_list_leaves_unlabeled_is_used_or_it_is_said(tmp_path, capsys):
 
 def test_list_without_test_files(tmp_path, capsys):
     write_classes(tmp_path, {'x': 14})
-    path = write_list(tmp_path / 'list.csv', 'path,label', *('x/{:03d}.png,{}'.format(i, 'ab'[i % 2]) for i in range(14)))
+    path = write_list(tmp_path / 'list.csv', 'path,label',
+                      *('x/{:03d}.png,{}'.format(i, 'ab'[i % 2]) for i in range(14)))
     dataset = datasets.load_dataset('folder', path)
     assert sorted(dataset.test_labels) == [0, 1] and len(dataset.train_labels) == 12
     assert 'a sixth of each class, 2 of 14 images' in capsys.readouterr().out
@@ -220,7 +232,8 @@ def test_list_without_test_files(tmp_path, capsys):
     ([], 'header'), (['path,label'], 'header'), (['file,label', 'a.png,cat'], 'header'),
     (['path,label', 'a.png,cat'], 'two classes'),
     (['label,path', 'cat,a.png', 'dog'], 'line 3'), (['path,label', ',cat'], 'line 2'),
-    (['path,label,split', 'a.png,cat,dev'], 'line 2'), (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
+    (['path,label,split', 'a.png,cat,dev'], 'line 2'),
+    (['path,label,split', 'a.png,cat,', 'a.png,,test'], 'line 3'),
     (['path,label,split', 'a.png,cat,', 'a.png,,valid'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png: no such file'),
@@ -239,7 +252,8 @@ class Python2Pickler(pickle._Pickler):
     dispatch = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, text):
-        self.write(b'U' + bytes([len(text)]) + text if len(text) < 256 else b'T' + struct.pack('<i', len(text)) + text)
+        self.write(b'U' + bytes([len(text)]) + text if len(text) < 256
+                   else b'T' + struct.pack('<i', len(text)) + text)
         self.memoize(text)
 
     dispatch[bytes] = save_bytes
@@ -254,10 +268,11 @@ def python_2_pickle(content):
 def cifar_batches(data, dump=python_2_pickle, per_batch=4):
     """(file name -> bytes, images, labels): the batches of a tiny CIFAR, its test images the last."""
     if data == 'cifar10':
-        names, labels_key, names_key, classes, meta = (
-            ['data_batch_{}'.format(i) for i in range(1, 6)] + ['test_batch'], b'labels', b'label_names', 10, 'batches.meta')
+        names = ['data_batch_{}'.format(i) for i in range(1, 6)] + ['test_batch']
+        labels_key, names_key, classes, meta = b'labels', b'label_names', 10, 'batches.meta'
     else:
-        names, labels_key, names_key, classes, meta = ['train', 'test'], b'fine_labels', b'fine_label_names', 100, 'meta'
+        names = ['train', 'test']
+        labels_key, names_key, classes, meta = b'fine_labels', b'fine_label_names', 100, 'meta'
     rng = np.random.RandomState(0)
     images = rng.randint(0, 256, (len(names) * per_batch, 32, 32, 3)).astype(np.uint8)
     labels = rng.randint(0, classes, len(images))
@@ -265,8 +280,10 @@ def cifar_batches(data, dump=python_2_pickle, per_batch=4):
     for i, name in enumerate(names):
         part = slice(i * per_batch, (i + 1) * per_batch)
         files[name] = dump({
-            b'batch_label': name.encode(), labels_key: labels[part].tolist(), b'coarse_labels': per_batch * [0],
-            b'data': images[part].transpose(0, 3, 1, 2).reshape(per_batch, 3072), b'filenames': per_batch * [b'a.png']})
+            b'batch_label': name.encode(), labels_key: labels[part].tolist(),
+            b'coarse_labels': per_batch * [0],
+            b'data': images[part].transpose(0, 3, 1, 2).reshape(per_batch, 3072),
+            b'filenames': per_batch * [b'a.png']})
     return files, images, labels
 
 
@@ -299,7 +316,8 @@ def assert_is_cifar(dataset, data, images, labels):
 
 
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
-@pytest.mark.parametrize('place', ['unpacked', 'sub folder', 'archive', 'archive itself', 'archive of another name'])
+@pytest.mark.parametrize('place', [
+    'unpacked', 'sub folder', 'archive', 'archive itself', 'archive of another name'])
 def test_cifar(tmp_path, data, place):
     files, images, labels = cifar_batches(data)
     directory = tmp_path
@@ -310,7 +328,8 @@ def test_cifar(tmp_path, data, place):
     elif place == 'archive of another name':
         directory = pack(tmp_path / 'backup.tgz', data, files)
     else:
-        path = pack(tmp_path / {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[data], data, files)
+        archive = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[data]
+        path = pack(tmp_path / archive, data, files)
         directory = path if place == 'archive itself' else tmp_path
     for asked in data, 'folder':
         assert_is_cifar(datasets.load_dataset(asked, str(directory)), data, images, labels)
@@ -326,7 +345,8 @@ def test_cifar_of_other_writers(tmp_path, protocol):
 @pytest.mark.parametrize('module', ['numpy.core', 'numpy._core'])
 def test_cifar_of_either_numpy(tmp_path, module):
     files, images, labels = cifar_batches('cifar100')
-    unpack(tmp_path, {name: content.replace(b'numpy.core', module.encode()) for name, content in files.items()})
+    unpack(tmp_path,
+           {name: content.replace(b'numpy.core', module.encode()) for name, content in files.items()})
     assert_is_cifar(datasets.load_dataset('cifar100', str(tmp_path)), 'cifar100', images, labels)
 
 
@@ -335,12 +355,14 @@ def test_cifar_in_another_size(tmp_path):
     unpack(tmp_path, files)
     dataset = datasets.load_dataset('cifar10', str(tmp_path), 16)
     assert dataset.train_images.shape == (20, 16, 16, 3)
-    same_images(dataset.test_images[0], np.asarray(Image.fromarray(images[20]).resize((16, 16), Image.BILINEAR)))
+    same_images(dataset.test_images[0],
+                np.asarray(Image.fromarray(images[20]).resize((16, 16), Image.BILINEAR)))
 
 
 def test_cifar_of_the_other_kind(tmp_path):
     unpack(tmp_path, cifar_batches('cifar100')[0])
-    assert refusal('cifar10', str(tmp_path)) == '--data cifar10: {} holds cifar100; say --data cifar100.'.format(tmp_path)
+    sentence = refusal('cifar10', str(tmp_path))
+    assert sentence == '--data cifar10: {} holds cifar100; say --data cifar100.'.format(tmp_path)
 
 
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
@@ -349,7 +371,8 @@ def test_both_cifars_in_a_folder(tmp_path, data, packed):
     for kind in 'cifar10', 'cifar100':
         files, images, labels = cifar_batches(kind)
         if kind in packed:
-            pack(tmp_path / {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[kind], kind, files)
+            archive = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}[kind]
+            pack(tmp_path / archive, kind, files)
         else:
             unpack(tmp_path / FOLDERS[kind], files)
         if kind == data:
@@ -382,14 +405,16 @@ def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, place, protocol
     ran = tmp_path / 'ran'
     files = cifar_batches('cifar10')[0]
     command, program = 'touch "{}"'.format(ran), 'open({!r}, "w").close()'.format(str(ran))
-    tricks = [pickle.dumps(Call(os.system, command), protocol), pickle.dumps({b'data': Call(eval, program)}, protocol)]
+    tricks = [pickle.dumps(Call(os.system, command), protocol),
+              pickle.dumps({b'data': Call(eval, program)}, protocol)]
     tricks += [named_call(module, name, argument, protocol) for module, name, argument in [
         ('os', 'system', command), ('posix', 'system', command), ('subprocess', 'getoutput', command),
         ('builtins', 'exec', program), ('__builtin__', 'eval', program), ('numpy', 'load', str(ran)),
-        ('numpy', 'os.system', command), ('numpy', 'ndarray.tofile', str(ran)), ('numpy.core.multiarray', 'os.system', command),
-        ('numpy.core.multiarray', 'fromfile', str(ran)), ('numpy._core.multiarray', 'fromfile', str(ran)),
-        ('numpy.f2py', 'compile', program), ('numpy.f2py.crackfortran', 'myeval', program),
-        ('numpy.testing', 'runstring', program), ('numpy.core.numeric', 'frombuffer', b'1'), ('_codecs', 'lookup', 'utf-8'),
+        ('numpy', 'os.system', command), ('numpy', 'ndarray.tofile', str(ran)),
+        ('numpy.core.multiarray', 'os.system', command), ('numpy.core.multiarray', 'fromfile', str(ran)),
+        ('numpy._core.multiarray', 'fromfile', str(ran)), ('numpy.f2py', 'compile', program),
+        ('numpy.f2py.crackfortran', 'myeval', program), ('numpy.testing', 'runstring', program),
+        ('numpy.core.numeric', 'frombuffer', b'1'), ('_codecs', 'lookup', 'utf-8'),
         ('numpy.core', '_reconstruct', 1), ('datasets', 'os.system', command), ('__main__', 'x', 1),
         ('builtins', 'getattr', 'os'), ('copyreg', '_reconstructor', 1), ('numpy', 'dtype.__subclasses__', 1),
         ('numpy.core.multiarray', 'scalar.__globals__.get', 'io')]]
@@ -443,26 +468,30 @@ def test_cut_off_cifar_batch(tmp_path, kept):
     files = cifar_batches('cifar10')[0]
     files['data_batch_2'] = files['data_batch_2'][:int(kept * len(files['data_batch_2']))]
     unpack(tmp_path, files)
-    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+    sentence = refusal('cifar10', str(tmp_path))
+    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
 
 
 def test_other_file_in_a_cifar_batchs_place(tmp_path):
     unpack(tmp_path, dict(cifar_batches('cifar10')[0], data_batch_2=b'<html>\n'))
-    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+    sentence = refusal('cifar10', str(tmp_path))
+    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
 
 
 @pytest.mark.parametrize('name', ['data_batch_4', 'test_batch', 'batches.meta'])
 def test_missing_cifar_batch(tmp_path, name):
     unpack(tmp_path, cifar_batches('cifar10')[0])
     (tmp_path / name).unlink()
-    assert refusal('cifar10', str(tmp_path)).startswith("{}: not a whole set of CIFAR batches ('{}')".format(tmp_path, name))
+    sentence = refusal('cifar10', str(tmp_path))
+    assert sentence.startswith("{}: not a whole set of CIFAR batches ('{}')".format(tmp_path, name))
 
 
 def test_a_cifar_batch_that_is_a_dangling_link(tmp_path):
     unpack(tmp_path, cifar_batches('cifar10')[0])
     (tmp_path / 'data_batch_2').unlink()
     (tmp_path / 'data_batch_2').symlink_to('nowhere')
-    assert refusal('cifar10', str(tmp_path)).startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+    sentence = refusal('cifar10', str(tmp_path))
+    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -497,7 +526,7 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server on the loopback in the place of the official one; server.content is what it answers, server.asked what it was asked for."""
+    """A loopback server in the official one's place; server.content: its answer, server.asked: what for."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.asked.append(self.path)
@@ -534,21 +563,24 @@ def official_archive(tmp_path, monkeypatch):
 def test_download(tmp_path, monkeypatch, official_archive, server, data):
     monkeypatch.chdir(tmp_path)
     archive, images, labels = official_archive(data)
-    (tmp_path / 'dataset' / data.replace('cifar', 'cifar-') / 'download-of-a-killed-process').mkdir(parents=True)
+    folder = tmp_path / 'dataset' / data.replace('cifar', 'cifar-')
+    (folder / 'download-of-a-killed-process').mkdir(parents=True)
     server.content = archive.read_bytes()
     for _ in range(2):
         assert_is_cifar(datasets.load_dataset(data), data, images, labels)
     assert server.asked == ['/' + cifar.ARCHIVES[data]]
 
 
-@pytest.mark.parametrize('content, said', [(b'<html>log in first</html>', 'not the official archive'), (b'', 'HTTP Error 404')])
-def test_download_that_fails_is_tried_again_at_the_next_start(tmp_path, monkeypatch, official_archive, server, content, said):
+@pytest.mark.parametrize('content, said', [
+    (b'<html>log in first</html>', 'not the official archive'), (b'', 'HTTP Error 404')])
+def test_download_that_fails_is_tried_again(tmp_path, monkeypatch, official_archive, server, content, said):
     monkeypatch.chdir(tmp_path)
     archive, images, labels = official_archive('cifar10')
     server.content = content
     for _ in range(2):
         sentence = refusal('cifar10')
-        assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (') and said in sentence
+        assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (')
+        assert said in sentence
         assert 'put cifar-10-python.tar.gz there or give --dataset DIR' in sentence
         assert not (tmp_path / 'dataset/cifar-10').exists()
     server.content = archive.read_bytes()
@@ -600,7 +632,8 @@ def test_svhn(tmp_path):
     same_images(dataset.train_images, train)
     same_images(dataset.test_images, test)
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
-    assert dataset.train_labels.tolist() == train_labels.tolist() and dataset.test_labels.tolist() == test_labels.tolist()
+    assert dataset.train_labels.tolist() == train_labels.tolist()
+    assert dataset.test_labels.tolist() == test_labels.tolist()
     assert 0 in train_labels and dataset.class_names == [str(digit) for digit in range(10)]
     assert dataset.test_names == [str(i) for i in range(11)]
 
@@ -624,7 +657,8 @@ def test_damaged_svhn(tmp_path, name, damage):
 def test_other_data_in_svhns_files(tmp_path, images, labels):
     from scipy.io import savemat
     savemat(str(tmp_path / 'train_32x32.mat'), {'X': images, 'y': np.array(labels)})
-    assert refusal('svhn', str(tmp_path)).startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
+    sentence = refusal('svhn', str(tmp_path))
+    assert sentence.startswith('{}/train_32x32.mat: not a whole SVHN file ('.format(tmp_path))
 
 
 def test_digits():
@@ -654,10 +688,11 @@ def test_digits_in_their_usual_size():
 
 
 @pytest.mark.parametrize('data, whitening, flip, batch_size, epochs, ssl_epochs', [
-    ('cifar10', 'zca', True, 16, 300, 50), ('cifar100', 'zca', True, 16, 300, 50), ('svhn', 'none', False, 16, 300, 30),
-    ('folder', 'auto', True, 16, 300, 50)])
+    ('cifar10', 'zca', True, 16, 300, 50), ('cifar100', 'zca', True, 16, 300, 50),
+    ('svhn', 'none', False, 16, 300, 30), ('folder', 'auto', True, 16, 300, 50)])
 def test_presets(data, whitening, flip, batch_size, epochs, ssl_epochs):
-    assert PRESETS[data]._replace(recompute_norm=False) == Preset(whitening, flip, batch_size, epochs, ssl_epochs, steps=None)
+    assert PRESETS[data]._replace(recompute_norm=False) == Preset(
+        whitening, flip, batch_size, epochs, ssl_epochs, steps=None)
 
 
 def test_preset_of_digits():

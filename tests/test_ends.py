@@ -1,5 +1,5 @@
-"""How a run ends, and how it does not: a second start, signals, output that nobody takes. Real processes up to TensorFlow's import,
-in whose place something waits, except for one training.
+"""How a run ends, and how it does not: a second start, signals, output that nobody takes. Real processes up
+to TensorFlow's import, in whose place something waits, except for one training.
 """
 import contextlib
 import json
@@ -49,7 +49,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def start(images, tmp_path):
-    """Starts the program on two classes with a `tensorflow` of its own, after what `prefix` does in the shell."""
+    """Starts the program on two classes with a `tensorflow` of its own, after what `prefix` does in bash."""
     running = []
 
     def start(tensorflow, prefix=''):
@@ -57,8 +57,9 @@ def start(images, tmp_path):
             (tmp_path / 'packages' / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / 'packages' / name / '__init__.py').write_text(tensorflow)
         running.append(programs.start(
-            'bash', '-c', prefix + 'exec "$@"', 'bash', sys.executable, '-u', PROJECT / 'train_evaluate_sesemi.py', '--data', 'folder',
-            '--dataset', images, '--labels', '4', '--result', tmp_path / 'result', PYTHONPATH=str(tmp_path / 'packages')))
+            'bash', '-c', prefix + 'exec "$@"', 'bash', sys.executable,
+            '-u', PROJECT / 'train_evaluate_sesemi.py', '--data', 'folder', '--dataset', images,
+            '--labels', '4', '--result', tmp_path / 'result', PYTHONPATH=str(tmp_path / 'packages')))
         return running[-1]
 
     yield start
@@ -99,8 +100,9 @@ def test_a_signal_ends_a_start_in_words_wherever_it_is(start):
 
 def test_a_full_standard_output_does_not_end_a_run(images, tmp_path):
     done = programs.run(
-        'bash', '-c', 'unset HOME; exec "$@" >/dev/full', 'bash', sys.executable, PROJECT / programs.TINY, '--data', 'folder', '--dataset', images,
-        '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '1', '--labels', '10', '--result', tmp_path / 'result')
+        'bash', '-c', 'unset HOME; exec "$@" >/dev/full', 'bash', sys.executable, PROJECT / programs.TINY,
+        '--data', 'folder', '--dataset', images, '--network', 'nin', '--image-size', '16',
+        '--batch-size', '4', '--epochs', '1', '--labels', '10', '--result', tmp_path / 'result')
     assert done.status == 0 and done.err.count(FULL) == 1 and 'Traceback' not in done.err
     result = json.loads((tmp_path / 'result/result.json').read_text())
     assert result['steps'] == 2 and (tmp_path / 'result/log.csv').read_text().count('\n') == 2
@@ -126,9 +128,11 @@ ODD_TEXT = 'caf\\udce9\n'
     ('>&-', output.LOST % 'closed' + '\n' + ODD_TEXT), ('>&- 2>&-', ''), ('>/dev/full', ODD_TEXT + FULL)])
 def test_output_that_is_closed_or_full(tmp_path, redirection, said):
     done = subprocess.run(
-        ['bash', '-c', '"$@" ' + redirection, 'bash', sys.executable, '-c', PRINTS, str(PROJECT), str(tmp_path / 'file')],
+        ['bash', '-c', '"$@" ' + redirection, 'bash', sys.executable, '-c', PRINTS, str(PROJECT),
+         str(tmp_path / 'file')],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
-    assert (done.returncode, sorted(done.stderr.splitlines())) == (7, sorted(said.splitlines())) and (tmp_path / 'file').read_text() == ''
+    assert (done.returncode, sorted(done.stderr.splitlines())) == (7, sorted(said.splitlines()))
+    assert (tmp_path / 'file').read_text() == ''
 
 
 def test_a_reader_that_has_seen_enough_is_said_once(capsys):
@@ -165,7 +169,8 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(lock.fcntl, 'lockf', refuse)
     assert lock.lock(str(tmp_path))
-    assert capsys.readouterr().err == '%s: its file system has no locks (No locks available); start no second run there.\n' % tmp_path
+    assert capsys.readouterr().err == (
+        '%s: its file system has no locks (No locks available); start no second run there.\n' % tmp_path)
 
 
 # Signals in training
@@ -177,7 +182,8 @@ sys.path.insert(0, sys.argv[1])
 from sesemi.system import signals
 signals.ECHO = float(sys.argv[3])
 signals.watch()
-with signals.taken_by(lambda number: print('taken', int(number), flush=True)), signals.removed_if_unfinished(sys.argv[2]):
+with signals.taken_by(lambda number: print('taken', int(number), flush=True)), \\
+        signals.removed_if_unfinished(sys.argv[2]):
     open(sys.argv[2], 'w').close()
     print('ready', flush=True)
     threading.Event().wait()

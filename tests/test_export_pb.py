@@ -1,4 +1,4 @@
-"""export_pb.py as a user meets it: real processes on a tiny run, and a bare TensorFlow session in msame's place."""
+"""export_pb.py as a user meets it: processes on a tiny run, and a bare TensorFlow session as msame."""
 import json
 import os
 import re
@@ -21,23 +21,25 @@ SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three imag
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """A run of the tiny trunk on whitened images whose classes differ a little, and what export_pb.py makes of it."""
+    """A tiny run on whitened images whose classes differ a little, and what export_pb.py makes of it."""
     folder, rng = tmp_path_factory.mktemp('export'), np.random.RandomState(0)
     for part, count in (('train', 12), ('test', IMAGES // CLASSES)):
         for label in range(CLASSES):
             for i in range(count):
                 blocks = np.kron(rng.randint(0, 200, (4, 4, 3)), np.ones((4, 4, 1)))
-                write_image(folder / 'data' / part / 'abc'[label] / '{:02d}.png'.format(i), blocks + 25 * np.eye(3)[label])
-    status, _, error = run(TINY, '--data', 'folder', '--dataset', 'data', '--network', 'nin', '--image-size', 16,
-                           '--batch-size', 4, '--epochs', 3, '--labels', 24, '--seed', SEED, '--whitening', 'zca', cwd=folder)
+                write_image(folder / 'data' / part / 'abc'[label] / '{:02d}.png'.format(i),
+                            blocks + 25 * np.eye(3)[label])
+    status, _, error = run(TINY, '--data', 'folder', '--dataset', 'data', '--network', 'nin',
+                           '--image-size', 16, '--batch-size', 4, '--epochs', 3, '--labels', 24,
+                           '--seed', SEED, '--whitening', 'zca', cwd=folder)
     assert status == 0, error
     shutil.copytree(str(folder / 'result'), str(folder / 'moved'))
     (folder / 'data').rename(folder / 'elsewhere')
-    status, printed, error = run('export_pb.py', 'moved/sesemi.h5', '--batch', BATCH, 'sesemi.pb', '--bins', 'bins',
-                                 '--dataset', 'elsewhere', cwd=folder)
+    status, printed, error = run('export_pb.py', 'moved/sesemi.h5', '--batch', BATCH, 'sesemi.pb',
+                                 '--bins', 'bins', '--dataset', 'elsewhere', cwd=folder)
     assert status == 0, error
-    return SimpleNamespace(folder=folder, printed=printed.splitlines(), pb=folder / 'sesemi.pb', bins=folder / 'bins',
-                           model=folder / 'moved/sesemi.h5', data=folder / 'elsewhere')
+    return SimpleNamespace(folder=folder, printed=printed.splitlines(), pb=folder / 'sesemi.pb',
+                           bins=folder / 'bins', model=folder / 'moved/sesemi.h5', data=folder / 'elsewhere')
 
 
 def load_graph(pb):
@@ -48,7 +50,7 @@ def load_graph(pb):
 
 
 def frozen_classifier(pb, name):
-    """The graph of the file in a session of its own, no Keras: a function from the input called `name` to probabilities."""
+    """The file's graph in its own session, no Keras: a function from the input `name` to probabilities."""
     from sesemi.device.backend import tf
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(load_graph(pb), name='')
@@ -79,8 +81,10 @@ def test_the_graph_is_one_that_atc_takes(exported):
     assert [size.size for size in nodes['super_data'].attr['shape'].shape.dim] == [BATCH, 16, 16, 3]
     assert nodes['super_data'].attr['dtype'].type == 1, 'not float32'
     assert nodes['super_clf/Softmax'].op == 'Softmax'
-    assert not {kind for kind in kinds if re.search('Switch|Merge|Variable|VarHandle|Assign|NoOp|Random|Shape', kind)}, kinds
-    assert not [name for name in nodes if 'learning_phase' in name or name.startswith(('flat', 'contrast', 'whiten'))]
+    assert not {kind for kind in kinds
+                if re.search('Switch|Merge|Variable|VarHandle|Assign|NoOp|Random|Shape', kind)}, kinds
+    assert not [name for name in nodes
+                if 'learning_phase' in name or name.startswith(('flat', 'contrast', 'whiten'))]
     unknown_to_1_15 = {'exponential_avg_factor', 'grad_a', 'grad_b'}
     assert not [name for name, node in nodes.items() if unknown_to_1_15 & set(node.attr)]
     assert len(exported.pb.read_bytes()) < 10000, 'the whitening matrix is in the file'
@@ -95,7 +99,8 @@ def test_it_gives_the_probabilities_of_the_h5(exported, saved, test_set):
 
 
 def test_from_images_it_takes_values_from_0_to_255(exported, saved, test_set, tmp_path):
-    status, printed, error = run('export_pb.py', exported.model, tmp_path / 'whole.pb', '--from-images', '--batch=2')
+    status, printed, error = run('export_pb.py', exported.model, tmp_path / 'whole.pb', '--from-images',
+                                 '--batch=2')
     assert status == 0, error
     assert 'not for atc' in printed and '--soc_version' not in printed
     nodes = load_graph(tmp_path / 'whole.pb').node
@@ -109,7 +114,8 @@ def test_from_images_it_takes_values_from_0_to_255(exported, saved, test_set, tm
 def test_the_commands_it_prints_fit_the_graph(exported):
     assert exported.printed == [
         'sesemi.pb: super_data float32 [7, 16, 16, 3] -> super_clf/Softmax float32 [7, 3]',
-        'atc --model=sesemi.pb --framework=3 --output=sesemi --soc_version=Ascend310 --input_shape="super_data:7,16,16,3"',
+        'atc --model=sesemi.pb --framework=3 --output=sesemi --soc_version=Ascend310 '
+        '--input_shape="super_data:7,16,16,3"',
         './msame --model sesemi.om --input bins/views --output outputs --outfmt BIN',
         'python export_pb.py --score bins outputs']
 
@@ -119,13 +125,15 @@ def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_se
     names = sorted(os.listdir(str(exported.bins / 'views')))
     assert len(names) == 7 * 8
     for number, expected in enumerate(views_of(np.asarray(images), 0, SEED)):
-        files = [exported.bins / 'views' / name for name in names if name.endswith('_view_{}.bin'.format(number))]
+        files = [exported.bins / 'views' / name for name in names
+                 if name.endswith('_view_{}.bin'.format(number))]
         found = np.concatenate([np.fromfile(str(path), '<f4').reshape(BATCH, 16, 16, 3) for path in files])
         np.testing.assert_allclose(found[:IMAGES], expected, atol=1e-3)
         assert found.shape == (49, 16, 16, 3) and not found[IMAGES:].any()
     np.testing.assert_array_equal(np.fromfile(str(exported.bins / 'labels.bin'), '<i4'), test_set.test_labels)
     manifest = run_folder.read_json(str(exported.bins / 'manifest.json'))
-    assert manifest == {'batch': 7, 'images': 45, 'views': 8, 'classes': 3, 'view_dtype': 'float32', 'label_dtype': 'int32'}
+    assert manifest == {'batch': 7, 'images': 45, 'views': 8, 'classes': 3,
+                        'view_dtype': 'float32', 'label_dtype': 'int32'}
 
 
 @pytest.fixture(scope='module')
@@ -142,11 +150,12 @@ def outputs(exported):
 def test_the_score_is_the_error_rate_of_the_run(exported, outputs):
     error_rate = json.loads((exported.folder / 'result/result.json').read_text())['classification_error_rate']
     assert .1 < error_rate < .9, 'too few or too many errors to tell right from wrong'
-    assert run('export_pb.py', '--score', exported.bins, outputs) == (0, 'classification error rate: {:.4f}\n'.format(error_rate), '')
+    scored = run('export_pb.py', '--score', exported.bins, outputs)
+    assert scored == (0, 'classification error rate: {:.4f}\n'.format(error_rate), '')
 
 
 def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_path):
-    """One view of each batch, by the older name of its file, is sure of class 0; the seven others say 0.1, 0.6, 0.3."""
+    """One view of each batch, by its file's older name, is sure of class 0; the others say 0.1, 0.6, 0.3."""
     shutil.copytree(str(outputs), str(tmp_path / 'outputs'))
     for path in list((tmp_path / 'outputs').rglob('*.bin')):
         row = [8, 0, 0] if 'view_5' in path.stem else [.1, .6, .3]
@@ -156,7 +165,7 @@ def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_pat
     assert (status, printed) == (0, 'classification error rate: {:.4f}\n'.format(1 - 1 / 3)), error
 
 
-# Wrong input --------------------------------------------------------------------------------------------------------
+# Wrong input
 
 @pytest.fixture
 def here(exported, tmp_path):
@@ -174,7 +183,7 @@ def here(exported, tmp_path):
 
 @pytest.fixture
 def refuses(here, no_tensorflow_here, monkeypatch, capsys):
-    """Checks that the flags are refused in one sentence which holds the words, and that nothing is written."""
+    """Checks that the flags are refused in one sentence with the words in it, and that nothing is written."""
     monkeypatch.chdir(here)
 
     def refuses(flags, words):
@@ -191,15 +200,21 @@ MODEL = 'moved/sesemi.h5 new.pb '
 
 @pytest.mark.parametrize('flags, words', [
     ('', 'give MODEL and PB, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and PB'),
-    ('nowhere.h5 new.pb', 'nowhere.h5: no such file'), ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
+    ('nowhere.h5 new.pb', 'nowhere.h5: no such file'),
+    ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
     ('moved/sesemi.h5 nowhere/new.pb', 'nowhere/new.pb: cannot be written there'),
-    (MODEL + '--batch 0', '--batch: 0 is not a whole number from 1 up'), (MODEL + '--batch many', '--batch: many is not a whole number from 1 up'),
+    (MODEL + '--batch 0', '--batch: 0 is not a whole number from 1 up'),
+    (MODEL + '--batch many', '--batch: many is not a whole number from 1 up'),
     (MODEL + '--bin new', '--bin'), (MODEL + '--dataset data', '--dataset is read for --bins DIR only'),
-    (MODEL + '--from-images --bins new', '--bins writes whitened views'), (MODEL + '--bins bins', '--bins bins: is there already'),
+    (MODEL + '--from-images --bins new', '--bins writes whitened views'),
+    (MODEL + '--bins bins', '--bins bins: is there already'),
     (MODEL + '--bins new', '--dataset data/nowhere: no such file or folder'),
-    (MODEL + '--bins new --dataset other', 'the images found are not those of the run that left moved/sesemi.h5'),
-    ('alone/sesemi.h5 new.pb --bins new', 'alone/args.json: not there, and --bins takes the data, seed and flips'),
-    ('--score bins', '--score: expected 2 arguments'), ('--score bins outputs --batch 7', '--score BINS OUTPUTS takes no other'),
+    (MODEL + '--bins new --dataset other',
+     'the images found are not those of the run that left moved/sesemi.h5'),
+    ('alone/sesemi.h5 new.pb --bins new',
+     'alone/args.json: not there, and --bins takes the data, seed and flips'),
+    ('--score bins', '--score: expected 2 arguments'),
+    ('--score bins outputs --batch 7', '--score BINS OUTPUTS takes no other'),
     ('--score nowhere outputs', '--score nowhere: not a whole folder that --bins wrote'),
     ('--score bins outputs', 'outputs: there is no batch_0000_view_0_output_0.bin')])
 def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, refuses, flags, words):
@@ -232,6 +247,7 @@ def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):
 
 def test_bins_that_are_not_whole(here, refuses):
     (here / 'bins/labels.bin').write_bytes(bytes(4))
-    refuses('--score bins outputs', '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
+    refuses('--score bins outputs',
+            '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
     (here / 'bins/manifest.json').write_text('{"batch": 7')
     refuses('--score bins outputs', '--score bins: not a whole folder that --bins wrote (')

@@ -22,11 +22,13 @@ def load(folder, with_unlabeled=False):
 
 
 def test_images_at_any_depth_of_a_class_are_read(own, capsys):
-    for number, name in enumerate(['train/dog/a/b/x.jpg', 'train/dog/a/x.png', 'test/cat/deep/er/x.png', 'train/cat/x.PNG']):
+    for number, name in enumerate(['train/dog/a/b/x.jpg', 'train/dog/a/x.png',
+                                   'test/cat/deep/er/x.png', 'train/cat/x.PNG']):
         write_image(own / name, np.full((8, 8, 3), 10 * number))
     dataset = load(own)
-    assert dataset.train_names == ['train/cat/000.png', 'train/cat/001.png', 'train/cat/002.png', 'train/cat/x.PNG',
-                                   'train/dog/000.png', 'train/dog/001.png', 'train/dog/a/b/x.jpg', 'train/dog/a/x.png']
+    assert dataset.train_names == ['train/cat/000.png', 'train/cat/001.png', 'train/cat/002.png',
+                                   'train/cat/x.PNG', 'train/dog/000.png', 'train/dog/001.png',
+                                   'train/dog/a/b/x.jpg', 'train/dog/a/x.png']
     assert dataset.train_labels.tolist() == [0] * 4 + [1] * 4
     assert dataset.train_images[[3, 6, 7], 4, 4, 0].tolist() == [30, 0, 10]
     assert dataset.test_names == ['test/cat/000.png', 'test/cat/deep/er/x.png', 'test/dog/000.png']
@@ -34,11 +36,12 @@ def test_images_at_any_depth_of_a_class_are_read(own, capsys):
 
 
 def test_one_line_says_what_was_passed_over_and_why(own, tmp_path, capsys):
-    for name in ['train/dog/%d.heic' % i for i in range(20)] + ['test/cat/a/notes.TXT', 'train/cat/README', 'test/dog/.DS_Store']:
+    heic = ['train/dog/%d.heic' % i for i in range(20)]
+    for name in heic + ['test/cat/a/notes.TXT', 'train/cat/README', 'test/dog/.DS_Store']:
         (own / name).parent.mkdir(exist_ok=True)
         (own / name).write_bytes(b'')
-    for name in 'own/train/loose.png', 'own/loose.jpg', 'own/old/cat/a.png', 'own/train/cat/__MACOSX/a.png', 'own/train/.git/a.png', \
-            'elsewhere/a.png':
+    for name in ('own/train/loose.png', 'own/loose.jpg', 'own/old/cat/a.png', 'own/train/cat/__MACOSX/a.png',
+                 'own/train/.git/a.png', 'elsewhere/a.png'):
         write_image(tmp_path / name, np.zeros((8, 8, 3)))
     (own / 'train/dog/link.png').symlink_to(tmp_path / 'elsewhere/a.png')
     (own / 'train/dog/nowhere.png').symlink_to('nothing')
@@ -47,13 +50,14 @@ def test_one_line_says_what_was_passed_over_and_why(own, tmp_path, capsys):
     (own / 'train/cow').symlink_to(tmp_path / 'elsewhere')
     os.mkfifo(str(own / 'train/dog/fifo.png'))
     dataset = load(own)
-    assert dataset.train_names[3:] == ['train/cow/a.png', 'train/dog/000.png', 'train/dog/001.png', 'train/dog/link.png']
+    assert dataset.train_names[3:] == ['train/cow/a.png', 'train/dog/000.png', 'train/dog/001.png',
+                                       'train/dog/link.png']
     line, = capsys.readouterr().out.splitlines()
     files, folders = line.split('; ')
     assert files.startswith('28 files passed over: 20 .heic')
     assert set(files.split(': ')[1].replace(' (pillow-heif reads them)', '').split(', ')) == {
-        '20 .heic', '2 links that lead nowhere', '2 outside the class folders', '1 that are no regular files', '1 .txt',
-        '1 without a suffix', '1 hidden'}
+        '20 .heic', '2 links that lead nowhere', '2 outside the class folders', '1 that are no regular files',
+        '1 .txt', '1 without a suffix', '1 hidden'}
     assert folders == 'folders passed over: old, .git, __MACOSX and 1 more.'
 
 
@@ -73,7 +77,8 @@ def test_a_class_whose_files_cannot_be_read_is_refused_with_the_reason(own):
         (own / 'train/eel' / name).write_bytes(b'')
     with pytest.raises(InputError) as error:
         load(own)
-    assert str(error.value).startswith('%s: holds no images that are read (3 files passed over: 2 .heic' % (own / 'train/eel'))
+    assert str(error.value).startswith(
+        '%s: holds no images that are read (3 files passed over: 2 .heic' % (own / 'train/eel'))
     assert r'1 .raw\n' in str(error.value) and str(error.value).isprintable()
 
 
@@ -96,12 +101,14 @@ def test_classes_may_be_called_as_parts_are(tmp_path):
 def test_a_validation_folder_beside_train_is_no_class(own, name):
     write_classes(own / name, {'cat': 1, 'dog': 1}, size=8)
     dataset = load(own)
-    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_labels) == 5 and len(dataset.valid_labels) == 2
+    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_labels) == 5
+    assert len(dataset.valid_labels) == 2
 
 
 def test_a_fifo_in_a_list_is_refused(tmp_path):
     write_classes(tmp_path, {'x': 4}, size=8)
     os.mkfifo(str(tmp_path / 'fifo.png'))
-    (tmp_path / 'list.csv').write_text('path,label\nx/000.png,a\nx/001.png,b\nx/002.png,a\nx/003.png,b\nfifo.png,a\n')
+    (tmp_path / 'list.csv').write_text(
+        'path,label\nx/000.png,a\nx/001.png,b\nx/002.png,a\nx/003.png,b\nfifo.png,a\n')
     with pytest.raises(InputError, match='fifo.png: cannot be read as an image .not a regular file'):
         load(tmp_path / 'list.csv')

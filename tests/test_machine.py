@@ -9,7 +9,7 @@ from sesemi.system import machine
 
 @pytest.fixture
 def container(tmp_path, monkeypatch):
-    """Puts this process into control groups: lines of /proc/self/cgroup, and files by their path below /sys/fs/cgroup."""
+    """Puts this process into control groups: /proc/self/cgroup's lines, and files below /sys/fs/cgroup."""
     def put(lines, files):
         (tmp_path / 'cgroup').write_text(''.join(line + '\n' for line in lines))
         for path, text in files.items():
@@ -25,7 +25,8 @@ def container(tmp_path, monkeypatch):
     (['0::/'], {'memory.max': 'max', 'cpu.max': 'max 100000'}, 16, None),
     (['0::/'], {'memory.max': '1000', 'cpu.max': '150000 100000'}, 2, 1000),
     (['0::/job/step'], {
-        'job/memory.max': '1000', 'job/step/memory.max': 'max', 'job/cpu.max': '300000 100000', 'job/step/cpu.max': 'max 100000'}, 3, 1000),
+        'job/memory.max': '1000', 'job/step/memory.max': 'max', 'job/cpu.max': '300000 100000',
+        'job/step/cpu.max': 'max 100000'}, 3, 1000),
     (['0::/docker/not/seen/inside'], {'memory.max': '1000', 'cpu.max': '10000 100000'}, 1, 1000),
     (['5:memory:/a', '3:cpu,cpuacct:/a:b', '1:name=systemd:/', '0::/'], {
         'memory/memory.limit_in_bytes': '9223372036854771712', 'memory/a/memory.limit_in_bytes': '1000',

@@ -55,7 +55,8 @@ def test_the_published_losses(network):
     train_step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM))
     for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
         metrics = train_step(*exact_batch())
-        assert [metrics[name] for name in ('loss', 'self_clf_loss', 'super_clf_loss')] == pytest.approx(expected, rel=tolerance)
+        found = [metrics[name] for name in ('loss', 'self_clf_loss', 'super_clf_loss')]
+        assert found == pytest.approx(expected, rel=tolerance)
 
 
 def test_every_network_of_the_command_line_has_a_trunk():
@@ -63,7 +64,8 @@ def test_every_network_of_the_command_line_has_a_trunk():
 
 
 @pytest.mark.parametrize('network, both_heads, trunk, features', [
-    ('convnet', 3128720, 3126656, (6, 6, 128)), ('nin', 1011600, 1008512, (8, 8, 192)), ('wrn', 1472000, 1469936, (8, 8, 128))])
+    ('convnet', 3128720, 3126656, (6, 6, 128)), ('nin', 1011600, 1008512, (8, 8, 192)),
+    ('wrn', 1472000, 1469936, (8, 8, 128))])
 def test_parameter_counts_and_features(network, both_heads, trunk, features):
     model, inference_model = networks.build_sesemi(network, SHAPE, 10)
     assert model.count_params() == both_heads
@@ -73,7 +75,8 @@ def test_parameter_counts_and_features(network, both_heads, trunk, features):
 
 def test_names_of_inputs_and_outputs():
     model, inference_model = networks.build_sesemi('nin', SHAPE, 7)
-    assert model.input_names == ['self_data', 'super_data'] and model.output_names == ['self_clf', 'super_clf']
+    assert model.input_names == ['self_data', 'super_data']
+    assert model.output_names == ['self_clf', 'super_clf']
     assert inference_model.input_names == ['super_data'] and inference_model.output_names == ['super_clf']
     assert [output.shape[-1] for output in model.outputs] == [6, 7]
 
@@ -106,23 +109,28 @@ def test_initial_weights_follow_from_the_seed():
 
 @pytest.mark.parametrize('network', sorted(EXACT))
 def test_batch_norm_averages_are_the_published_ones(network):
-    """At rate 0: sum of 0.01 * 0.99 ** (t - i) * x_i / (1 - 0.99 ** t), x_i the mean and unbiased variance of the super branch."""
+    """At rate 0: sum of 0.01 * 0.99 ** (t - i) * x_i / (1 - 0.99 ** t), x_i the super branch's mean and
+    unbiased variance."""
     model, inference_model = networks.build_sesemi(network, (16, 16, 3), 10, super_dropout=0.0)
     averages, statistics = zip(*training.batch_statistics(model))
     train_step = training.training_function(model, optimizer('cpu', 0.0, MOMENTUM))
-    # what the first layer normalises, and the deepest layer's statistics as a function of the super branch's batch alone
+    # what the first layer normalises, and the deepest layer's statistics as a function of the super branch's
+    # batch alone
     observe = keras.backend.function([inference_model.input, keras.backend.learning_phase()],
                                      [inference_model.get_layer('norm_2').input, *statistics[-2:]])
     rng, seen = np.random.RandomState(0), []
     for _ in range(STEPS):
-        super_data, self_data = rng.standard_normal((2, 6, 16, 16, 3)).astype(np.float32) + [[[[[1]]]], [[[[7]]]]]
-        train_step({'super_data': super_data, 'self_data': self_data}, {'super_clf': np.eye(10)[:6], 'self_clf': np.eye(6)})
+        data = rng.standard_normal((2, 6, 16, 16, 3)).astype(np.float32)
+        super_data, self_data = data + [[[[[1]]]], [[[[7]]]]]
+        train_step({'super_data': super_data, 'self_data': self_data},
+                   {'super_clf': np.eye(10)[:6], 'self_clf': np.eye(6)})
         features, *deepest = observe([super_data, 1])
         features = features.reshape(6 * 16 * 16, -1)
         seen.append([features.mean(axis=0), features.var(axis=0, ddof=1), *deepest])
     weights = np.array([0.01 * 0.99 ** (STEPS - i) / (1 - 0.99 ** STEPS) for i in range(1, STEPS + 1)])
     for average, values in zip(averages[:2] + averages[-2:], zip(*seen)):
-        np.testing.assert_allclose(keras.backend.get_value(average), weights @ np.array(values), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(keras.backend.get_value(average), weights @ np.array(values),
+                                   rtol=1e-4, atol=1e-4)
     assert keras.backend.get_value(step_variable()) == STEPS
 
 
@@ -130,10 +138,13 @@ def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_ba
     model, _ = networks.build_sesemi('nin', (16, 16, 3), 10)
     averages, statistics = zip(*training.batch_statistics(model))
     data = np.random.RandomState(0).standard_normal((100, 6, 16, 16, 3)).astype(np.float32)
-    of_batch = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()], list(statistics))
-    expected = [np.mean(values, axis=0) for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
+    of_batch = keras.backend.function([model.get_layer('super_data').output, keras.backend.learning_phase()],
+                                      list(statistics))
+    expected = [np.mean(values, axis=0)
+                for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
     before = training.read(averages)
-    with evaluation.NormStatistics(model, [({'super_data': batch}, {}) for batch in data], steps=90, ranks=Ranks()).measured():
+    drawn = [({'super_data': batch}, {}) for batch in data]
+    with evaluation.NormStatistics(model, drawn, steps=90, ranks=Ranks()).measured():
         for found, value in zip(training.read(averages), expected):
             np.testing.assert_allclose(found, value, rtol=1e-6)
     assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
@@ -202,6 +213,7 @@ def test_a_dropout_mask_is_a_function_of_seed_step_and_call():
     assert np.array_equal(first, same_layer) and np.array_equal(first, masks(3)[0])
     assert not np.array_equal(first, second_call) and not np.array_equal(first, other_seed)
     assert not np.array_equal(first, masks(4)[0])
-    assert set(np.unique(first)) == {0, np.float32(1.25)} and (first == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert set(np.unique(first)) == {0, np.float32(1.25)}
+    assert (first == 0).mean() == pytest.approx(0.2, abs=0.03)
     assert np.array_equal(run([ones, 0])[0], ones)
     assert not layers[0].weights

@@ -1,5 +1,5 @@
-"""--precision-mode: what a device has, what is refused and when, and bfloat16 on a CPU, which SESEMI_BFLOAT16=1 turns on where TensorFlow 2
-and the processor have it."""
+"""--precision-mode: what a device has, what is refused and when, and bfloat16 on a CPU, which
+SESEMI_BFLOAT16=1 turns on where TensorFlow 2 and the processor have it."""
 import json
 import os
 import random
@@ -17,8 +17,9 @@ import train_evaluate_sesemi
 from sesemi.device import npu, nvidia, precision, runtime
 from sesemi.errors import InputError
 
-needs_bfloat16 = pytest.mark.skipif('SESEMI_BFLOAT16' not in os.environ, reason='SESEMI_BFLOAT16=1 turns it on: TensorFlow 2 on a '
-                                    'processor with amx_bf16 or avx512_bf16')
+needs_bfloat16 = pytest.mark.skipif(
+    'SESEMI_BFLOAT16' not in os.environ,
+    reason='SESEMI_BFLOAT16=1 turns it on: TensorFlow 2 on a processor with amx_bf16 or avx512_bf16')
 NEW = 'model name\t: A\nflags\t\t: fpu sse2 avx512_bf16 amx_bf16\n\nflags\t\t: fpu\n'
 ZEN, OLD, ARM = NEW.replace(' amx_bf16', ''), 'flags\t\t: fpu sse2 avx512f\n', 'Features\t: fp asimd bf16\n'
 
@@ -52,13 +53,15 @@ def machine(tmp_path, monkeypatch):
     (NEW, {'tensorflow': '2.14.1'}, 'TENSORFLOW=2 bash run_1p.sh'),
     (NEW, {'tensorflow': None}, 'TENSORFLOW=2 bash run_1p.sh'),
     (NEW, {'onednn': '0'}, 'unset TF_ENABLE_ONEDNN_OPTS')])
-def test_mixed_on_a_cpu_that_cannot_is_refused_before_anything_is_read(machine, tmp_path, cpuinfo, others, remedy):
+def test_mixed_on_a_cpu_that_cannot_is_refused_before_reading(machine, tmp_path, cpuinfo, others, remedy):
     machine(cpuinfo, **others)
     for given in (['--device', 'cpu'], []):
-        for parse, words in ((train_evaluate_sesemi.parse_args, ['--data', 'folder', '--dataset', 'nowhere']), (predict.parse_args, ['no.h5', 'no.png'])):
+        for parse, words in ((train_evaluate_sesemi.parse_args, ['--data', 'folder', '--dataset', 'nowhere']),
+                             (predict.parse_args, ['no.h5', 'no.png'])):
             with pytest.raises(InputError) as error:
                 parse([*words, '--precision-mode', 'mixed', *given])
-            assert str(error.value).startswith('--precision-mode mixed: on a CPU it needs ') and remedy in str(error.value)
+            assert str(error.value).startswith('--precision-mode mixed: on a CPU it needs ')
+            assert remedy in str(error.value)
             assert '--precision-mode float32' in str(error.value)
 
 
@@ -70,7 +73,8 @@ def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
     words = precision.opening_words('cpu', 'float32', '2.15.0')
     assert '--precision-mode mixed' in words and ('quarter' in words) == (cpuinfo == NEW)
     assert 'bfloat16' in precision.opening_words('cpu', 'mixed', '2.15.0')
-    assert precision.opening_words('cpu', 'float32', '1.15.0') == precision.opening_words('npu', None, '1.15.0') == ''
+    assert precision.opening_words('cpu', 'float32', '1.15.0') == ''
+    assert precision.opening_words('npu', None, '1.15.0') == ''
 
 
 @pytest.mark.parametrize('node', ['nvidia0', 'davinci0'])
@@ -83,14 +87,16 @@ def test_where_the_device_is_not_known_yet_it_is_not_refused_yet(machine, node):
 
 @pytest.mark.parametrize('device, mode, part', [
     ('npu', 'mixed', 'allow_fp32_to_fp16, force_fp16, must_keep_origin_dtype, allow_mix_precision'),
-    ('npu', 'float32', 'allow_fp32_to_fp16'), ('gpu', 'force_fp16', 'the gpu has float32, mixed'), ('cpu', 'bf16', 'the cpu has float32, mixed')])
+    ('npu', 'float32', 'allow_fp32_to_fp16'), ('gpu', 'force_fp16', 'the gpu has float32, mixed'),
+    ('cpu', 'bf16', 'the cpu has float32, mixed')])
 def test_a_mode_of_another_device_is_refused(device, mode, part):
     with pytest.raises(InputError, match=part):
         precision.check(device, mode, '2.21.0')
 
 
 def resumed(tmp_path, mode, *given):
-    (tmp_path / 'args.json').write_text(json.dumps({'flags': {'data': 'digits', 'precision_mode': mode}, 'data_checksum': ''}))
+    (tmp_path / 'args.json').write_text(
+        json.dumps({'flags': {'data': 'digits', 'precision_mode': mode}, 'data_checksum': ''}))
     return train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume', *given]).precision_mode
 
 
@@ -123,11 +129,12 @@ def flags_of_a_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     write_classes(folder / 'train', {'cat': 8, 'dog': 8}, 16)
     write_classes(folder / 'test', {'cat': 3, 'dog': 3}, 16)
-    return ['--data', 'folder', '--dataset', folder, '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '3', '--labels',
-            'all', '--device', 'cpu']
+    return ['--data', 'folder', '--dataset', folder, '--network', 'nin', '--image-size', '16',
+            '--batch-size', '4', '--epochs', '3', '--labels', 'all', '--device', 'cpu']
 
 
-@pytest.mark.parametrize('began, device, said', [('mixed', 'gpu', 'mixed (float16)'), ('force_fp16', None, 'force_fp16'), (None, None, '')])
+@pytest.mark.parametrize('began, device, said', [
+    ('mixed', 'gpu', 'mixed (float16)'), ('force_fp16', None, 'force_fp16'), (None, None, '')])
 def test_a_run_resumed_in_another_precision_says_so(train, flags_of_a_run, tmp_path, began, device, said):
     """args.json keeps what the run began with, result.json says what it ended with."""
     done = train(*flags_of_a_run, '--epochs', '2', '--result', tmp_path / 'run')
@@ -152,13 +159,17 @@ def convolutions(options):
     tf, found = runtime.tf, []
     with runtime.open_session('cpu', options) as session:
         model, _ = networks.build_sesemi('nin', (16, 16, 3), 10)
-        gradients = tf.gradients(tf.add_n([tf.reduce_sum(output) for output in model.outputs]), model.trainable_weights)
+        gradients = tf.gradients(tf.add_n([tf.reduce_sum(output) for output in model.outputs]),
+                                 model.trainable_weights)
         session.run(tf.global_variables_initializer())
         seen = tf.RunMetadata()
-        session.run(gradients, {**{data: np.zeros((6, 16, 16, 3)) for data in model.inputs}, runtime.keras.backend.learning_phase(): True},
+        session.run(gradients,
+                    {**{data: np.zeros((6, 16, 16, 3)) for data in model.inputs},
+                     runtime.keras.backend.learning_phase(): True},
                     tf.RunOptions(output_partition_graphs=True), seen)
         for graph in seen.partition_graphs:
-            found += [tf.as_dtype(node.attr['T'].type).name for node in graph.node if 'Conv2D' in node.op and 'T' in node.attr]
+            found += [tf.as_dtype(node.attr['T'].type).name for node in graph.node
+                      if 'Conv2D' in node.op and 'T' in node.attr]
     return found
 
 
@@ -170,7 +181,8 @@ def test_the_convolutions_that_ran_are_bfloat16():
 
 @needs_bfloat16
 def test_equal_runs_and_a_killed_and_resumed_one_are_equal_to_the_bit_in_bfloat16(flags_of_a_run, tmp_path):
-    mixed = [*flags_of_a_run, '--epochs', '30', '--precision-mode', 'mixed', '--resume', 'auto', '--checkpoint-minutes', '0.0001']
+    mixed = [*flags_of_a_run, '--epochs', '30', '--precision-mode', 'mixed', '--resume', 'auto',
+             '--checkpoint-minutes', '0.0001']
     once, again = (run(TINY, *mixed, '--result', tmp_path / name) for name in ('once', 'again'))
     assert once.status == again.status == 0, once.err
     assert 'Precision: mixed (bfloat16).' in once.out

@@ -1,4 +1,4 @@
-"""predict.py as a user meets it: real processes, with a saved model of one convolution that takes 64 x 64 images, padded."""
+"""predict.py as a user meets it: processes, a saved model of one convolution for 64 x 64 images, padded."""
 import csv
 import os
 import shutil
@@ -22,7 +22,8 @@ CLASSES = ['ant', 'bee', 'cow', 'dog', 'elk fawn']
 
 def picture(number):
     """Four coloured quarters, drawn from `number`: uint8 (64, 64, 3)."""
-    return np.kron(np.random.RandomState(number).randint(0, 256, (2, 2, 3)), np.ones((32, 32, 1))).astype(np.uint8)
+    quarters = np.random.RandomState(number).randint(0, 256, (2, 2, 3))
+    return np.kron(quarters, np.ones((32, 32, 1))).astype(np.uint8)
 
 
 def write_picture(path, number, size=(64, 64), mode='RGB'):
@@ -32,7 +33,7 @@ def write_picture(path, number, size=(64, 64), mode='RGB'):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    """`model`: the saved file. `probabilities(path)`: of one image file, by the network before it was saved, preprocessed in numpy."""
+    """`model`: the saved file. `probabilities(path)`: an image's by the unsaved network, made with numpy."""
     import tiny_trunk  # noqa: F401
 
     import networks
@@ -60,9 +61,11 @@ def run(*flags, **options):
 
 def test_a_line_for_each_image_of_any_format_and_depth_seen_from_the_callers_folder(saved, tmp_path):
     os.symlink(saved.model, str(tmp_path / 'sesemi.h5'))
-    names = ['photos/B.JPG', 'photos/a.png', 'photos/caf\udce9.png', 'photos/grey.tif', 'photos/sub/deep/p.gif', 'photos/sub/z.bmp']
-    for number, (name, size, mode) in enumerate(zip(names, [(40, 30), (64, 64), (90, 90), (5, 7), (300, 200), (1, 1)],
-                                                    ['RGB', 'RGBA', 'LA', 'L', 'P', 'RGB'])):
+    names = ['photos/B.JPG', 'photos/a.png', 'photos/caf\udce9.png', 'photos/grey.tif',
+             'photos/sub/deep/p.gif', 'photos/sub/z.bmp']
+    sizes = (40, 30), (64, 64), (90, 90), (5, 7), (300, 200), (1, 1)
+    modes = 'RGB', 'RGBA', 'LA', 'L', 'P', 'RGB'
+    for number, (name, size, mode) in enumerate(zip(names, sizes, modes)):
         write_picture(tmp_path / name, number, size, mode)
     write_picture(tmp_path / 'alone.png', 10)
     (tmp_path / 'alone.png').rename(tmp_path / 'alone')
@@ -79,7 +82,8 @@ def test_a_line_for_each_image_of_any_format_and_depth_seen_from_the_callers_fol
         expected = saved.probabilities(tmp_path / name)
         best = np.argsort(-expected)[:3]
         assert [text.rsplit(' ', 1)[0] for text in classes] == [CLASSES[i] for i in best]
-        np.testing.assert_allclose([float(text.rsplit(' ', 1)[1]) for text in classes], expected[best], atol=1e-4)
+        np.testing.assert_allclose([float(text.rsplit(' ', 1)[1]) for text in classes],
+                                   expected[best], atol=1e-4)
 
 
 def test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable(saved, tmp_path):
@@ -91,21 +95,25 @@ def test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreada
     status, lines, error = run(saved.model, tmp_path / 'images', '--csv', tmp_path / 'out.csv', '--top', 99)
 
     assert status == 1
-    assert [line.startswith(str(tmp_path / 'images/050.png: cannot be read')) for line in error.splitlines()].count(True) == 1
+    assert [line.startswith(str(tmp_path / 'images/050.png: cannot be read'))
+            for line in error.splitlines()].count(True) == 1
     assert 'Traceback' not in error
     with open(str(tmp_path / 'out.csv'), newline='') as file:
         header, *rows = csv.reader(file)
     assert header == ['file', 'class', 'probability'] + [
         '{}_{}'.format(name, place) for place in range(2, 6) for name in ('class', 'probability')]
-    assert [row[0] for row in rows] == [str(tmp_path / 'images/{:03d}.png'.format(number)) for number in range(65)]
+    assert [row[0] for row in rows] == [str(tmp_path / 'images/{:03d}.png'.format(number))
+                                        for number in range(65)]
     assert rows.pop(50)[1:] == ['unreadable'] + [''] * 9
     for path, *cells in rows:
         classes, values = cells[::2], np.array(cells[1::2], float)
         assert sorted(classes) == CLASSES and (np.diff(values) <= 0).all() and abs(values.sum() - 1) < 1e-5
-        np.testing.assert_allclose(values, saved.probabilities(path)[[CLASSES.index(name) for name in classes]], atol=1e-4)
+        expected = saved.probabilities(path)[[CLASSES.index(name) for name in classes]]
+        np.testing.assert_allclose(values, expected, atol=1e-4)
     counts = {line.split(None, 1)[1]: int(line.split()[0]) for line in lines[1:]}
     assert counts.pop('unreadable') == 1
-    assert counts == {name: [row[1] for row in rows].count(name) for name in counts} and sum(counts.values()) == 64
+    assert counts == {name: [row[1] for row in rows].count(name) for name in counts}
+    assert sum(counts.values()) == 64
     assert len(counts) >= 3, 'the images are too alike to tell one from another'
 
 
@@ -148,15 +156,18 @@ def test_below_the_threshold_an_image_is_unknown(saved, tmp_path, capsys):
     assert status == 0, error
     for line, probabilities in zip(lines, expected):
         first, second = np.argsort(-probabilities)[:2]
-        names = [CLASSES[first], CLASSES[second]] if probabilities[first] >= threshold else ['unknown', CLASSES[first]]
+        names = ([CLASSES[first], CLASSES[second]] if probabilities[first] >= threshold
+                 else ['unknown', CLASSES[first]])
         assert [cell.rsplit(' ', 1)[0] for cell in line.split('\t')[1:]] == names
         assert float(line.split('\t')[1].rsplit(' ', 1)[1]) == pytest.approx(probabilities[first], abs=1e-4)
     assert sum('unknown' in line for line in lines) == 12
 
     import predict
-    predict.print_evaluation(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 1, 1, 1]), ['a', 'b'], 0.65)
+    predict.print_evaluation(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]),
+                             np.array([0, 1, 1, 1]), ['a', 'b'], 0.65)
     assert capsys.readouterr().out.endswith(
-        '1 of 4 images are unknown below --threshold 0.65; the error rate of the others is 0.3333.\nclassification error rate: 0.5000\n')
+        '1 of 4 images are unknown below --threshold 0.65; the error rate of the others is 0.3333.\n'
+        'classification error rate: 0.5000\n')
     predict.print_evaluation(np.array([[0.6, 0.4]]), np.array([1]), ['a', 'b'], 0.9)
     assert '1 of 1 images are unknown below --threshold 0.9.\n' in capsys.readouterr().out
 
@@ -193,7 +204,8 @@ def test_weights_that_do_not_fit_the_layers(saved, tmp_path, layer, weight, valu
             del group[changed]
         if value is not None:
             group[changed] = value
-        group.attrs['weight_names'] = [name.encode() for name in dict.fromkeys(names + [changed]) if name in group]
+        group.attrs['weight_names'] = [name.encode() for name in dict.fromkeys(names + [changed])
+                                       if name in group]
     with pytest.raises(InputError, match='its weights'):
         classifier.load_classifier(path)
 
@@ -229,8 +241,9 @@ def folder(tmp_path):
     (['other.h5', 'image.png'], 'other.h5: not a model saved by this program'),
     (['{model}', '--evaluate', 'labeled'], 'labeled/wolf: the model has no class of this name'),
 ])
+@pytest.mark.usefixtures('no_tensorflow_here')
 def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(
-        saved, folder, no_tensorflow_here, monkeypatch, capsys, flags, words):
+        saved, folder, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(folder)
     status = predict.main([flag.format(model=saved.model) for flag in flags])
     out, error = capsys.readouterr()

@@ -46,7 +46,8 @@ def test_a_forked_program_ends_with_the_tests_that_started_it(tmp_path):
     os.mkfifo(str(tmp_path / 'fifo'))
     (tmp_path / 'program.py').write_text(
         'import os, sys, time\nwith open(sys.argv[1], "w") as file:\n'
-        '    print("begun", file=file, flush=True)\n    os.fork()\n    time.sleep(60)\n    print("too late", file=file)')
+        '    print("begun", file=file, flush=True)\n    os.fork()\n    time.sleep(60)\n'
+        '    print("too late", file=file)')
     program = start(tmp_path / 'program.py', tmp_path / 'fifo')
     with open(str(tmp_path / 'fifo')) as file:
         assert file.readline() == 'begun\n'

@@ -1,4 +1,4 @@
-"""Two real processes, the tiny trunk: over TensorFlow's collective operations, and as NPUs over the stand-in's all-reduce."""
+"""Two real processes, tiny trunk: over TensorFlow's collectives, as NPUs over the stand-in's all-reduce."""
 import glob
 import json
 import os
@@ -38,7 +38,8 @@ def addresses():
 
 def start(workers, rank, folder, *flags, program=TINY, **environment):
     of_rank = ['--workers', workers, '--rank', rank] if workers else []
-    return start_program(program, *FLAGS, '--device', 'cpu', '--result', folder, *flags, *of_rank, **environment)
+    return start_program(program, *FLAGS, '--device', 'cpu', '--result', folder,
+                         *flags, *of_rank, **environment)
 
 
 @pytest.fixture(scope='module', params=['gpus', 'npu'] + ['mixed'] * ('SESEMI_BFLOAT16' in os.environ))
@@ -46,8 +47,9 @@ def kept(request, tmp_path_factory):
     """What both ranks of a whole run left (tests/kept_rank.py), started by the user's own commands."""
     folder = tmp_path_factory.mktemp(request.param)
     python = folder / 'python'
-    python.write_text('#!/usr/bin/env bash\nif [[ $1 == -c ]]; then exec {0} "$@"; fi\nexec {0} -u {1} "${{@:3}}"\n'.format(
-        sys.executable, PROJECT / 'tests/kept_rank.py'))
+    python.write_text(
+        '#!/usr/bin/env bash\nif [[ $1 == -c ]]; then exec {0} "$@"; fi\nexec {0} -u {1} "${{@:3}}"\n'.format(
+            sys.executable, PROJECT / 'tests/kept_rank.py'))
     python.chmod(0o755)
     flags = FLAGS + ('--result', folder / 'run', '--scale-lr')
     if request.param != 'npu':      # and GPUs, of which there are none: the ranks run on the CPU
@@ -62,9 +64,11 @@ def kept(request, tmp_path_factory):
         script, environment = ['run_8p.sh', '--device', 'npu'], {
             'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(folder / 'table.json'), 'PYTHONPATH': str(STAND_INS),
             'NPU_BRIDGE_ALL_REDUCE': addresses().split(',')[0], 'NPU_BRIDGE_RECORD': str(folder / 'record')}
-    status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder, KEEP=str(folder), PYTHON=str(python), **environment)
+    status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder, KEEP=str(folder),
+                           PYTHON=str(python), **environment)
     assert status == 0, out + err
-    assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out and ('bfloat16).' in out) == (request.param == 'mixed')
+    assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out
+    assert ('bfloat16).' in out) == (request.param == 'mixed')
     assert len(re.findall('^classification error rate', out, re.MULTILINE)) == 1
     found = []
     for rank in (0, 1):
@@ -80,14 +84,19 @@ def test_both_ranks_end_with_the_same_weights(kept):
     assert len(one) > 4 and (one['losses'] != other['losses']).all()
     if kept[1] == 'gpus':
         assert (one['gpu'], other['gpu']) == ('5', '7')
-    if kept[1] == 'npu':        # HCCL matches the all-reduces of the ranks by their number: no rank may run a graph that others do not
-        (one,), (other,) = (json.loads((kept[2] / ('record-%d' % rank)).read_text())['npu_sessions'] for rank in (0, 1))
-        assert one['order'] == other['order'] and list(one['runs']) == list(other['runs']) and len(one['order']) > 20
-        assert len(one['runs']) <= 14       # the sum, the step, six for evaluations, two of the first values, and those of kept_rank.py
+    # HCCL matches the all-reduces of the ranks by their number: no rank may run a graph that others do not
+    if kept[1] == 'npu':
+        (one,), (other,) = (json.loads((kept[2] / ('record-%d' % rank)).read_text())['npu_sessions']
+                            for rank in (0, 1))
+        assert one['order'] == other['order'] and list(one['runs']) == list(other['runs'])
+        assert len(one['order']) > 20
+        # the sum, the step, six for evaluations, two of the first values, and those of kept_rank.py
+        assert len(one['runs']) <= 14
     if kept[1] == 'mixed':      # the gradients are averaged in float32
         types = {'Conv2D': set(), 'CollectiveReduce': set()}
         for path in kept[2].glob('graphdef_AutoMixedPrecision*.txt'):
-            for operation, attributes in re.findall(r'op: "(Conv2D|CollectiveReduce)"(.*?)(?=\nnode)', path.read_text(), re.DOTALL):
+            nodes = re.findall(r'op: "(Conv2D|CollectiveReduce)"(.*?)(?=\nnode)', path.read_text(), re.DOTALL)
+            for operation, attributes in nodes:
                 types[operation].update(re.findall(r'key: "T"\s+value \{\s+type: (\w+)', attributes))
         assert types == {'Conv2D': {'DT_BFLOAT16'}, 'CollectiveReduce': {'DT_FLOAT', 'DT_INT32'}}
 
@@ -95,7 +104,8 @@ def test_both_ranks_end_with_the_same_weights(kept):
 def test_the_losses_are_those_of_one_process_that_averages_both_gradients(kept):
     losses = losses_of_one_process(len(kept[0][0]['losses']))
     for rank in (0, 1):
-        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank], rtol=1e-2 if kept[1] == 'mixed' else 1e-5)
+        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank],
+                                   rtol=1e-2 if kept[1] == 'mixed' else 1e-5)
 
 
 def losses_of_one_process(steps):
@@ -110,9 +120,11 @@ def losses_of_one_process(steps):
         model, _ = build_sesemi('tiny', (16, 16, 3), 10, batch_number=batch_number())
         weights = model.trainable_weights
         targets = [keras.backend.placeholder(output.shape.as_list()) for output in model.outputs]
-        loss = sum(model.losses) + sum(map(keras.backend.mean, map(keras.losses.categorical_crossentropy, targets, model.outputs)))
+        losses_of_heads = map(keras.losses.categorical_crossentropy, targets, model.outputs)
+        loss = sum(model.losses) + sum(map(keras.backend.mean, losses_of_heads))
         compute = keras.backend.function(
-            model.inputs + targets + [keras.backend.learning_phase()], [loss] + keras.backend.gradients(loss, weights))
+            model.inputs + targets + [keras.backend.learning_phase()],
+            [loss] + keras.backend.gradients(loss, weights))
         velocity = [np.zeros(weight.shape.as_list(), np.float32) for weight in weights]
         for t in range(steps):
             computed = []
@@ -126,7 +138,8 @@ def losses_of_one_process(steps):
             for i, weight in enumerate(weights):
                 gradient = (computed[0][1 + i] + computed[1][1 + i]) / 2
                 velocity[i] = np.float32(0.9) * velocity[i] - rate * gradient
-                keras.backend.set_value(weight, keras.backend.get_value(weight) + np.float32(0.9) * velocity[i] - rate * gradient)
+                nesterov = np.float32(0.9) * velocity[i] - rate * gradient
+                keras.backend.set_value(weight, keras.backend.get_value(weight) + nesterov)
     return np.array(losses)
 
 
@@ -140,7 +153,8 @@ def test_a_rank_that_is_lost_ends_the_other_and_the_run_goes_on(tmp_path, lost, 
     ended = result(both[1 - lost])
     both[lost].kill()
     result(both[lost])
-    assert ended.status == status and ended.sentence().startswith('Another rank ') and '--resume' in ended.sentence()
+    assert ended.status == status and ended.sentence().startswith('Another rank ')
+    assert '--resume' in ended.sentence()
     assert list((tmp_path / 'run' / 'checkpoints').glob('*.npz'))
     workers = addresses() if lost else ''           # with both again, or one alone
     resumed = [start(workers, rank, tmp_path / 'run', '--resume', *flags) for rank in range(2 if lost else 1)]
@@ -155,26 +169,31 @@ def test_a_signal_to_either_rank_stops_both_after_one_step(tmp_path, rank):
     both = [start(workers, number, tmp_path / 'run', '--epochs', '40') for number in (0, 1)]
     read_until(both[0], 'Epoch 2/40')
     both[rank].terminate()
-    assert [(each.status, each.sentence()) for each in map(result, both)] == 2 * [(143, 'Stopped by SIGTERM; go on with --resume.')]
+    ends = [(each.status, each.sentence()) for each in map(result, both)]
+    assert ends == 2 * [(143, 'Stopped by SIGTERM; go on with --resume.')]
     kept = sorted((tmp_path / 'run/checkpoints').glob('*.npz'))
     workers = addresses()
-    resumed = list(map(result, [start(workers, number, tmp_path / 'run', '--resume', '--epochs', '40') for number in (0, 1)]))
+    both = [start(workers, number, tmp_path / 'run', '--resume', '--epochs', '40') for number in (0, 1)]
+    resumed = list(map(result, both))
     assert [each.status for each in resumed] == [0, 0], resumed[0].err
     assert len(kept) == 1 and 'Epoch 1/40\n' not in resumed[0].out
-    once = list(map(result, [start(workers, number, tmp_path / 'once', '--epochs', '40') for number in (0, 1)]))
+    both = [start(workers, number, tmp_path / 'once', '--epochs', '40') for number in (0, 1)]
+    once = list(map(result, both))
     assert [each.status for each in once] == [0, 0] and same_weights(tmp_path / 'run', tmp_path / 'once')
 
 
 def test_what_differs_is_named_on_both_ranks(tmp_path):
     (tmp_path / 'tensorflow-9.8.7.dist-info').mkdir()
-    (tmp_path / 'tensorflow-9.8.7.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: tensorflow\nVersion: 9.8.7\n')
+    (tmp_path / 'tensorflow-9.8.7.dist-info/METADATA').write_text(
+        'Metadata-Version: 2.1\nName: tensorflow\nVersion: 9.8.7\n')
     workers = addresses()
     both = [start(workers, rank, tmp_path / 'run', '--seed', rank, '--eval-every', rank, **path)
             for rank, path in enumerate([{}, {'PYTHONPATH': str(tmp_path)}])]
     for ended in map(result, both):
         assert ended.status == 2
-        assert 'Rank 1 (%s) differs from rank 0 in --seed (1, not 0), --eval-every (1, not 0), TensorFlow (9.8.7, not %s); ' % (
-            workers.split(',')[1], runtime.tf.__version__) in ended.sentence()
+        assert ('Rank 1 (%s) differs from rank 0 in --seed (1, not 0), --eval-every (1, not 0), '
+                'TensorFlow (9.8.7, not %s); '
+                % (workers.split(',')[1], runtime.tf.__version__)) in ended.sentence()
     assert not (tmp_path / 'run').exists()
 
 
@@ -182,7 +201,8 @@ def test_what_differs_is_named_on_both_ranks(tmp_path):
 def test_a_rank_that_never_comes_is_waited_for_so_long(tmp_path, missing):
     workers = addresses()
     ended = result(start(workers, 1 - missing, tmp_path / 'run', '--join-timeout', '1'))
-    assert ended.status == 1 and '--join-timeout' in ended.sentence() and workers.replace(',', ', ') in ended.sentence()
+    assert ended.status == 1 and '--join-timeout' in ended.sentence()
+    assert workers.replace(',', ', ') in ended.sentence()
     assert not (tmp_path / 'run/args.json').exists()
 
 
@@ -193,13 +213,15 @@ from sesemi.device import collective, ranks, runtime
 joined = collective.Ranks(ranks.find_rank(sys.argv[1], int(sys.argv[2]), {}))
 with runtime.open_session('cpu', ranks=joined):
     joined.join()
-    odd = np.array([[-0.0, 1e-42], [np.inf, -1.5], [3e38, 0.1]], np.float32)        # float sums would change some of their bits
+    # float sums would change some of their bits
+    odd = np.array([[-0.0, 1e-42], [np.inf, -1.5], [3e38, 0.1]], np.float32)
     part = joined.per_rank(3)
     shared = joined.gather(np.resize(odd[joined.rank * part:][:part], (part, 2)), 3)
     assert shared.tobytes() == odd.tobytes(), shared
     arrays = [odd, np.full((2, 1, 3), np.nan, np.float32), np.zeros((0, 4), np.float32)]
     given = joined.broadcast_arrays([array if joined.rank == 0 else np.zeros_like(array) for array in arrays])
-    assert [(array.shape, array.tobytes()) for array in given] == [(array.shape, array.tobytes()) for array in arrays]
+    assert [array.shape for array in given] == [array.shape for array in arrays]
+    assert [array.tobytes() for array in given] == [array.tobytes() for array in arrays]
     for data in b'', b'x', bytes(range(256)) * 5000:        # the last takes more than one sum
         assert joined.broadcast(data if joined.rank == 0 else b'') == data
     assert list(joined.sum(np.array([joined.rank, 1], np.int32))) == [1, 2]
@@ -219,7 +241,10 @@ def test_who_a_process_is():
     assert find_rank('a:1,b:2,a:3', 2, {}).local_size == 2
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
     assert find_rank(None, None, {'TF_CONFIG': cluster}) == RankInfo(1, 2, ('a:1', 'b:2'))
-    for workers, rank, environment in [('a:1,b', 0, {}), ('a..b:1,c:2', 1, {}), (64 * 'a' + ':1,c:2', 1, {}), ('a:1,b:' + 5000 * '1', 0, {}), ('a:1,a:1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}), (None, None, {'TF_CONFIG': '{}'})]:
+    for workers, rank, environment in [
+            ('a:1,b', 0, {}), ('a..b:1,c:2', 1, {}), (64 * 'a' + ':1,c:2', 1, {}), ('a:1,a:1', 0, {}),
+            ('a:1,b:' + 5000 * '1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}),
+            (None, None, {'TF_CONFIG': '{}'})]:
         with pytest.raises(InputError):
             find_rank(workers, rank, environment)
 
@@ -229,7 +254,8 @@ def test_several_runs_of_several_ranks(tmp_path):
     flags = '--runs', '2', '--epochs', '1', '--validation', '0.1', '--keep', 'best'
     ended = list(map(result, [start(workers, rank, tmp_path / 'run', *flags) for rank in (0, 1)]))
     assert [each.status for each in ended] == [0, 0], ended
-    assert re.findall('^Seed ([01]): error rate', ended[0].out, re.MULTILINE) == ['0', '1'] and ended[1].out == ''
+    assert re.findall('^Seed ([01]): error rate', ended[0].out, re.MULTILINE) == ['0', '1']
+    assert ended[1].out == ''
     assert len(glob.glob(str(tmp_path / 'run/seed-[01]/sesemi.h5'))) == 2
     workers = addresses()
     ended = list(map(result, [start(workers, rank, tmp_path / 'run', *flags, '--resume') for rank in (0, 1)]))
@@ -238,8 +264,8 @@ def test_several_runs_of_several_ranks(tmp_path):
 
 def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
     process = start_program(
-        'bash', PROJECT / 'run_local.sh', '2', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1',
-        '--image-size', '16', '--epochs', '1000', '--result', tmp_path / 'run')
+        'bash', PROJECT / 'run_local.sh', '2', '--data', 'digits', '--network', 'nin', '--labels', '10',
+        '--batch-size', '1', '--image-size', '16', '--epochs', '1000', '--result', tmp_path / 'run')
     read_until(process, 'Epoch 2/')
     process.terminate()
     ended = result(process)         # which waits for all who have the pipe, so for both ranks
@@ -250,14 +276,17 @@ def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
 def test_how_many_ascend_ranks_share_a_host(tmp_path):
     def find(table, rank='1'):
         (tmp_path / 'table.json').write_text(json.dumps(table))
-        return find_rank(None, None, {'RANK_ID': rank, 'RANK_SIZE': '5', 'RANK_TABLE_FILE': str(tmp_path / 'table.json')})
+        return find_rank(None, None, {'RANK_ID': rank, 'RANK_SIZE': '5',
+                                      'RANK_TABLE_FILE': str(tmp_path / 'table.json')})
     cards = [[{'device_id': '4', 'rank_id': '0'}, {'device_id': '5', 'rank_id': '1'}],
              [{'device_id': str(card), 'rank_id': str(2 + card)} for card in range(3)]]
-    two = {'version': '1.0', 'server_list': [{'server_id': host, 'device': part} for host, part in zip(('10.0.0.2', '10.0.0.1'), cards)]}
+    two = {'version': '1.0', 'server_list': [{'server_id': host, 'device': part}
+                                             for host, part in zip(('10.0.0.2', '10.0.0.1'), cards)]}
     assert find(two) == RankInfo(1, 5, (), 2) and find(two, '4') == RankInfo(4, 5, (), 3)
     older = {'group_list': [{'instance_list': [{'devices': cards[1]}, {'devices': cards[0]}]}]}
     assert find(older) == RankInfo(1, 5, (), 3) and find(older, '4') == RankInfo(4, 5, (), 2)
-    for table in ({}, [], {'server_list': []}, {'group_list': []}, {'server_list': [{'server_id': 'a', 'device': cards[1]}]}):
+    for table in ({}, [], {'server_list': []}, {'group_list': []},
+                  {'server_list': [{'server_id': 'a', 'device': cards[1]}]}):
         with pytest.raises(InputError, match='RANK_TABLE_FILE=.*table.json: rank 1 is not to be found'):
             find(table)
 
@@ -278,8 +307,8 @@ def test_which_gpus(monkeypatch):
 
 
 def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):
-    """With an interpreter that writes down what it is started with; every rank but the failing one would run for ever, one of
-    them stopped."""
+    """With an interpreter that writes down what it is started with; every rank but the failing one would run
+    for ever, one of them stopped."""
     python = tmp_path / 'python'
     python.write_text("""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exit 0; fi
@@ -296,9 +325,11 @@ exec tail -f /dev/null
     (tmp_path / 'table.json').write_text('{}')
 
     def run_8p(table):
-        return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits', PYTHON=str(python), RANK_TABLE_FILE=table)
+        return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits',
+                   PYTHON=str(python), RANK_TABLE_FILE=table)
     done = run_8p(str(tmp_path / 'table.json'))
     assert done.status == 7
-    assert sorted(done.out.splitlines()) == ['%d 8 %d 10087 --data digits' % (rank, rank) for rank in range(8)]
+    assert sorted(done.out.splitlines()) == ['%d 8 %d 10087 --data digits' % (rank, rank)
+                                             for rank in range(8)]
     done = run_8p('')
     assert done.status == 2 and 'RANK_TABLE_FILE' in done.err

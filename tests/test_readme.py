@@ -12,7 +12,7 @@ README, CHINESE = ((PROJECT / name).read_text(encoding='utf-8') for name in ('RE
 
 
 def commands(text):
-    """Every command line of a text: the lines of its code blocks and, between backquotes, what begins as a command does."""
+    """Every command line of a text: the lines of its code blocks and what, in backquotes, begins as one."""
     fence = re.compile('^```.*?^```$', re.MULTILINE | re.DOTALL)
     lines = [line for block in fence.findall(text) for line in block.splitlines()[1:-1]]
     return set(lines + re.findall(r'`((?:bash|python|atc|\./msame) [^`\n]+)`', fence.sub('', text)))
@@ -30,8 +30,10 @@ def test_the_table_of_flags_is_the_command_line(capsys):
     ('python export_pb.py', export_pb.parse_args, 2)])
 def test_every_command_of_a_program_is_one_it_takes(program, parse_args, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(precision, 'known_device', lambda requested: None)      # which may lack what the command asks for
-    found = [command[len(program):].split() for command in commands(README) if command.startswith(program + ' ')]
+    # which may lack what the command asks for
+    monkeypatch.setattr(precision, 'known_device', lambda requested: None)
+    found = [command[len(program):].split() for command in commands(README)
+             if command.startswith(program + ' ')]
     assert len(found) >= least
     for words in found:
         if words != ['--help']:

@@ -22,26 +22,30 @@ from sesemi.device.backend import tf
 from sesemi.errors import InputError
 from sesemi.record import comparison, events, live, plots
 
-FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10, 'batch_size': 16, 'lr': 0.05,
-         'no_oversample': False, 'no_flip': False, 'flip': True, 'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None,
-         'result': 'result', 'resume': None, 'eval_every': 0, 'checkpoint_minutes': 10.0, 'device': 'auto'}
+FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10,
+         'batch_size': 16, 'lr': 0.05, 'no_oversample': False, 'no_flip': False, 'flip': True,
+         'image_size': 32, 'seed': 0, 'split_seed': 1, 'dataset': None, 'result': 'result', 'resume': None,
+         'eval_every': 0, 'checkpoint_minutes': 10.0, 'device': 'auto'}
 CHECKSUM = 'c0ffee' * 10 + 'c0de'
 
 
 def make_dataset(names, train=4, test=3):
     """train and test random images of each class, no two alike."""
-    images = np.random.RandomState(0).randint(0, 256, (len(names) * (train + test), 32, 32, 3)).astype(np.uint8)
+    shape = len(names) * (train + test), 32, 32, 3
+    images = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     train_images, test_images = np.split(images, [len(names) * train])
-    return Dataset(train_images, np.arange(len(train_images)) % len(names), ['train/%d.png' % i for i in range(len(train_images))],
-                   test_images, np.arange(len(test_images)) % len(names), ['test/%d.png' % i for i in range(len(test_images))],
-                   list(names), train_images)
+    return Dataset(train_images, np.arange(len(train_images)) % len(names),
+                   ['train/%d.png' % i for i in range(len(train_images))],
+                   test_images, np.arange(len(test_images)) % len(names),
+                   ['test/%d.png' % i for i in range(len(test_images))], list(names), train_images)
 
 
 def make_rows(epochs, method='asl'):
     rows = []
     for epoch in range(1, epochs + 1):
-        row = {'epoch': epoch, 'step': 25 * epoch, 'learning_rate': 0.05 * (1 - epoch / 301) ** 0.5, 'seconds': 2.0,
-               'loss': 1 + 4 / epoch, 'super_clf_loss': 2 / epoch, 'super_clf_acc': 1 - 0.8 / epoch}
+        row = {'epoch': epoch, 'step': 25 * epoch, 'learning_rate': 0.05 * (1 - epoch / 301) ** 0.5,
+               'seconds': 2.0, 'loss': 1 + 4 / epoch, 'super_clf_loss': 2 / epoch,
+               'super_clf_acc': 1 - 0.8 / epoch}
         if method != 'supervised':
             row.update(self_clf_loss=1 / epoch, self_clf_acc=1 - 0.5 / epoch)
         if method == 'ssl':
@@ -53,14 +57,17 @@ def make_rows(epochs, method='asl'):
 def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
     """args.json and result.json as run_folder.Run leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
-    args = {'command': 'train_evaluate_sesemi.py --seed 0', 'flags': dict(FLAGS, **flags), 'data_checksum': CHECKSUM}
+    args = {'command': 'train_evaluate_sesemi.py --seed 0', 'flags': dict(FLAGS, **flags),
+            'data_checksum': CHECKSUM}
     (folder / 'args.json').write_text(json.dumps(args))
     (folder / 'result.json').write_text(json.dumps({
-        'classification_error_rate': error, 'classification_error_rate_1_view': error + 0.01, 'balanced_error_rate': error + 0.02,
-        'error_rate_interval': [0.2012, 0.3061], 'labeled_error_rate': 0.05, 'validation_error_rate': None, 'saved_epoch': 10,
-        'per_class_error_rate': {}, 'confusion_matrix': np.asarray(confusion).tolist(), 'steps': 250, 'images_per_step': 192,
-        'seconds_per_step': 0.08, 'images_per_second': 2400.0, 'git_revision': None,
-        'seconds': {'reading': 0.5, 'training': 20.0}, 'versions': {'python': '3.7.16', 'tensorflow': '1.15.0'}, **args}))
+        'classification_error_rate': error, 'classification_error_rate_1_view': error + 0.01,
+        'balanced_error_rate': error + 0.02, 'error_rate_interval': [0.2012, 0.3061],
+        'labeled_error_rate': 0.05, 'validation_error_rate': None, 'saved_epoch': 10,
+        'per_class_error_rate': {}, 'confusion_matrix': np.asarray(confusion).tolist(), 'steps': 250,
+        'images_per_step': 192, 'seconds_per_step': 0.08, 'images_per_second': 2400.0, 'git_revision': None,
+        'seconds': {'reading': 0.5, 'training': 20.0},
+        'versions': {'python': '3.7.16', 'tensorflow': '1.15.0'}, **args}))
 
 
 def make_report(folder, dataset, **flags):
@@ -102,7 +109,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         attributes = dict(attributes)
-        element = SimpleNamespace(tag=tag, attributes=attributes, kind=attributes.get('class'), text='', inside=[])
+        element = SimpleNamespace(tag=tag, attributes=attributes, kind=attributes.get('class'), text='',
+                                  inside=[])
         self.elements.append(element)
         for outer in self.open:
             outer.inside.append(element)
@@ -116,7 +124,9 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag, kind=None, inside=None):
         """The elements with this tag (and of this class, and in the elements of the class `inside`)."""
-        elements = self.elements if inside is None else [e for outer in self.elements if outer.kind == inside for e in outer.inside]
+        elements = self.elements
+        if inside is not None:
+            elements = [e for outer in self.elements if outer.kind == inside for e in outer.inside]
         return [e for e in elements if e.tag == tag and kind in (None, e.kind)]
 
     def tiles(self):
@@ -125,7 +135,8 @@ class Page(html.parser.HTMLParser):
     def table(self, name):
         """The table in the box of this name, a list of texts a row."""
         box = next(e for e in self.all('div', 'scroll') if e.attributes['aria-label'] == name)
-        return [[e.text for e in row.inside if e.tag in ('th', 'td')] for row in box.inside if row.tag == 'tr']
+        return [[e.text for e in row.inside if e.tag in ('th', 'td')]
+                for row in box.inside if row.tag == 'tr']
 
 
 def image(uri):
@@ -145,19 +156,23 @@ def test_finished_run(tmp_path):
     assert [e.text for e in page.all('h2')] == [
         'Curves', 'Confusion matrix', 'Most confident mistakes', 'Data', 'Labeled images', 'The run']
     tiles = page.tiles()
-    assert (tiles['Error rate'], tiles['Error, 1 view'], tiles['Balanced error']) == ('0.1111', '0.1211', '0.1311')
+    errors = [tiles[name] for name in ('Error rate', 'Error, 1 view', 'Balanced error')]
+    assert errors == ['0.1111', '0.1211', '0.1311']
     assert tiles['Error, labeled'] == '0.0500' and 'Validation error' not in tiles
     assert '95 % interval 0.201 to 0.306; mean of 8 views' in [e.text for e in page.all('dd', 'note')]
     assert (tiles['Training images'], tiles['Labeled'], tiles['Test images']) == ('12', '6', '9')
     assert tiles['Self branch draws from'] == '6'
     assert page.table('Confusion matrix') == [
-        ['true \\ predicted', 'bird', 'cat', 'dog'], ['bird', '3', '0', '0'], ['cat', '0', '2', '1'], ['dog', '0', '0', '3']]
-    assert page.table('Classes') == [['Class', 'Error rate', 'Training', 'Labeled', 'Test'], ['bird', '0.0000', '4', '2', '3'],
-                                     ['cat', '0.3333', '4', '2', '3'], ['dog', '0.0000', '4', '2', '3']]
+        ['true \\ predicted', 'bird', 'cat', 'dog'],
+        ['bird', '3', '0', '0'], ['cat', '0', '2', '1'], ['dog', '0', '0', '3']]
+    assert page.table('Classes') == [
+        ['Class', 'Error rate', 'Training', 'Labeled', 'Test'],
+        ['bird', '0.0000', '4', '2', '3'], ['cat', '0.3333', '4', '2', '3'], ['dog', '0.0000', '4', '2', '3']]
     assert ['tensorflow', '1.15.0'] in page.table('Versions')
     assert 'train_evaluate_sesemi.py --seed 0' in page.all('code')[0].text
     strip = np.asarray(image(page.all('img', inside='images samples')[1].attributes['src']))
-    np.testing.assert_array_equal(strip[:, :64, :3], np.hstack(dataset.train_images[[1, 4]]))   # the two labeled cats
+    # the two labeled cats
+    np.testing.assert_array_equal(strip[:, :64, :3], np.hstack(dataset.train_images[[1, 4]]))
     for name in ('curves.png', 'confusion.png'):
         assert Image.open(str(tmp_path / name)).size > (400, 400)
 
@@ -190,7 +205,8 @@ def test_error_measured_now_and_then(tmp_path):
 
 def test_validation_images(tmp_path):
     whole = make_dataset(['bird', 'cat'], train=6)
-    dataset = whole._replace(valid_images=whole.test_images[:3], valid_labels=whole.test_labels[:3], valid_names=whole.test_names[:3])
+    dataset = whole._replace(valid_images=whole.test_images[:3], valid_labels=whole.test_labels[:3],
+                             valid_names=whole.test_names[:3])
     rows = make_rows(4)
     for row, error in zip(rows, (0.75, 0.25, 0.5, 0.5)):
         row['validation_error'] = error
@@ -199,7 +215,8 @@ def test_validation_images(tmp_path):
     assert page.tiles()['Validation error'] == '0.5000' and page.tiles()['Validation images'] == '3'
     assert 'after epoch 4; least 0.2500 after epoch 2' in [e.text for e in page.all('dd', 'note')]
     assert 'validation images 0.5' in page.all('svg')[2].attributes['aria-label']
-    assert page.table('Classes') == [['Class', 'Training', 'Labeled', 'Test', 'Validation'], ['bird', '6', '2', '3', '2'], ['cat', '6', '2', '3', '1']]
+    assert page.table('Classes') == [['Class', 'Training', 'Labeled', 'Test', 'Validation'],
+                                     ['bird', '6', '2', '3', '2'], ['cat', '6', '2', '3', '1']]
 
 
 def test_the_picture_has_all_panels_and_each_element_of_the_page_one():
@@ -220,7 +237,8 @@ def test_epochs_are_whole_on_the_axis(epochs, ticks):
     assert len(shown) >= min(epochs, 3) and ticks in (None, shown)
 
 
-@pytest.mark.parametrize('dataset, name', [('/photos/flowers/', 'flowers'), ('scans/leaves.csv', 'leaves.csv')])
+@pytest.mark.parametrize('dataset, name', [
+    ('/photos/flowers/', 'flowers'), ('scans/leaves.csv', 'leaves.csv')])
 def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, dataset, name):
     made = make_dataset('ab')
     monkeypatch.setitem(FLAGS, 'data', 'folder')
@@ -229,19 +247,23 @@ def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, da
     assert page.all('h1')[0].text == 'asl on %s: convnet, 4 labels' % name
     assert cells(comparison.compare([str(tmp_path / 'run')]))[1][1] == name
     titles, draw = [], plots.comparison_png
-    monkeypatch.setattr(plots, 'comparison_png', lambda series, title: titles.append(title) or draw(series, title))
+    monkeypatch.setattr(plots, 'comparison_png',
+                        lambda series, title: titles.append(title) or draw(series, title))
     comparison.plot([str(tmp_path / 'run')], str(tmp_path / 'errors.png'))
     assert titles == [name]
 
 
 def test_one_page_that_needs_nothing_else(tmp_path):
     dataset = make_dataset('abc')
-    page = finish(tmp_path, dataset, certain((dataset.test_labels + 1) % 3, 3), make_rows(300, 'ssl'), method='ssl')
+    page = finish(tmp_path, dataset, certain((dataset.test_labels + 1) % 3, 3), make_rows(300, 'ssl'),
+                  method='ssl')
     attributes = [(name, value) for e in page.elements for name, value in e.attributes.items()]
-    assert all(value.startswith(('data:', '#')) for name, value in attributes if name in ('src', 'href', 'xlink:href'))
+    assert all(value.startswith(('data:', '#'))
+               for name, value in attributes if name in ('src', 'href', 'xlink:href'))
     assert all(value.startswith('#') for value in re.findall(r'url\(["\']?(.)', page.source))
     assert '//' not in re.sub('base64,[^"]*', '', page.source) and not page.all('script')
-    assert all(e.attributes['alt'] for e in page.all('img')) and all(e.attributes['aria-label'] for e in page.all('svg'))
+    assert all(e.attributes['alt'] for e in page.all('img'))
+    assert all(e.attributes['aria-label'] for e in page.all('svg'))
     ids = [value for name, value in attributes if name == 'id']
     assert len(ids) == len(set(ids))
     assert len(page.source) < 500000
@@ -270,8 +292,8 @@ def test_most_confident_mistakes_come_first(tmp_path):
         probabilities[i, 1 - dataset.test_labels[i]] = confidence
     page = finish(tmp_path, dataset, probabilities)
     assert [e.text for e in page.all('figcaption', inside='images mistakes')] == [
-        'dog taken for cat 0.990test/3.png', 'cat taken for dog 0.800test/6.png', 'dog taken for cat 0.800test/9.png',
-        'cat taken for dog 0.600test/70.png']
+        'dog taken for cat 0.990test/3.png', 'cat taken for dog 0.800test/6.png',
+        'dog taken for cat 0.800test/9.png', 'cat taken for dog 0.600test/70.png']
     shown = image(page.all('img', inside='images mistakes')[0].attributes['src'])
     np.testing.assert_array_equal(np.asarray(shown), dataset.test_images[3])
     page = finish(tmp_path, dataset, certain(1 - dataset.test_labels, 2))
@@ -335,13 +357,16 @@ from sesemi.record import live
 images, labels, names = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 2, list('0123')
 row = dict(epoch=1, step=25, learning_rate=0.05, seconds=2.0, loss=5.0, super_clf_loss=2.0, super_clf_acc=0.2)
 for _ in range(2):
-    made = live.Report({!r}, datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images), np.arange(4), 10)
+    data = datasets.Dataset(images, labels, names, images, labels, names, ['a', 'b'], images)
+    made = live.Report({!r}, data, np.arange(4), 10)
     made.refresh([row]), made.finish([row], np.eye(2)[[0, 0, 0, 0]], json.load(open({!r})))
 assert 'tensorflow' not in sys.modules
-print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(str(PROJECT), str(tmp_path), str(tmp_path / 'result.json'), str(tmp_path))
+print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(
+        str(PROJECT), str(tmp_path), str(tmp_path / 'result.json'), str(tmp_path))
     _, out, err = run(sys.executable, '-c', script)
     said = [line for line in err.splitlines() if 'matplotlib' in line]
-    assert len(said) == 2 and said[0].startswith('No curves.png and no confusion.png') and said[1].startswith('--plot no.png')
+    assert len(said) == 2 and said[0].startswith('No curves.png and no confusion.png')
+    assert said[1].startswith('--plot no.png')
     assert all('pip install matplotlib' in line for line in said) and 'Traceback' not in err
     assert out.endswith('\n2\n')
     page = Page(tmp_path)
@@ -357,7 +382,8 @@ def test_a_picture_cannot_end_a_run(tmp_path, monkeypatch, capsys):
     made.clock = iter(range(0, 1000, 50)).__next__
     made.refresh(make_rows(1))
     made.refresh(make_rows(2))
-    assert capsys.readouterr().err == '%s: the report could not be drawn (ValueError: no font); the run goes on.\n' % tmp_path
+    assert capsys.readouterr().err == (
+        '%s: the report could not be drawn (ValueError: no font); the run goes on.\n' % tmp_path)
 
 
 @pytest.mark.parametrize('name', ['curves.png', 'report.html'])
@@ -394,16 +420,20 @@ def test_compare_keeps_runs_on_several_devices_apart(tmp_path, capsys):
 
 def test_compare_puts_runs_of_other_seeds_into_one_line(tmp_path, capsys):
     for seed, error in ((10, 0.25), (9, 0.27), (2, 0.29)):
-        write_result(tmp_path / 'asl' / ('seed-%d' % seed), error=error, seed=seed, result='asl/seed-%d' % seed, device='gpu')
+        write_result(tmp_path / 'asl' / ('seed-%d' % seed), error=error, seed=seed,
+                     result='asl/seed-%d' % seed, device='gpu')
     write_result(tmp_path / 'ssl', error=0.1788, method='ssl', epochs=50)
-    assert report.main(['compare', str(tmp_path / 'asl'), str(tmp_path / 'ssl'), str(tmp_path / 'asl' / 'seed-9')]) == 0
+    assert report.main(['compare', str(tmp_path / 'asl'), str(tmp_path / 'ssl'),
+                        str(tmp_path / 'asl' / 'seed-9')]) == 0
     text = capsys.readouterr().out
     assert cells(text) == [
-        ['method', 'data', 'network', 'labels', 'seed', 'error', 'error, 1 view', 'balanced error', 'epochs', 'training', 'images/s'],
-        ['asl', 'cifar10', 'convnet', '20', '2,9,10', '0.2700 +/- 0.0200 (3 runs)', '0.2800 +/- 0.0200 (3 runs)',
-         '0.2900 +/- 0.0200 (3 runs)', '10', '20.0 s', '2400'],
+        ['method', 'data', 'network', 'labels', 'seed', 'error', 'error, 1 view', 'balanced error', 'epochs',
+         'training', 'images/s'],
+        ['asl', 'cifar10', 'convnet', '20', '2,9,10', '0.2700 +/- 0.0200 (3 runs)',
+         '0.2800 +/- 0.0200 (3 runs)', '0.2900 +/- 0.0200 (3 runs)', '10', '20.0 s', '2400'],
         ['ssl', 'cifar10', 'convnet', '20', '0', '0.1788', '0.1888', '0.1988', '50', '20.0 s', '2400']]
-    assert len({line.index(cell) for line, cell in zip(text.splitlines(), ('training', '20.0 s', '20.0 s'))}) == 1
+    assert len({line.index(cell)
+                for line, cell in zip(text.splitlines(), ('training', '20.0 s', '20.0 s'))}) == 1
 
 
 def test_compare_keeps_other_settings_apart(tmp_path):
@@ -442,28 +472,34 @@ def test_a_wrong_command_is_one_sentence(capsys, argv):
 
 
 def test_plot(tmp_path, monkeypatch, capsys):
-    for method, labels, seed, error in (('asl', 1000, 0, 0.30), ('asl', 1000, 1, 0.28), ('asl', 'all', 0, 0.1), ('ssl', 1000, 0, 0.2)):
-        write_result(tmp_path / 'runs' / ('%s-%s-%s' % (method, labels, seed)), error=error, method=method, labels=labels, seed=seed)
+    for method, labels, seed, error in (('asl', 1000, 0, 0.30), ('asl', 1000, 1, 0.28),
+                                        ('asl', 'all', 0, 0.1), ('ssl', 1000, 0, 0.2)):
+        write_result(tmp_path / 'runs' / ('%s-%s-%s' % (method, labels, seed)),
+                     error=error, method=method, labels=labels, seed=seed)
     drawn, draw = [], plots.comparison_png
-    monkeypatch.setattr(plots, 'comparison_png', lambda series, title: drawn.append(series) or draw(series, title))
+    monkeypatch.setattr(plots, 'comparison_png',
+                        lambda series, title: drawn.append(series) or draw(series, title))
     path = tmp_path / 'errors.png'
     assert report.main(['compare', str(tmp_path / 'runs'), '--plot', str(path)]) == 0
     assert drawn == [{'asl': {1000: [0.30, 0.28], 'all': [0.1]}, 'ssl': {1000: [0.2]}}]
     assert Image.open(str(path)).size > (400, 400)
-    assert report.main(['compare', str(tmp_path / 'runs'), '--plot', str(tmp_path / 'none' / 'errors.png')]) == 2
+    assert report.main(['compare', str(tmp_path / 'runs'),
+                        '--plot', str(tmp_path / 'none' / 'errors.png')]) == 2
 
 
 # TensorBoard
 
 
 def read_events(folder):
-    """(tag, step, value) of each scalar of a folder as TensorBoard shows them, and the Event protos of each file."""
-    files = [list(tf.train.summary_iterator(str(path))) for path in sorted(folder.glob('events.out.tfevents.*'))]
+    """(tag, step, value) of a folder's scalars as TensorBoard shows them, and each file's Event protos."""
+    files = [list(tf.train.summary_iterator(str(path)))
+             for path in sorted(folder.glob('events.out.tfevents.*'))]
     shown = []
     for event in (event for file in files for event in file):
         if event.session_log.status == tf.SessionLog.START:
             shown = [point for point in shown if point[1] < event.step]
-        shown += [(value.tag, event.step, value.simple_value) for value in event.summary.value if not value.HasField('image')]
+        shown += [(value.tag, event.step, value.simple_value)
+                  for value in event.summary.value if not value.HasField('image')]
     return shown, files
 
 
@@ -474,12 +510,13 @@ def test_events(tmp_path):
     for done in (1, 1, 3):
         written.write(rows[:done])
     shown, (file,) = read_events(tmp_path)
-    assert sorted(shown) == sorted((name, row['step'], np.float32(value)) for row in rows for name, value in row.items()
-                                   if name not in ('epoch', 'step'))
+    assert sorted(shown) == sorted((name, row['step'], np.float32(value)) for row in rows
+                                   for name, value in row.items() if name not in ('epoch', 'step'))
     assert file[0].file_version == 'brain.Event:2' and all(event.wall_time > 1.5e9 for event in file)
     (value,) = [value for event in file for value in event.summary.value if value.HasField('image')]
     picture = Image.open(io.BytesIO(value.image.encoded_image_string))
-    assert (value.tag, value.image.width, value.image.height) == ('proxy_views', 192, 256) and picture.size == (192, 256)
+    assert (value.tag, value.image.width, value.image.height) == ('proxy_views', 192, 256)
+    assert picture.size == (192, 256)
 
 
 def test_grid_has_the_views_of_an_image_side_by_side():
@@ -490,27 +527,33 @@ def test_grid_has_the_views_of_an_image_side_by_side():
     for row in range(8):
         upright = grid[4 * row:4 * row + 4, :4]
         for column, (_, transform) in enumerate(PROXY_TRANSFORMS):
-            np.testing.assert_array_equal(grid[4 * row:4 * row + 4, 4 * column:4 * column + 4], transform(upright[None])[0])
+            np.testing.assert_array_equal(grid[4 * row:4 * row + 4, 4 * column:4 * column + 4],
+                                          transform(upright[None])[0])
     assert not events.view_grid(np.ones((6, 4, 4, 3), np.float32)).any()
 
 
 def test_events_of_a_resumed_run_do_not_double(tmp_path):
     inputs = {'self_data': np.zeros((12, 4, 4, 3), np.float32)}
     rows = make_rows(5)
-    events.Events(str(tmp_path), [], inputs).write([dict(row, loss=9) for row in rows])     # five epochs, and then it is killed
-    resumed = events.Events(str(tmp_path), rows[:3], inputs)                                # its last checkpoint had three
+    # five epochs, and then it is killed
+    events.Events(str(tmp_path), [], inputs).write([dict(row, loss=9) for row in rows])
+    # its last checkpoint had three
+    resumed = events.Events(str(tmp_path), rows[:3], inputs)
     resumed.write(rows[:4])
     resumed.write(rows)
     shown, files = read_events(tmp_path)
     assert [(step, value) for tag, step, value in shown if tag == 'loss'] == [
         (25, 9), (50, 9), (75, 9)] + [(row['step'], np.float32(row['loss'])) for row in rows[3:]]
-    assert sum(value.HasField('image') for file in files for event in file for value in event.summary.value) == 1
+    assert sum(value.HasField('image') for file in files for event in file
+               for value in event.summary.value) == 1
 
 
 def test_events_of_a_supervised_run_have_no_views(tmp_path):
-    events.Events(str(tmp_path), [], {'super_data': np.zeros((12, 4, 4, 3), np.float32)}).write(make_rows(1, 'supervised'))
+    inputs = {'super_data': np.zeros((12, 4, 4, 3), np.float32)}
+    events.Events(str(tmp_path), [], inputs).write(make_rows(1, 'supervised'))
     shown, _ = read_events(tmp_path)
-    assert {tag for tag, _, _ in shown} == {'learning_rate', 'seconds', 'loss', 'super_clf_loss', 'super_clf_acc'}
+    assert {tag for tag, _, _ in shown} == {
+        'learning_rate', 'seconds', 'loss', 'super_clf_loss', 'super_clf_acc'}
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')

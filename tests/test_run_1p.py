@@ -1,8 +1,8 @@
-"""run_1p.sh and run_tests.sh as a user meets them: bash runs copies of them with interpreters that are made here.
+"""run_1p.sh and run_tests.sh as a user meets them: bash runs copies with interpreters that are made here.
 
-The interpreters are the real Python without its site-packages, which takes itself for the version of its name. Each has
-a folder ``packages`` instead, where small modules stand for venv and pip. This pip makes empty packages, so no network
-is needed, but it can wait or fail.
+The interpreters are the real Python without its site-packages, which takes itself for the version of its
+name. Each has a folder ``packages`` instead, where small modules stand for venv and pip. This pip makes empty
+packages, so no network is needed, but it can wait or fail.
 """
 import json
 import os
@@ -34,8 +34,9 @@ MODULES = {
         try:
             import importlib.metadata
         except ImportError:     # this is Python 3.7, which plays a newer one
+            installed = lambda name: glob.glob(os.path.dirname(__file__) + "/" + name + "-*")[0]
             sys.modules["importlib.metadata"] = types.SimpleNamespace(
-                version=lambda name: glob.glob(os.path.dirname(__file__) + "/" + name + "-*")[0].rpartition("/")[2][6:])
+                version=lambda name: installed(name).rpartition("/")[2][6:])
         if option == "-c":
             exec(sys.argv[0], {})
         elif option == "-m":
@@ -62,8 +63,10 @@ MODULES = {
         def install(folder, names):
             for name in names:
                 os.makedirs(os.path.join(folder, name), exist_ok=True)
-                open(os.path.join(folder, name, "__init__.py"), "w").write("raise AssertionError('takes seconds to import')")
-                open(os.path.join(folder, name, "METADATA"), "w").write("Name: keras\\nVersion: " + name[6:-10])
+                open(os.path.join(folder, name, "__init__.py"), "w").write(
+                    "raise AssertionError('takes seconds to import')")
+                open(os.path.join(folder, name, "METADATA"), "w").write(
+                    "Name: keras\\nVersion: " + name[6:-10])
     """,
     # Like the real one it leaves what is there already, so that only a removed folder is a fresh one.
     "venv.py": """
@@ -166,15 +169,17 @@ class Project:
         process = subprocess.Popen(
             [str(self.bin / "bash"), str(self.folder / script), *flags],
             cwd=str(self.root), start_new_session=True, universal_newlines=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),    # which a background job ignores
-            env={"PATH": str(self.bin), "LOG": str(self.root / "log"), "SESEMI_GPU_NODES": "dev/nvidia[0-9]* dev/libcuda.so.1",
+            # which a background job ignores
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            env={"PATH": str(self.bin), "LOG": str(self.root / "log"),
+                 "SESEMI_GPU_NODES": "dev/nvidia[0-9]* dev/libcuda.so.1",
                  "SESEMI_NPU_NODES": "dev/davinci[0-9]*", **environment},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.processes.append(process)
         return process
 
     def run(self, *flags, **options):
-        """Starts, waits for the end and returns the standard output, the standard error and the exit status."""
+        """Starts, waits for the end and returns the standard output, the standard error, the exit status."""
         process = self.start(*flags, **options)
         return (*process.communicate(), process.returncode)
 
@@ -295,7 +300,8 @@ def test_makes_venv_from_the_best_interpreter(project, pythons, platform, chosen
     seen, err = project.train(PLATFORM=platform)
     assert seen["environment"]["INTERPRETER"] == project.venv_python
     assert project.log == INSTALLATION
-    assert err.startswith("Making {} with {}, ".format(project.folder / ".venv", chosen)) and err.count("\n") == 1
+    assert err.startswith("Making {} with {}, ".format(project.folder / ".venv", chosen))
+    assert err.count("\n") == 1
 
 
 def test_python_that_can_make_no_environment_is_passed_over(project):
@@ -311,7 +317,8 @@ def test_python_that_can_make_no_environment_is_passed_over(project):
     ([], {}, "install one of Python 3.7, 3.11, 3.10, 3.9, 3.12, 3.13 with"),
     (["python3.7"], {"TENSORFLOW": "2"}, "install one of Python 3.11, 3.10, 3.9, 3.12, 3.13 with"),
     (["python3.11"], {"PLATFORM": "Linux riscv64"}, "No TensorFlow is published for Linux riscv64"),
-    (["python3.7"], {"PLATFORM": "Darwin arm64", "TENSORFLOW": "1.15"}, "No TensorFlow 1.15 is published for Darwin arm64"),
+    (["python3.7"], {"PLATFORM": "Darwin arm64", "TENSORFLOW": "1.15"},
+     "No TensorFlow 1.15 is published for Darwin arm64"),
     (["python3.11"], {"TENSORFLOW": "3"}, "TENSORFLOW is '3'")])
 def test_nothing_to_set_up_with(project, pythons, environment, about):
     project.add(*pythons)
@@ -320,7 +327,8 @@ def test_nothing_to_set_up_with(project, pythons, environment, about):
 
 def test_venv_is_made_anew_for_the_other_tensorflow_only_when_asked(project):
     project.add("python3.7", "python3.11")
-    for asked, made in (({}, 1), ({"TENSORFLOW": "1.15"}, 1), ({"TENSORFLOW": "2"}, 2), ({}, 2), ({"TENSORFLOW": "1.15"}, 3), ({}, 3)):
+    for asked, made in (({}, 1), ({"TENSORFLOW": "1.15"}, 1), ({"TENSORFLOW": "2"}, 2), ({}, 2),
+                        ({"TENSORFLOW": "1.15"}, 3), ({}, 3)):
         assert project.interpreter(**asked) == project.venv_python
         assert project.log == made * INSTALLATION
 
@@ -328,7 +336,8 @@ def test_venv_is_made_anew_for_the_other_tensorflow_only_when_asked(project):
 # With an NVIDIA card
 
 
-UNUSED = "has no CUDA libraries, so the NVIDIA card here stays unused: TENSORFLOW=2 bash run_1p.sh installs them"
+UNUSED = ("has no CUDA libraries, so the NVIDIA card here stays unused: "
+          "TENSORFLOW=2 bash run_1p.sh installs them")
 
 
 @pytest.mark.parametrize("device, environment, with_cuda", [
@@ -377,7 +386,7 @@ def test_venv_without_cuda_is_not_silently_used_for_a_card(project):
 
 
 def test_interrupted_installation_is_not_followed_by_a_training(project):
-    """Ctrl-C goes to the whole group; pip ends as if it had failed, and an interpreter without CUDA is there."""
+    """Ctrl-C goes to the whole group; pip ends as if it failed, and an interpreter without CUDA is there."""
     project.add("python3", "python3.11", packages=READY)
     project.add_device("nvidia0")
     process = project.start_and_wait_for("waits", WAIT_IN="cuda")
@@ -438,7 +447,8 @@ def test_installation_that_fails(project):
 
 def test_folder_that_cannot_be_written(project):
     project.add("python3.11")
-    (project.folder / ".venv.lock").mkdir()  # Stands for a read-only folder, into which root can write all the same.
+    # Stands for a read-only folder, into which root can write all the same.
+    (project.folder / ".venv.lock").mkdir()
     out, err, status = project.run()
     assert (out, status) == ("", 2)
     assert ".venv.lock: Is a directory\nInstalling failed for the reason above: " in err

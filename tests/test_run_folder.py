@@ -23,7 +23,8 @@ def images(tmp_path_factory):
 
 def started(images, folder, *given):
     """The Run in `folder` of a run on the images, and their Dataset."""
-    args = train_evaluate_sesemi.parse_args(['--data', 'folder', '--dataset', images, '--labels', '4', '--result', str(folder), *given])
+    args = train_evaluate_sesemi.parse_args(['--data', 'folder', '--dataset', images, '--labels', '4',
+                                             '--result', str(folder), *given])
     return run_folder.Run(str(folder), vars(args)), datasets.load_dataset('folder', images)
 
 
@@ -42,7 +43,8 @@ def test_a_damaged_record_is_named_and_left_alone(images, tmp_path):
         (tmp_path / 'args.json').write_bytes(content)
         for given in ['--resume'], ['--resume', 'auto'], []:
             with pytest.raises(InputError, match='args.json: not the record of a run .*; give another'):
-                run_folder.Run(str(tmp_path), vars(train_evaluate_sesemi.parse_args(['--result', str(tmp_path), *given])))
+                args = train_evaluate_sesemi.parse_args(['--result', str(tmp_path), *given])
+                run_folder.Run(str(tmp_path), vars(args))
         assert sorted(os.listdir(str(tmp_path))) == ['args.json', 'labeled.csv']
 
 
@@ -87,7 +89,8 @@ def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tm
     for write in (lambda: run.log([{'epoch': 1}])), (lambda: run.start(run.flags, None, dataset, [0], '')):
         with pytest.raises(InputError, match='--result .*run: was removed'):
             write()
-    assert os.listdir(str(tmp_path)) == again * ['run'] and (not again or os.listdir(str(tmp_path / 'run')) == ['.lock'])
+    assert os.listdir(str(tmp_path)) == again * ['run']
+    assert not again or os.listdir(str(tmp_path / 'run')) == ['.lock']
 
 
 @pytest.mark.parametrize('name', ['result.json', 'checkpoints/step-000000007.npz'])
@@ -95,7 +98,8 @@ def test_what_another_run_left_without_its_record_is_not_taken_for_this_ones(ima
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('of another run')
     for given in [], ['--resume', 'auto']:
-        with pytest.raises(InputError, match='--result .*: holds {} of a run, but not its args.json; give another --result'.format(name)):
+        said = '--result .*: holds {} of a run, but not its args.json; give another --result'.format(name)
+        with pytest.raises(InputError, match=said):
             started(images, tmp_path, *given)
 
 

@@ -1,4 +1,4 @@
-"""Which device a run is on and how. tests/stand_ins/npu_bridge plays the NPU, in processes of its own: it patches TensorFlow."""
+"""Which device a run is on and how. tests/stand_ins/npu_bridge plays the NPU in processes of their own."""
 import ctypes
 import importlib.util
 import json
@@ -30,10 +30,11 @@ def npu_run(tmp_path_factory):
     root = tmp_path_factory.mktemp('npu')
     code = copy_project(root / 'code')
     status, out, err = run(
-        'bash', code / 'run_1p.sh', '--data', 'digits', '--network', 'nin', '--labels', '10', '--batch-size', '1', '--epochs', '2',
-        '--image-size', '16', '--result', root / 'result', '--device', 'npu', '--precision-mode', 'allow_mix_precision',
-        '--over-dump', '--profiling', '--autotune', '--eval-every', '1', '--recompute-norm', 'False',
-        cwd=root, PYTHONPATH=str(STAND_INS), NPU_BRIDGE_RECORD=str(root / 'record.json'))
+        'bash', code / 'run_1p.sh', '--data', 'digits', '--network', 'nin', '--labels', '10',
+        '--batch-size', '1', '--epochs', '2', '--image-size', '16', '--result', root / 'result',
+        '--device', 'npu', '--precision-mode', 'allow_mix_precision', '--over-dump', '--profiling',
+        '--autotune', '--eval-every', '1', '--recompute-norm', 'False', cwd=root, PYTHONPATH=str(STAND_INS),
+        NPU_BRIDGE_RECORD=str(root / 'record.json'))
     assert status == 0, out + err
     assert 'npu (asked for)' in out and out.splitlines()[-1].startswith('classification error rate: 0.')
     return json.loads((root / 'record.json').read_text()), root / 'result'
@@ -58,10 +59,12 @@ def test_npu_flags_are_in_the_parameter_map(npu_run):
     session, folder = npu_run[0]['npu_sessions'][0], npu_run[1]
     parameters = dict(session['parameters'])
     assert json.loads(parameters.pop('profiling_options')) == {
-        'output': str(folder / 'profiling'), 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}
+        'output': str(folder / 'profiling'), 'training_trace': 'on', 'task_trace': 'on',
+        'fp_point': '', 'bp_point': ''}
     assert parameters == dict(
-        ALWAYS, precision_mode='allow_mix_precision', enable_dump_debug=True, dump_path=str(folder / 'over_dump'),
-        dump_debug_mode='all', profiling_mode=True, auto_tune_mode='RL,GA')
+        ALWAYS, precision_mode='allow_mix_precision', enable_dump_debug=True,
+        dump_path=str(folder / 'over_dump'), dump_debug_mode='all', profiling_mode=True,
+        auto_tune_mode='RL,GA')
 
 
 def test_npu_optimizer_is_wrapped_once_and_its_gradients_are_reduced_once(npu_run):
@@ -80,14 +83,15 @@ def test_npu_runs_once_a_step_and_compiles_few_graphs(npu_run):
     assert len(runs) <= 6, runs
     training_graph, = [graph for graph in runs if 'self_data' in graph]
     assert runs[training_graph] == 20
-    # else two evaluations and the report, of 2 batches and 4 views each, the first weights, two readings of weights, and Keras' own look
+    # else two evaluations and the report, of 2 batches and 4 views each, the first weights, two readings of
+    # weights, and Keras' own look
     assert sum(runs.values()) <= 20 + 3 * 8 + 5, runs
 
 
 @pytest.mark.parametrize('nodes, level, onednn', [
     (['/dev/davinci0'], None, None), ([], '3', '1' if platform.machine() == 'x86_64' else None)])
 def test_what_is_set_before_tensorflow_is_imported(nodes, level, onednn):
-    """The adapter's errors and its line about the compiled model are at levels that TF_CPP_MIN_LOG_LEVEL=3 hides."""
+    """The adapter's errors, its line about the compiled model too, are hidden by TF_CPP_MIN_LOG_LEVEL=3."""
     code = '''
 import glob, os
 for name in 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS':
@@ -106,8 +110,9 @@ import os, sys
 from sesemi.device import runtime
 
 folder = sys.argv[1]
+dump = os.path.join(folder, 'data_dump')
 options = [runtime.Options(),
-           runtime.Options('force_fp16', data_dump=os.path.join(folder, 'data_dump'), data_dump_step='0|5|10-20')]
+           runtime.Options('force_fp16', data_dump=dump, data_dump_step='0|5|10-20')]
 for each in options:
     with runtime.open_session('npu', each):
         pass
@@ -138,7 +143,8 @@ with runtime.open_session('npu'):
 def sessions(tmp_path_factory):
     """What the adapter saw of SESSIONS, what that printed and its folder."""
     folder = tmp_path_factory.mktemp('sessions')
-    status, out, err = run(sys.executable, '-c', SESSIONS, folder, cwd=PROJECT, NPU_BRIDGE_RECORD=str(folder / 'record.json'),
+    status, out, err = run(sys.executable, '-c', SESSIONS, folder, cwd=PROJECT,
+                           NPU_BRIDGE_RECORD=str(folder / 'record.json'),
                            PYTHONPATH=os.pathsep.join([str(PROJECT), str(STAND_INS)]))
     assert status == 0, err
     return json.loads((folder / 'record.json').read_text()), out, folder
@@ -148,8 +154,8 @@ def test_npu_parameters_of_other_flags(sessions):
     seen, _, folder = sessions
     plain, dump, failed, ranks, _ = [session['parameters'] for session in seen['npu_sessions']]
     assert plain == failed == ALWAYS
-    assert dump == dict(ALWAYS, precision_mode='force_fp16', enable_dump=True, dump_path=str(folder / 'data_dump'),
-                        dump_step='0|5|10-20', dump_mode='all')
+    assert dump == dict(ALWAYS, precision_mode='force_fp16', enable_dump=True,
+                        dump_path=str(folder / 'data_dump'), dump_step='0|5|10-20', dump_mode='all')
     assert ranks == dict(ALWAYS, hcom_parallel=True)
 
 
@@ -191,12 +197,14 @@ def adapter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('code, part', [
     (None, 'ModuleNotFoundError: '),
-    ('raise OSError("libge_runner.so: cannot open shared object")', 'OSError: libge_runner.so: cannot open shared object'),
+    ('raise OSError("libge_runner.so: cannot open shared object")',
+     'OSError: libge_runner.so: cannot open shared object'),
     ('import numpy.no_such_part', "ModuleNotFoundError: No module named 'numpy.no_such_part'")])
 def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
     adapter(code)
     result = tmp_path / 'result'
-    status = train_evaluate_sesemi.main(['--data', 'digits', '--labels', '10', '--device', 'npu', '--result', str(result)])
+    status = train_evaluate_sesemi.main(['--data', 'digits', '--labels', '10', '--device', 'npu',
+                                         '--result', str(result)])
     out, err = capsys.readouterr()
     assert (status, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('--device npu: the Ascend adapter npu_bridge cannot be imported (') and part in err
@@ -206,7 +214,7 @@ def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
 @pytest.mark.parametrize('installed', [True, False])
 @pytest.mark.parametrize('node', [True, False])
 @pytest.mark.parametrize('gpu', [True, False])
-def test_auto_takes_the_npu_with_adapter_and_device_node_alone(adapter, tmp_path, monkeypatch, installed, node, gpu):
+def test_auto_takes_the_npu_with_adapter_and_node_alone(adapter, tmp_path, monkeypatch, installed, node, gpu):
     for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
@@ -256,28 +264,32 @@ def has_driver():
         return False
 
 
-@pytest.mark.skipif(has_driver() or not runtime.tf.test.is_built_with_cuda(), reason='needs a build for CUDA and no driver')
+@pytest.mark.skipif(has_driver() or not runtime.tf.test.is_built_with_cuda(),
+                    reason='needs a build for CUDA and no driver')
 def test_card_that_tensorflow_cannot_use_is_told_of_or_refused(add_card, capsys):
     add_card()
     assert devices.choose_device('auto')[0] == 'cpu'
     out, err = capsys.readouterr()
     assert (out, err.count('\n')) == ('', 1)
-    assert err.startswith('This run is on the CPU: TensorFlow %s cannot use the NVIDIA card: libcuda.so.1 of the driver is missing; '
-                          'install ' % runtime.tf.__version__)
+    assert err.startswith('This run is on the CPU: TensorFlow %s cannot use the NVIDIA card: '
+                          'libcuda.so.1 of the driver is missing; install ' % runtime.tf.__version__)
     with pytest.raises(InputError) as error:
         devices.choose_device('gpu')
     assert str(error.value) == err.strip().replace('This run is on the CPU:', '--device gpu:')
 
 
 # As TensorFlow 2.21 writes it, and 1.15 with another beginning.
-NOT_LOADED = "I0000 00:00:1795558998.733599 7283 dso_loader.cc:144] Could not load dynamic library '%s'; dlerror\n"
-REFUSED = 'failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: CUDA_ERROR_NO_DEVICE: no device\n'
+NOT_LOADED = ("I0000 00:00:1795558998.733599 7283 dso_loader.cc:144] "
+              "Could not load dynamic library '%s'; dlerror\n")
+REFUSED = ('failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: '
+           'CUDA_ERROR_NO_DEVICE: no device\n')
 
 
 @pytest.mark.parametrize('version, log, reason', [
     ('2.21.0', REFUSED, "CUDA_VISIBLE_DEVICES is '7', which names none; unset it"),
-    ('2.21.0', NOT_LOADED % 'libnvinfer.so.10' + NOT_LOADED % 'libcudnn.so.9' + NOT_LOADED % 'libcudart.so.12',
-     'CUDA is missing (libcudart.so.12, libcudnn.so.9); run %s -m pip install -r requirements-gpu.txt' % sys.executable),
+    ('2.21.0', ''.join(map(NOT_LOADED.__mod__, ['libnvinfer.so.10', 'libcudnn.so.9', 'libcudart.so.12'])),
+     'CUDA is missing (libcudart.so.12, libcudnn.so.9); '
+     'run %s -m pip install -r requirements-gpu.txt' % sys.executable),
     ('1.15.0', NOT_LOADED % 'libcudart.so.10.0',
      'CUDA is missing (libcudart.so.10.0); start with PYTHON= TENSORFLOW=2 bash run_1p.sh'),
     ('2.21.0', 'CUDA_ERROR_INSUFFICIENT_DRIVER', 'its log tells the cause; read it with --verbose')])
@@ -295,7 +307,8 @@ def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, m
     for name in 'libcusolver.so.11', 'libnccl.so.2':
         path = tmp_path / 'nvidia' / name[3:].split('.')[0] / 'lib' / name
         path.parent.mkdir(parents=True)
-        subprocess.run(['cc', '-shared', '-Wl,-soname,' + name, '-o', str(path), '-xc', os.devnull], check=True)
+        subprocess.run(['cc', '-shared', '-Wl,-soname,' + name, '-o', str(path), '-xc', os.devnull],
+                       check=True)
         with pytest.raises(OSError):
             ctypes.CDLL(name)
     devices.list_gpus()
@@ -303,10 +316,12 @@ def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, m
 
 
 def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
-    """Those of its import, and such as it may write; then it aborts, as on a CPU that it was not built for."""
+    """Those of its import, and such as it may write; then it aborts, as on a CPU it was not built for."""
     lines = [b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR',
-             b'I0000 00:00:1795558566.395856    4549 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.',
-             b'E0000 00:00:1795558566.395856    4549 cuda_fft.cc:477] Unable to register cuFFT factory: Attempting to register factory',
+             b'I0000 00:00:1795558566.395856    4549 cudart_stub.cc:31] '
+             b'Could not find cuda drivers on your machine, GPU will not be used.',
+             b'E0000 00:00:1795558566.395856    4549 cuda_fft.cc:477] '
+             b'Unable to register cuFFT factory: Attempting to register factory',
              b'E0000 00:00:1795558566.395856    4549 some_file.cc:1] some error', b'']
     status, out, err = run(sys.executable, '-c', '''
 import os, sys
@@ -321,7 +336,8 @@ with backend.without_early_lines():
     os.abort()
 ''' % b'\n'.join(lines), cwd=PROJECT, TF_CPP_MIN_LOG_LEVEL='3')
     assert (status, out) == (-signal.SIGABRT, '')
-    assert err.splitlines() == [lines[3].decode(), 'written by Python', 'I0000 afterwards', 'F0000 the last words']
+    assert err.splitlines() == [lines[3].decode(), 'written by Python', 'I0000 afterwards',
+                                'F0000 the last words']
 
 
 # Mixed precision on a GPU: what a CPU can show of it
@@ -329,10 +345,10 @@ with backend.without_early_lines():
 
 @pytest.fixture
 def train_half():
-    """train_half(mixed, factor): the gradient and the updated weight of a step whose loss is 2 * factor * weight.
+    """train_half(mixed, factor): gradient and updated weight of a step whose loss is 2 * factor * weight.
 
-    The product is float16, as the session's graph rewrite makes products on a GPU. The weight starts at 1; with and without
-    mixed precision it is another one, each with an optimizer of its own.
+    The product is float16, as the session's graph rewrite makes products on a GPU. The weight starts at 1;
+    with and without mixed precision it is another one, each with an optimizer of its own.
     """
     tf, backend = runtime.tf, runtime.keras.backend
 
@@ -358,8 +374,9 @@ def test_mixed_precision_scales_the_loss_and_unscales_the_gradient(train_half):
 
 
 def test_mixed_precision_skips_an_update_that_overflows_and_lowers_the_scale(train_half):
-    """The first scale, 2 ** 15, takes the gradient out of float16, and so does half of it; a quarter does not."""
-    mixed, plain = ([train_half(mixed, 2.)[1] for _ in range(steps)] for mixed, steps in ((True, 4), (False, 2)))
+    """The first scale, 2 ** 15, takes the gradient out of float16; so does half of it, a quarter does not."""
+    mixed, plain = ([train_half(mixed, 2.)[1] for _ in range(steps)]
+                    for mixed, steps in ((True, 4), (False, 2)))
     assert mixed == [1, 1, *plain] and len({1, *plain}) == 3
 
 
@@ -375,11 +392,13 @@ def options(device, precision_mode=None, **given):
 
 def test_options_put_their_folders_below_the_result():
     result = os.path.abspath('result')
-    assert options('npu', 'force_fp16', data_dump=True, data_dump_step='0|5', autotune=True) == runtime.Options(
+    dumping = options('npu', 'force_fp16', data_dump=True, data_dump_step='0|5', autotune=True)
+    assert dumping == runtime.Options(
         'force_fp16', data_dump=result + '/data_dump', data_dump_step='0|5', autotune=True)
     assert options('npu', over_dump=True, profiling=True) == runtime.Options(
         over_dump=result + '/over_dump', profiling=result + '/profiling')
-    assert options('cpu', profiling=True) == options('gpu', profiling=True) == runtime.Options('float32', profiling=result + '/profiling')
+    profiling = runtime.Options('float32', profiling=result + '/profiling')
+    assert options('cpu', profiling=True) == options('gpu', profiling=True) == profiling
     assert options('gpu', 'mixed') == runtime.Options('mixed')
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of the program, as a user starts it or by its main function, on tiny data sets in the true formats."""
+"""Whole runs of the program, as a user starts it or by its main function, on tiny data in true formats."""
 import csv
 import json
 import os
@@ -45,8 +45,8 @@ def data(tmp_path_factory):
 
 
 def flags_for(data, result, *flags):
-    return ['--data', 'folder', '--dataset', data, '--network', 'nin', '--image-size', '16', '--batch-size', '4', '--epochs', '3',
-            '--labels', '24', '--result', result, *flags]
+    return ['--data', 'folder', '--dataset', data, '--network', 'nin', '--image-size', '16',
+            '--batch-size', '4', '--epochs', '3', '--labels', '24', '--result', result, *flags]
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +61,8 @@ def finished(data, tmp_path_factory):
 def test_a_run_prints_its_error_and_leaves_its_record(finished, data):
     result, printed = finished
     record = json.loads((result / 'result.json').read_text())
-    assert ERROR.findall(printed) and printed.endswith('classification error rate: %.4f\n' % record['classification_error_rate'])
+    assert ERROR.findall(printed)
+    assert printed.endswith('classification error rate: %.4f\n' % record['classification_error_rate'])
     assert re.search(r'6/6 \[=+\] - \d+s \d+m?s/step - loss: \d', printed)
     assert 'folder, nin, asl: 24 of 36 training images labeled' in printed
     confusion = np.array(record['confusion_matrix'])
@@ -76,7 +77,8 @@ def test_a_run_prints_its_error_and_leaves_its_record(finished, data):
     assert float(rows[-1]['loss']) < float(rows[0]['loss'])
     with open(str(result / 'labeled.csv')) as file:
         labeled = list(csv.DictReader(file))
-    assert len(labeled) == 24 and all((data / row['file']).exists() and row['class'] in row['file'] for row in labeled)
+    assert len(labeled) == 24
+    assert all((data / row['file']).exists() and row['class'] in row['file'] for row in labeled)
 
 
 def test_a_run_called_from_python_leaves_the_flags_as_they_are(data, tmp_path, monkeypatch):
@@ -87,7 +89,8 @@ def test_a_run_called_from_python_leaves_the_flags_as_they_are(data, tmp_path, m
     error = train_evaluate_sesemi.train_and_evaluate(args)
     assert vars(args) == before and args.eval_every is None
     record = json.loads((tmp_path / 'run/args.json').read_text())
-    assert record['flags']['epochs'] == 1 and record['flags']['eval_every'] == 0 and record['flags']['ranks'] == 1
+    assert record['flags']['epochs'] == 1 and record['flags']['eval_every'] == 0
+    assert record['flags']['ranks'] == 1
     assert error == json.loads((tmp_path / 'run/result.json').read_text())['classification_error_rate']
 
 
@@ -100,7 +103,8 @@ from PIL import Image
 from tensorflow import keras
 result, data = sys.argv[1:]
 model = keras.models.load_model(result + '/sesemi.h5')
-files = [(i, data + '/test/%s/%02d.png' % (name, k)) for i, name in enumerate(('cat', 'dog', 'mouse')) for k in range(5)]
+files = [(i, data + '/test/%s/%02d.png' % (name, k))
+         for i, name in enumerate(('cat', 'dog', 'mouse')) for k in range(5)]
 images = np.stack([np.asarray(Image.open(path)) for _, path in files])
 predicted = model.predict(images.astype('float32')).argmax(axis=1)
 print(np.mean(predicted != [i for i, _ in files]))
@@ -127,14 +131,15 @@ def test_the_other_methods(train, data, tmp_path, method, images, steps):
     done = train(*flags_for(data, tmp_path / 'run', '--method=' + method, '--epochs=2'))
     assert done.status == 0, done.err
     record = json.loads((tmp_path / 'run' / 'result.json').read_text())
-    assert record['images_per_step'] == images and record['steps'] == 2 * steps     # ssl: 36 training images and 6 more
+    assert record['images_per_step'] == images
+    assert record['steps'] == 2 * steps     # ssl: 36 training images and 6 more
     with open(str(tmp_path / 'run' / 'log.csv')) as file:
         errors = [row.get('error') for row in csv.DictReader(file)]
     assert all(errors) if method == 'ssl' else not any(errors)
 
 
 def test_measured_statistics_are_saved_and_training_is_the_same(train, finished, data, tmp_path):
-    """On for folders, so that `finished` has them; without, the same kernels, and the averages of training."""
+    """On for folders, so that `finished` has them; without, the same kernels, and training's averages."""
     done = train(*flags_for(data, tmp_path / 'run', '--recompute-norm', 'False', '--quiet'))
     assert done.status == 0, done.err
     measured, averaged = saved_weights(finished[0]), saved_weights(tmp_path / 'run')
@@ -147,8 +152,8 @@ def test_measured_statistics_are_saved_and_training_is_the_same(train, finished,
 
 
 def test_svhn_on_the_convnet(train, tmp_path, monkeypatch, capsys):
-    """Dropout in the trunk, through to a model that predict.py opens; the files where they are looked for, found again from another
-    folder and in another one.
+    """Dropout in the trunk, through to a model that predict.py opens; the files where they are looked for,
+    found again from another folder and in another one.
     """
     (tmp_path / 'dataset/svhn').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -156,7 +161,8 @@ def test_svhn_on_the_convnet(train, tmp_path, monkeypatch, capsys):
     for name in ('train_32x32.mat', 'test_32x32.mat'):
         scipy.io.savemat('dataset/svhn/' + name, {
             'X': rng.randint(0, 256, (32, 32, 3, 20)).astype(np.uint8), 'y': np.arange(20)[:, None] % 10 + 1})
-    done = train('--data=svhn', '--image-size=16', '--labels=10', '--batch-size=10', '--epochs=1', '--result', tmp_path / 'run')
+    done = train('--data=svhn', '--image-size=16', '--labels=10', '--batch-size=10', '--epochs=1',
+                 '--result', tmp_path / 'run')
     assert done.status == 0 and ERROR.search(done.out), done.err
     (tmp_path / 'moved').mkdir()
     for folder in '/', tmp_path / 'moved':
@@ -177,7 +183,8 @@ def test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone(finished, da
     for _ in range(2):
         process = start(TINY, *flags)
         read_until(process, 'Epoch')
-        process.stdout.read(draw.randrange(2000))       # characters of the progress line: some way into the steps
+        # characters of the progress line: some way into the steps
+        process.stdout.read(draw.randrange(2000))
         process.kill()
         process.communicate()
     assert [name for name in checkpoints(result) if name.endswith('.npz')], 'it would begin again'
@@ -210,7 +217,7 @@ def test_a_signal_saves_and_says_so(data, tmp_path, number):
 
 
 def no_room_for_a_checkpoint_loses_nothing(data, result):
-    """A limit on the size of files stands for the full disk: it lets the small records through and stops the checkpoint."""
+    """A limit on the size of files stands for the full disk: it lets small records through, no checkpoint."""
     before = checkpoints(result)
     full = run('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash', sys.executable, PROJECT / TINY,
                *flags_for(data, result, '--epochs', '1000', '--resume', '--checkpoint-minutes', '0.0001'))
@@ -219,22 +226,27 @@ def no_room_for_a_checkpoint_loses_nothing(data, result):
 
 
 def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, 'plot', lambda folders, path: drawn.append([os.path.basename(folder) for folder in folders] + [path]))
+    monkeypatch.setattr(comparison, 'plot', lambda folders, path: drawn.append(
+        [os.path.basename(folder) for folder in folders] + [path]))
     drawn = []
     flags = flags_for(data, tmp_path / 'runs', '--runs=2', '--seed=3', '--epochs=1', '--quiet')
     done = train(*flags)
     assert done.status == 0, done.err
-    errors = [json.loads((tmp_path / 'runs' / seed / 'result.json').read_text())['classification_error_rate'] for seed in ('seed-3', 'seed-4')]
-    assert ['%.4f' % error for error in errors] == re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.out, re.MULTILINE)
+    errors = [json.loads((tmp_path / 'runs' / seed / 'result.json').read_text())['classification_error_rate']
+              for seed in ('seed-3', 'seed-4')]
+    said = re.findall(r'^Seed \d: error rate (0\.\d{4}), in .*seed-\d\.$', done.out, re.MULTILINE)
+    assert ['%.4f' % error for error in errors] == said
     last = 'classification error rate: %.4f +/- %.4f (2 runs)\n' % (np.mean(errors), np.std(errors, ddof=1))
-    assert done.out.endswith(last) and re.search(r'^asl +%s +nin +24 +3,4 ' % data.name, done.out, re.MULTILINE)
+    assert done.out.endswith(last)
+    assert re.search(r'^asl +%s +nin +24 +3,4 ' % data.name, done.out, re.MULTILINE)
     assert drawn == [['seed-3', 'seed-4', str(tmp_path / 'runs/runs.png')]]
     refused = train('--result', tmp_path / 'none', '--runs', '2', '--resume')
     assert refused.status == 2 and 'holds no runs' in refused.sentence()
     os.remove(str(tmp_path / 'runs' / 'seed-4' / 'result.json'))
     monkeypatch.setattr(comparison, 'plot', lambda folders, path: 1 / 0)
     again = train('--result', tmp_path / 'runs', '--resume')
-    assert again.out.endswith(last) and again.out.count('holds the finished run') == 1 and 'Epoch' not in again.out
+    assert again.out.endswith(last) and again.out.count('holds the finished run') == 1
+    assert 'Epoch' not in again.out
 
 
 def test_large_images_that_are_not_square(train, tmp_path, capsys):
@@ -244,13 +256,16 @@ def test_large_images_that_are_not_square(train, tmp_path, capsys):
         for name, tint in zip(CLASSES, (100 * np.eye(3)).astype(int)):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray((rng.randint(0, 120, (30, 70, 3)) + tint).astype(np.uint8)).save(str(tmp_path / part / name / ('%d.png' % i)))
+                pixels = (rng.randint(0, 120, (30, 70, 3)) + tint).astype(np.uint8)
+                Image.fromarray(pixels).save(str(tmp_path / part / name / ('%d.png' % i)))
     result = tmp_path / 'result'
-    done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet', '--epochs=1'))
+    done = train(*flags_for(tmp_path, result, '--image-size=52', '--fit=pad', '--labels=all', '--quiet',
+                            '--epochs=1'))
     assert done.status == 0 and 'Whitening: channel (' in done.out, done.err
     record = json.loads((result / 'result.json').read_text())
     assert predict.main([str(result / 'sesemi.h5'), '--evaluate', str(tmp_path / 'test')]) == 0
-    assert ERROR.search(capsys.readouterr().out).group() == 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+    said = 'classification error rate: %.4f' % record['classification_error_rate_1_view']
+    assert ERROR.search(capsys.readouterr().out).group() == said
 
 
 def test_divergence_ends_with_status_3(train, data, tmp_path):
@@ -260,25 +275,28 @@ def test_divergence_ends_with_status_3(train, data, tmp_path):
 
 
 @pytest.mark.parametrize('flags, named', [
-    (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'force_fp16'], '--precision-mode'), (['--autotune'], '--autotune')])
+    (['--device', 'gpu'], '--device gpu'), (['--precision-mode', 'force_fp16'], '--precision-mode'),
+    (['--autotune'], '--autotune')])
 def test_what_the_device_has_not_is_refused(train, data, tmp_path, monkeypatch, flags, named):
     monkeypatch.setattr(devices, 'list_gpus', lambda: [])
-    done = train(*flags_for(data, tmp_path / 'run', *(flags if '--device' in flags else flags + ['--device', 'cpu'])))
+    done = train(*flags_for(data, tmp_path / 'run',
+                            *(flags if '--device' in flags else flags + ['--device', 'cpu'])))
     assert done.status == 2 and named in done.sentence()
     assert not (tmp_path / 'run' / 'args.json').exists()
 
 
-@pytest.mark.skipif('SESEMI_CIFAR10' not in os.environ, reason='SESEMI_CIFAR10=DIR, with train/ and test/, turns it on')
+@pytest.mark.skipif('SESEMI_CIFAR10' not in os.environ,
+                    reason='SESEMI_CIFAR10=DIR, with train/ and test/, turns it on')
 def test_real_cifar10(tmp_path):
-    """The true trunk on all training images, whitened; on a part of the test images, for their eight views take minutes."""
+    """The true trunk on all training images, whitened; on some test images, as eight views take minutes."""
     real, data = os.environ['SESEMI_CIFAR10'], tmp_path / 'data'
     for name in sorted(os.listdir(os.path.join(real, 'test'))):
         (data / 'test' / name).mkdir(parents=True)
         for file in sorted(os.listdir(os.path.join(real, 'test', name)))[:5]:
             os.symlink(os.path.join(real, 'test', name, file), str(data / 'test' / name / file))
     os.symlink(os.path.join(real, 'train'), str(data / 'train'))
-    done = run('train_evaluate_sesemi.py', '--data', 'cifar10', '--network', 'nin', '--dataset', data, '--labels', '320', '--epochs', '1',
-               '--no-oversample', '--result', tmp_path / 'run')
+    done = run('train_evaluate_sesemi.py', '--data', 'cifar10', '--network', 'nin', '--dataset', data,
+               '--labels', '320', '--epochs', '1', '--no-oversample', '--result', tmp_path / 'run')
     assert done.status == 0, done.err
     losses = [float(loss) for loss in re.findall(r'/20 \[.*?- loss: ([\d.]+)', done.out)]
     assert len(losses) == 20 and losses[-1] < losses[0]

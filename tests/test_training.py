@@ -23,7 +23,8 @@ SHAPE, STEPS, EPOCHS = (16, 16, 3), 4, 3
 def batches(method='asl'):
     rng = np.random.RandomState(0)
     images = rng.standard_normal((20,) + SHAPE).astype(np.float32)
-    return TwoBranchBatches(images, np.eye(3)[np.arange(20) % 3], images if method == 'asl' else None, batch_size=2)
+    return TwoBranchBatches(images, np.eye(3)[np.arange(20) % 3],
+                            images if method == 'asl' else None, batch_size=2)
 
 
 class Run:
@@ -44,8 +45,10 @@ class Run:
                 self.step += 1
                 return train_step(*arguments)
             try:
-                self.progress = training.train(counted_step, batches(method), training.Schedule(lr, STEPS, EPOCHS), start, self, training.Hooks(
-                    self.checkpoints.is_due, self.checkpoints.save, self.rows.extend, verbose=False))
+                self.progress = training.train(
+                    counted_step, batches(method), training.Schedule(lr, STEPS, EPOCHS), start, self,
+                    training.Hooks(self.checkpoints.is_due, self.checkpoints.save, self.rows.extend,
+                                   verbose=False))
             except training.Interrupted:
                 pass
             self.weights = self.model.get_weights()
@@ -65,7 +68,8 @@ def test_the_rate_of_each_step():
         for t in (0, 1, 9300, 18599):
             keras.backend.set_value(step_variable(), t)
             expected = 0.05 * (1 - t / 18600) ** 0.5
-            assert rate([])[0] == pytest.approx(expected, rel=1e-6) and training.learning_rate(0.05, t, 18600) == pytest.approx(expected)
+            assert rate([])[0] == pytest.approx(expected, rel=1e-6)
+            assert training.learning_rate(0.05, t, 18600) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('method', ['asl', 'supervised'])
@@ -120,7 +124,8 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
             path.write_bytes(whole[:-1])
         assert checkpoints.restore().step == 0
         said = capsys.readouterr().err.splitlines()
-        assert [line.rpartition('; ')[2] for line in said] == ['the checkpoint before it is used.', 'the run starts again from its first step.']
+        assert [line.rpartition('; ')[2] for line in said] == [
+            'the checkpoint before it is used.', 'the run starts again from its first step.']
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -47,10 +47,12 @@ def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, c
     frames = [Image.new('RGB', (32, 32), colour) for colour in ('red', 'blue')]
     paths = [str(tmp_path / name) for name in ('a.gif', 'b.tif', 'c.webp', 'd.png', 'still.gif')]
     for path in paths[:4]:
-        frames[0].save(path, save_all=True, append_images=frames[1:], **{'lossless': True} if path.endswith('webp') else {})
+        frames[0].save(path, save_all=True, append_images=frames[1:],
+                       **{'lossless': True} if path.endswith('webp') else {})
     frames[0].save(paths[4])
     assert (utils.decode_images(paths) == (255, 0, 0)).all()
-    assert capsys.readouterr().out == 'Of 4 files with several frames the first is read: %s and 1 more.\n' % ', '.join(paths[:3])
+    assert capsys.readouterr().out == (
+        'Of 4 files with several frames the first is read: %s and 1 more.\n' % ', '.join(paths[:3]))
     utils.decode_images(paths[4:])
     assert capsys.readouterr().out == ''
 
@@ -102,8 +104,9 @@ def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
 def test_load_image_folder(tmp_path):
     images = write_classes(tmp_path, {'dog': 2, 'Zebra': 1, 'cat': 11, '__background__': 1}, size=8)
     (tmp_path / 'dog/000.png').rename(tmp_path / 'dog/b.PNG')
-    for stray in 'cat/.DS_Store', 'cat/Thumbs.db', 'cat/._000.png', 'cat/notes.txt', 'list.csv', '.git/a.png', \
-            '__MACOSX/a.png', 'unlabeled/a.png', 'cat/__pycache__/a.png', 'cat/.more/a.png':
+    for stray in ('cat/.DS_Store', 'cat/Thumbs.db', 'cat/._000.png', 'cat/notes.txt', 'list.csv',
+                  '.git/a.png', '__MACOSX/a.png', 'unlabeled/a.png', 'cat/__pycache__/a.png',
+                  'cat/.more/a.png'):
         (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / stray).write_bytes(b'no image')
     loaded, labels, class_names = utils.load_image_folder(str(tmp_path), 8)
@@ -120,7 +123,8 @@ def photos(n, size=8, seed=0):
     """Images with neighbouring pixels alike, of varied brightness and contrast: uint8 (n, size, size, 3)."""
     rng = np.random.RandomState(seed)
     smooth = ndimage.gaussian_filter(rng.standard_normal((n, size, size, 3)), (0, 1, 1, .5))
-    return np.clip(128 + 200 * rng.rand(n, 1, 1, 1) * smooth + rng.randint(-60, 60, (n, 1, 1, 1)), 0, 255).astype(np.uint8)
+    images = 128 + 200 * rng.rand(n, 1, 1, 1) * smooth + rng.randint(-60, 60, (n, 1, 1, 1))
+    return np.clip(images, 0, 255).astype(np.uint8)
 
 
 def contrast_normalised(images):
@@ -150,8 +154,8 @@ def test_contrast_normalisation_leaves_constant_images_at_zero(dtype):
 def test_contrast_normalisation_of_the_faintest_image():
     images = np.full((1, 32, 32, 3), 200, np.uint8)
     images[0, 0, 0, 0] += 1
-    np.testing.assert_allclose(
-        utils.global_contrast_normalize(images).reshape(1, -1), contrast_normalised(images), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(utils.global_contrast_normalize(images).reshape(1, -1),
+                               contrast_normalised(images), rtol=0, atol=1e-3)
 
 
 def zca(flat):
@@ -199,7 +203,8 @@ def test_channel_standardisation():
     standard = standardiser(images)
     assert standard.dtype == np.float32
     channels = images.reshape(-1, 3).astype(np.float64)
-    np.testing.assert_allclose(standard.reshape(-1, 3), (channels - channels.mean(0)) / channels.std(0), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(standard.reshape(-1, 3), (channels - channels.mean(0)) / channels.std(0),
+                               rtol=0, atol=1e-4)
     np.testing.assert_array_equal(standardiser(images.view(NoDoubles)), standard)
 
 

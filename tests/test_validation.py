@@ -1,4 +1,4 @@
-"""Validation images, the best weights, going on without other flags, class weights: what a run does beside the published one."""
+"""Validation images, best weights, plain --resume, class weights: what runs do beside the published one."""
 import csv
 import json
 import re
@@ -38,7 +38,7 @@ def batches():
 
 
 class Run:
-    """A tiny run in a session of its own whose validation errors are given, killed after `killed_after` steps.
+    """A tiny run in its own session whose validation errors are given, killed after `killed_after` steps.
 
     best: its best weights; weights: those at the end of each epoch, as the evaluation sees them.
     """
@@ -65,8 +65,10 @@ class Run:
                     raise KeyboardInterrupt
                 checkpoints.save(progress)
             try:
-                training.train(train_step, batches(), training.Schedule(0.05, STEPS, EPOCHS), start, training.StopSignals(),
-                               training.Hooks(checkpoints.is_due, save, after_epoch, verbose=False))
+                training.train(
+                    train_step, batches(), training.Schedule(0.05, STEPS, EPOCHS), start,
+                    training.StopSignals(),
+                    training.Hooks(checkpoints.is_due, save, after_epoch, verbose=False))
             except KeyboardInterrupt:
                 return
             checkpoints.load_best()
@@ -74,7 +76,8 @@ class Run:
 
 
 def test_the_best_weights_survive_a_kill_at_any_step(tmp_path, capsys):
-    """Each is killed one step after its last checkpoint: before the best epoch is over, and at the end, with that checkpoint damaged."""
+    """Each is killed one step after its last checkpoint: before the best epoch is over, and at the end, with
+    that checkpoint damaged."""
     def same(weights, others):
         return all(np.array_equal(a, b) for a, b in zip(weights, others))
     errors, epoch = (0.5, 0.2, 0.3, 0.2), 2
@@ -101,13 +104,16 @@ def test_class_weights_multiply_the_cross_entropy_of_each_labeled_image():
             model, _ = networks.build_sesemi('tiny', SHAPE, 3, super_dropout=0.0)
             outputs = keras.backend.function(model.inputs + [keras.backend.learning_phase()], model.outputs)
             before = outputs([inputs['self_data'], inputs['super_data'], 1])[1]
-            step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM), weights and np.array(weights, np.float32))
+            step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM),
+                                              weights and np.array(weights, np.float32))
             losses[weights] = [step(inputs, targets), step(inputs, targets)]
     assert losses[None] == losses[1, 1, 1]
     entropies = -np.log((before * targets['super_clf']).sum(axis=1))
     first = losses[0.5, 2, 3][0]
-    assert first['super_clf_loss'] == pytest.approx(np.mean(entropies * (targets['super_clf'] @ [0.5, 2, 3])), rel=1e-5)
-    assert first['loss'] - first['super_clf_loss'] == pytest.approx(losses[None][0]['loss'] - losses[None][0]['super_clf_loss'], rel=1e-5)
+    weighted = entropies * (targets['super_clf'] @ [0.5, 2, 3])
+    assert first['super_clf_loss'] == pytest.approx(np.mean(weighted), rel=1e-5)
+    of_the_rest = losses[None][0]['loss'] - losses[None][0]['super_clf_loss']
+    assert first['loss'] - first['super_clf_loss'] == pytest.approx(of_the_rest, rel=1e-5)
     assert losses[0.5, 2, 3][1]['self_clf_loss'] != losses[None][1]['self_clf_loss']
 
 
@@ -133,10 +139,12 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
         def predict_on_batch(self, x):
             shapes.add(x.shape)
             return x[:, 0, 0]
-    sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32) for count in (40, 301)]
+    sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32)
+            for count in (40, 301)]
     size = evaluation.evaluation_batch(*map(len, sets))
     for images in sets:
-        evaluate = evaluation.DenseEvaluator(Model(), images, views_of_seed(7), training.StopSignals(), Ranks(), size)
+        evaluate = evaluation.DenseEvaluator(
+            Model(), images, views_of_seed(7), training.StopSignals(), Ranks(), size)
         dense, plain = evaluate()
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
@@ -145,7 +153,8 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
     assert shapes == {(40,) + SHAPE}
 
 
-@pytest.mark.parametrize('counts, size', [((10000,), 250), ((355,), 178), ((7,), 7), ((3, 10000), 32), ((3, 20), 20), ((600, 300), 150)])
+@pytest.mark.parametrize('counts, size', [
+    ((10000,), 250), ((355,), 178), ((7,), 7), ((3, 10000), 32), ((3, 20), 20), ((600, 300), 150)])
 def test_the_size_of_evaluation_batches(counts, size):
     assert evaluation.evaluation_batch(*counts) == evaluation.evaluation_batch(*counts[::-1]) == size
 
@@ -160,12 +169,13 @@ def test_the_size_of_evaluation_batches_of_larger_images(image_size, size):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """Classes that can hardly be told apart, so that the last epoch is seldom the best; one of them has fewer images."""
+    """Classes hard to tell apart, so that the last epoch is seldom the best; one of them has fewer images."""
     folder, rng = tmp_path_factory.mktemp('flowers'), np.random.RandomState(4)
     for part, counts in (('train', (16, 8, 16)), ('test', (9, 9, 9))):
         for k, count in enumerate(counts):
             for i in range(count):
-                write_image(folder / part / 'abc'[k] / ('%02d.png' % i), rng.randint(0, 200, (16, 16, 3)) + 8 * np.eye(3, dtype=int)[k])
+                write_image(folder / part / 'abc'[k] / ('%02d.png' % i),
+                            rng.randint(0, 200, (16, 16, 3)) + 8 * np.eye(3, dtype=int)[k])
     return folder
 
 
@@ -179,15 +189,19 @@ def validation_error(data, path):
         images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
         classify = keras.backend.function([whitened], [model.output])
         behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
-        dense, _ = evaluation.DenseEvaluator(behind, images, views_of_seed(5), training.StopSignals(), Ranks())()
+        evaluate = evaluation.DenseEvaluator(
+            behind, images, views_of_seed(5), training.StopSignals(), Ranks())
+        dense, _ = evaluate()
     return metrics.error_rate(dense, dataset.valid_labels)
 
 
-def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_left_alone(train, data, tmp_path, monkeypatch):
+def test_a_validated_run_killed_and_resumed_by_one_flag_ends_as_one_left_alone(
+        train, data, tmp_path, monkeypatch):
     def flags(name):
-        return ('--data=folder', '--dataset=' + data.name, '--network=nin', '--image-size=16', '--batch-size=4', '--epochs=8', '--labels=all',
-                '--lr=0.2', '--validation=0.25', '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=5', '--scale-lr',
-                '--result', tmp_path / name)
+        return ('--data=folder', '--dataset=' + data.name, '--network=nin', '--image-size=16',
+                '--batch-size=4', '--epochs=8', '--labels=all', '--lr=0.2', '--validation=0.25',
+                '--keep=best', '--class-weights=balanced', '--checkpoint-minutes=0.0001', '--seed=5',
+                '--scale-lr', '--result', tmp_path / name)
     process = programs.start(programs.TINY, *flags('cut'), cwd=data.parent)
     programs.read_until(process, 'Epoch 4/8: loss')
     process.kill()
@@ -205,19 +219,23 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
     record = json.loads((tmp_path / 'cut' / 'result.json').read_text())
     with open(str(tmp_path / 'cut' / 'log.csv'), newline='') as file:
         errors = [float(row['validation_error']) for row in csv.DictReader(file)]
-    assert len(errors) == 8 and record['validation_error_rate'] == min(errors) and record['saved_epoch'] == errors.index(min(errors)) + 1
+    assert len(errors) == 8 and record['validation_error_rate'] == min(errors)
+    assert record['saved_epoch'] == errors.index(min(errors)) + 1
     assert record['saved_epoch'] < 8, 'no test of the best weights: the last are the best'
     assert validation_error(data, tmp_path / 'cut' / 'sesemi.h5') == min(errors)
     assert 'The weights of epoch %d, of the least validation error' % record['saved_epoch'] in resumed.out
     low, high = record['error_rate_interval']
-    assert 0 <= low < record['classification_error_rate'] < high <= 1 and 0 <= record['labeled_error_rate'] <= 1
+    assert 0 <= low < record['classification_error_rate'] < high <= 1
+    assert 0 <= record['labeled_error_rate'] <= 1
     with open(str(tmp_path / 'cut' / 'labeled.csv'), newline='') as file:
         split = [(row['class'], row['split']) for row in csv.DictReader(file)]
     assert [split.count((name, 'valid')) for name in 'abc'] == [4, 2, 4] and len(split) == 40
     page = (tmp_path / 'cut' / 'report.html').read_text(encoding='utf-8')
-    assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page and 'Validation images' in page
+    assert 'asl on %s: nin, 30 labels' % data.name in page and '95 % interval' in page
+    assert 'Validation images' in page
 
-    for words, said in ((('--epochs', '9'), 'the learning rate of every step'), (('--keep', 'last'), '--keep best'),
+    for words, said in ((('--epochs', '9'), 'the learning rate of every step'),
+                        (('--keep', 'last'), '--keep best'),
                         (('--validation', '.1'), '--validation 0.25, not 0.1')):
         refused = train('--result', 'cut', '--resume', *words)
         assert refused.status == 2 and said in refused.err
@@ -225,8 +243,10 @@ def test_a_run_with_validation_killed_and_resumed_by_one_flag_ends_as_the_run_le
 
 def test_keep_best_needs_validation_images(train, data, tmp_path):
     for words in (('--keep=best',), ('--keep=best', '--validation=0.2', '--eval-every=0')):
-        refused = train('--data=folder', '--dataset', data, '--labels=all', '--result', tmp_path / 'run', *words)
-        assert refused.status == 2 and refused.err.startswith('--keep best: ') and not (tmp_path / 'run' / 'args.json').exists()
+        refused = train('--data=folder', '--dataset', data, '--labels=all',
+                        '--result', tmp_path / 'run', *words)
+        assert refused.status == 2 and refused.err.startswith('--keep best: ')
+        assert not (tmp_path / 'run' / 'args.json').exists()
 
 
 # Flags
@@ -236,20 +256,23 @@ def begin(folder, words='', **record):
     """args.json of a run that `words` began."""
     args = vars(train_evaluate_sesemi.parse_args(words.split()))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'args.json').write_text(json.dumps({'flags': args, 'data_checksum': '', 'format': run_folder.FORMAT, **record}))
+    (folder / 'args.json').write_text(json.dumps(
+        {'flags': args, 'data_checksum': '', 'format': run_folder.FORMAT, **record}))
 
 
 def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
-    begin(tmp_path, '--data folder --dataset x --labels 30 --method ssl --epochs 7 --validation 0.2 --keep best --eval-every 3 --runs 4 --rank 1 '
-                    '--class-weights balanced --checkpoint-minutes 2 --memory-limit 3 --quiet --workers a:1,b:2 --device cpu')
+    begin(tmp_path, '--data folder --dataset x --labels 30 --method ssl --epochs 7 --validation 0.2 '
+                    '--keep best --eval-every 3 --runs 4 --rank 1 --class-weights balanced '
+                    '--checkpoint-minutes 2 --memory-limit 3 --quiet --workers a:1,b:2 --device cpu')
     result = ['--result', str(tmp_path), '--resume']
     args = train_evaluate_sesemi.parse_args(result)
     assert (args.eval_every, args.dataset) == (3, 'x')
     args = train_evaluate_sesemi.parse_args(result + ['--eval-every', '2', '--dataset', 'y'])
-    assert (args.data, args.labels, args.method, args.epochs, args.validation, args.keep, args.class_weights) == (
-        'folder', 30, 'ssl', 7, 0.2, 'best', 'balanced')
+    assert (args.data, args.labels, args.method, args.epochs) == ('folder', 30, 'ssl', 7)
+    assert (args.validation, args.keep, args.class_weights) == (0.2, 'best', 'balanced')
     assert (args.checkpoint_minutes, args.memory_limit, args.eval_every, args.dataset) == (2, 3, 2, 'y')
-    assert (args.runs, args.rank, args.workers, args.device, args.quiet, args.resume) == (1, None, None, 'auto', False, 'yes')
+    assert (args.runs, args.rank, args.workers) == (1, None, None)
+    assert (args.device, args.quiet, args.resume) == ('auto', False, 'yes')
     assert train_evaluate_sesemi.parse_args(result[:2]).labels == 1000
 
 
@@ -275,8 +298,8 @@ def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
 
 
 @pytest.mark.parametrize('words, said', [
-    ('--data digits --no-flip False', '--no-flip False'), ('--validation 0', '--validation'), ('--validation 0.6', '0.6'), ('--keep first', '--keep'),
-    ('--class-weights 3', '--class-weights')])
+    ('--data digits --no-flip False', '--no-flip False'), ('--validation 0', '--validation'),
+    ('--validation 0.6', '0.6'), ('--keep first', '--keep'), ('--class-weights 3', '--class-weights')])
 def test_flags_that_are_refused(words, said):
     with pytest.raises(InputError, match=said):
         train_evaluate_sesemi.parse_args(words.split())
@@ -284,9 +307,12 @@ def test_flags_that_are_refused(words, said):
 
 def test_flags_that_belong_to_nothing_say_so():
     def said(words, ranks=1):
-        return [sentence.split(':')[0].split()[0] for sentence in flags.unused_flags(train_evaluate_sesemi.parse_args(words.split()), ranks)]
-    assert said('--data-dump-step 5 --scale-lr --join-timeout 9') == ['--data-dump-step', '--scale-lr', '--join-timeout']
-    assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == said('') == said('--data svhn --dataset x') == []
+        return [sentence.split(':')[0].split()[0]
+                for sentence in flags.unused_flags(train_evaluate_sesemi.parse_args(words.split()), ranks)]
+    assert said('--data-dump-step 5 --scale-lr --join-timeout 9') == [
+        '--data-dump-step', '--scale-lr', '--join-timeout']
+    assert said('--data-dump --data-dump-step 5 --scale-lr --join-timeout 9', ranks=2) == []
+    assert said('') == said('--data svhn --dataset x') == []
     assert said('--data digits --dataset x') == ['--dataset']
     assert train_evaluate_sesemi.parse_args(['--no-flip', 'False']).flip
 
@@ -301,6 +327,7 @@ def test_profiling_says_when_its_step_never_comes(capsys):
 
 
 def test_wilson_interval():
-    assert metrics.wilson_interval(10, 100) == pytest.approx([0.0552, 0.1744], abs=1e-4)       # Newcombe 1998's form
+    # Newcombe 1998's form
+    assert metrics.wilson_interval(10, 100) == pytest.approx([0.0552, 0.1744], abs=1e-4)
     assert metrics.wilson_interval(0, 20) == pytest.approx([0, 0.1611], abs=1e-4)
     assert metrics.wilson_interval(20, 20) == pytest.approx([0.8389, 1], abs=1e-4)

@@ -1,4 +1,4 @@
-"""What follows contrast normalisation: the choice by the number of images, each kind in training and in the saved model."""
+"""What follows contrast normalisation: the choice by the number of images, each kind in training, saved."""
 import json
 
 import h5py
@@ -15,9 +15,10 @@ from sesemi.training import model_file
 
 
 @pytest.mark.parametrize('whitening, images, image_size, chosen', [
-    ('auto', WHITENED_IMAGES * 3 * 32 ** 2, 32, 'zca'), ('auto', WHITENED_IMAGES * 3 * 32 ** 2 - 1, 32, 'channel'),
-    ('auto', 300, 16, 'channel'), ('auto', 10 ** 6, 48, 'zca'), ('auto', 10 ** 6, 52, 'channel'),
-    ('zca', 10, 48, 'zca'), ('channel', 10 ** 6, 32, 'channel'), ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
+    ('auto', WHITENED_IMAGES * 3 * 32 ** 2, 32, 'zca'),
+    ('auto', WHITENED_IMAGES * 3 * 32 ** 2 - 1, 32, 'channel'), ('auto', 300, 16, 'channel'),
+    ('auto', 10 ** 6, 48, 'zca'), ('auto', 10 ** 6, 52, 'channel'), ('zca', 10, 48, 'zca'),
+    ('channel', 10 ** 6, 32, 'channel'), ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
 def test_choice(whitening, images, image_size, chosen):
     found, why_not_another = choose_whitening(whitening, images, image_size)
     assert found == chosen and bool(why_not_another) == (whitening == 'auto' or found != whitening)
@@ -38,16 +39,21 @@ def test_a_number_that_was_changed_in_the_settings_is_noticed_by_the_cache(datas
     before = matrix()
     assert np.array_equal(before, matrix())
     monkeypatch.setattr(batches, 'WHITENING_IDENTITY', 0.5)
-    monkeypatch.setitem(batches.WHITENINGS, 'zca', (utils.Whitener, lambda parts: utils.zca_whitener(parts, 0.5)))
+    monkeypatch.setitem(batches.WHITENINGS, 'zca',
+                        (utils.Whitener, lambda parts: utils.zca_whitener(parts, 0.5)))
     assert not np.allclose(before, matrix())
 
 
 def test_labeled_images_beyond_the_memory_are_read_as_they_are_drawn(dataset, tmp_path):
     labeled = np.array([3, 0, 17])
-    in_memory = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel', cache.Cache(str(tmp_path))).labeled
-    stored = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel', cache.Cache(str(tmp_path), memory_limit=1e-9)).labeled
-    assert isinstance(in_memory, np.ndarray) and stored.images is dataset.train_images and stored.shape == in_memory.shape
-    assert np.array_equal(stored[np.array([2, 0])], in_memory[[2, 0]]) and np.array_equal(stored[1:], in_memory[1:])
+    in_memory = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel',
+                               cache.Cache(str(tmp_path))).labeled
+    stored = prepare_images(dataset, 'checksum', labeled, 'asl', 'channel',
+                            cache.Cache(str(tmp_path), memory_limit=1e-9)).labeled
+    assert isinstance(in_memory, np.ndarray) and stored.images is dataset.train_images
+    assert stored.shape == in_memory.shape
+    assert np.array_equal(stored[np.array([2, 0])], in_memory[[2, 0]])
+    assert np.array_equal(stored[1:], in_memory[1:])
 
 
 @pytest.mark.parametrize('kind', WHITENINGS)
@@ -65,11 +71,13 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
     contrast = utils.global_contrast_normalize(dataset.train_images)
     expected = {
         'zca': lambda: utils.zca_whitener(contrast)(contrast),
-        'channel': lambda: (contrast - contrast.mean((0, 1, 2))) / contrast.std((0, 1, 2)), 'none': lambda: contrast}[kind]()[labeled]
+        'channel': lambda: (contrast - contrast.mean((0, 1, 2))) / contrast.std((0, 1, 2)),
+        'none': lambda: contrast}[kind]()[labeled]
     np.testing.assert_allclose(images.labeled, expected, rtol=0, atol=1e-3)
     with runtime.open_session('cpu'):
         _, inference_model = networks.build_supervised('tiny', (8, 8, 3), 2)
-        Classifier(inference_model, images.whitener, dataset.class_names, whitening=kind).save(str(tmp_path / 'sesemi.h5'))
+        classifier = Classifier(inference_model, images.whitener, dataset.class_names, whitening=kind)
+        classifier.save(str(tmp_path / 'sesemi.h5'))
     assert model_file.read_metadata(str(tmp_path / 'sesemi.h5'))['whitening'] == kind
     with runtime.open_session('cpu'):
         model = runtime.keras.models.load_model(str(tmp_path / 'sesemi.h5'), compile=False)
@@ -78,11 +86,12 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
     np.testing.assert_allclose(found, images.labeled, rtol=0, atol=1e-3)
 
 
-def test_a_run_begun_with_shrunk_is_not_resumed_and_its_finished_run_and_model_are_read(train, tmp_path, capsys):
+def test_a_run_begun_with_shrunk_is_not_resumed_but_its_result_and_model_are_read(train, tmp_path, capsys):
     """Earlier versions had --whitening shrunk, whose matrix is saved as that of zca is."""
     write_classes(tmp_path / 'data', {'cat': 12, 'dog': 12}, size=16)
-    train('--data', 'folder', '--dataset', tmp_path / 'data', '--image-size', '16', '--network', 'nin', '--labels', '8', '--batch-size', '4',
-          '--epochs', '1', '--quiet', '--whitening', 'zca', '--result', tmp_path / 'run')
+    train('--data', 'folder', '--dataset', tmp_path / 'data', '--image-size', '16', '--network', 'nin',
+          '--labels', '8', '--batch-size', '4', '--epochs', '1', '--quiet', '--whitening', 'zca',
+          '--result', tmp_path / 'run')
 
     def classes():
         assert predict.main([str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'data/cat')]) == 0
@@ -100,5 +109,5 @@ def test_a_run_begun_with_shrunk_is_not_resumed_and_its_finished_run_and_model_a
     for flags in ['--resume'], ['--resume', 'auto', '--quiet']:
         resumed = train(*flags, '--result', tmp_path / 'run')
         assert resumed.status == 2 and resumed.sentence() == (
-            '--resume: the run in %s was begun with --whitening shrunk, which this version does not have; finish it with the version that '
-            'began it or give another --result.' % (tmp_path / 'run'))
+            '--resume: the run in %s was begun with --whitening shrunk, which this version does not have; '
+            'finish it with the version that began it or give another --result.' % (tmp_path / 'run'))

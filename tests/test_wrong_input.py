@@ -55,7 +55,7 @@ def check_refusal(done, *words):
 
 @pytest.fixture
 def refuses(here, no_tensorflow_here, capsys):
-    """Checks that the flags are refused in one sentence which holds all of `words`, and that the result folder stays as it is."""
+    """Checks that flags are refused in one sentence with all `words` and the result folder stays as it is."""
     def refuses(flags, *words):
         before = contents(here / 'result')
         capsys.readouterr()
@@ -108,10 +108,10 @@ def test_flags(refuses, images, given, words):
 
 @pytest.mark.parametrize('given', [
     '--weight 3', '--epoch 3', '--net nin', 'word', '--lr', '--lr nan', '--lr inf', '--lr 0', '--lr -.1',
-    '--lr fast', '--device tpu', '--resume maybe', '--labels some', '--labels -5', '--labels 1.5', '--labels 1e3',
-    '--labels ²', '--epochs 0', '--epochs 1e3', '--batch-size 0', '--batch-size -1', '--seed x', '--split-seed -1',
-    '--split-seed 4294967296', '--eval-every -1', '--checkpoint-minutes 0', '--whitening pca', '--whitening zca --image-size 52', '--image-size 30',
-    '--image-size 132'])
+    '--lr fast', '--device tpu', '--resume maybe', '--labels some', '--labels -5', '--labels 1.5',
+    '--labels 1e3', '--labels ²', '--epochs 0', '--epochs 1e3', '--batch-size 0', '--batch-size -1',
+    '--seed x', '--split-seed -1', '--split-seed 4294967296', '--eval-every -1', '--checkpoint-minutes 0',
+    '--whitening pca', '--whitening zca --image-size 52', '--image-size 30', '--image-size 132'])
 def test_more_flags(given):
     with pytest.raises(InputError) as error:
         train_evaluate_sesemi.parse_args(given.split())
@@ -119,7 +119,8 @@ def test_more_flags(given):
 
 
 @pytest.mark.parametrize('labels, words', [
-    (1, ['--labels 1', '2 classes', 'raise it']), (13, ['--labels 13', '12 training images', '--labels all'])])
+    (1, ['--labels 1', '2 classes', 'raise it']),
+    (13, ['--labels 13', '12 training images', '--labels all'])])
 def test_labels_that_do_not_fit_the_images(refuses, images, labels, words):
     refuses(folder(images, '--labels', labels), *words)
 
@@ -177,7 +178,8 @@ def a_run(result, images):
     """Record the start of a run as the script does."""
     args = train_evaluate_sesemi.parse_args(folder(str(images), '--result', str(result)))
     dataset = datasets.load_dataset('folder', str(images))
-    run_folder.Run(str(result), vars(args)).start(vars(args), None, dataset, [0, 1, 6, 7], data_checksum(dataset))
+    run_folder.Run(str(result), vars(args)).start(
+        vars(args), None, dataset, [0, 1, 6, 7], data_checksum(dataset))
     (result / '.lock').unlink()
 
 
@@ -208,7 +210,8 @@ def test_resume_without_the_labeled_images(refuses, images, here):
 def test_resume_with_other_images(refuses, own_images, here):
     a_run(here / 'result', own_images)
     write_classes(own_images / 'train', {'cat': 7}, size=8)
-    refuses(folder(own_images, '--resume'), '--resume: the images are not those', 'the run in result', '--dataset')
+    refuses(folder(own_images, '--resume'), '--resume: the images are not those', 'the run in result',
+            '--dataset')
 
 
 def test_resume_of_images_whose_names_are_any_bytes(here, no_tensorflow_here, own_images):

@@ -1,4 +1,4 @@
-"""tests/train_full_1p.sh and tests/train_performance_1p.sh, most of the time beside a run_1p.sh that leaves a given record."""
+"""tests/train_full_1p.sh and train_performance_1p.sh, mostly beside a run_1p.sh that leaves a record."""
 import json
 import os
 import platform
@@ -11,13 +11,15 @@ from programs import copy_project, run, write_run_1p
 from sesemi.record.lock import lock
 
 FULL, PERFORMANCE = 'train_full_1p.sh', 'train_performance_1p.sh'
-RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192, 'flags': {'network': 'convnet', 'batch_size': 16}}
-LOG = 'epoch,step,learning_rate,seconds,loss\n1,62,0.05,100.0,6.5\n2,124,0.04,3.2,4.25\n3,186,0.03,3.372,3.125\n'
+RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192,
+          'flags': {'network': 'convnet', 'batch_size': 16}}
+LOG = ('epoch,step,learning_rate,seconds,loss\n'
+       '1,62,0.05,100.0,6.5\n2,124,0.04,3.2,4.25\n3,186,0.03,3.372,3.125\n')
 TRAINING = 'printf "%s\\n" "$@" $RANK_SIZE $RANK_ID $JOB_ID $ASCEND_DEVICE_ID "$PWD"\nmkdir "$result"\n'
 
 
 class Zoo:
-    """The scripts in a project whose run_1p.sh writes its flags and environment into its output, and a record."""
+    """The scripts in a project whose run_1p.sh writes flags and environment to its output, and a record."""
 
     def __init__(self, root):
         self.root, self.tests = root / 'the project', root / 'the project/tests'
@@ -34,11 +36,12 @@ class Zoo:
     def leaves(self, record=RECORD, log=LOG, end=''):
         (self.root / 'record').write_text(record if isinstance(record, str) else json.dumps(record))
         (self.root / 'log').write_text(log)
-        write_run_1p(self.root, TRAINING + 'cp "{0}/record" "$result/result.json"\ncp "{0}/log" "$result/log.csv"\n'.format(
-            self.root) + end)
+        copies = 'cp "{0}/record" "$result/result.json"\ncp "{0}/log" "$result/log.csv"\n'
+        write_run_1p(self.root, TRAINING + copies.format(self.root) + end)
 
     def run(self, script, *options, cwd=None, **environment):
-        return run('bash', script if cwd is None else self.tests / script, *options, cwd=cwd or self.tests, **environment)
+        return run('bash', script if cwd is None else self.tests / script, *options,
+                   cwd=cwd or self.tests, **environment)
 
     def output(self, name, device='0'):
         return (self.tests / 'output' / device / name).read_text()
@@ -66,33 +69,36 @@ def test_numbers(zoo, script, variant):
                      'Final Performance images/sec : 3622.64',
                      'Final Train Accuracy : 0.7124']
     assert seconds[0] == 'E2E Training Duration sec' and 0 <= int(seconds[1]) < 60
-    assert note == ('images/sec: 192 images a step, those of both branches, in 0.0530 s, the mean over 2 of 3 epochs, '
-                    'all but the first')
+    assert note == ('images/sec: 192 images a step, those of both branches, in 0.0530 s, '
+                    'the mean over 2 of 3 epochs, all but the first')
     case = 'convnet_bs16_1p_' + variant
     assert zoo.output(case + '.log').splitlines() == [
-        'Network = convnet', 'RankSize = 1', 'BatchSize = 16', 'DeviceType = ' + platform.machine(), 'CaseName = ' + case,
-        'ActualFPS = 3622.64', 'TrainingTime = 53.00', 'TrainAccuracy = 0.7124', 'ActualLoss = 3.125000',
-        'E2ETrainingTime = ' + seconds[1]]
-    assert [float(line) for line in zoo.output('train_{}_loss.txt'.format(case)).splitlines()] == [6.5, 4.25, 3.125]
+        'Network = convnet', 'RankSize = 1', 'BatchSize = 16', 'DeviceType = ' + platform.machine(),
+        'CaseName = ' + case, 'ActualFPS = 3622.64', 'TrainingTime = 53.00', 'TrainAccuracy = 0.7124',
+        'ActualLoss = 3.125000', 'E2ETrainingTime = ' + seconds[1]]
+    losses = zoo.output('train_{}_loss.txt'.format(case)).splitlines()
+    assert list(map(float, losses)) == [6.5, 4.25, 3.125]
 
 
 def test_numbers_of_a_single_epoch(zoo):
     zoo.leaves(dict(RECORD, images_per_step=12), log='epoch,step,seconds,loss\n1,10,0.6,4.5\n')
     _, out, _ = zoo.run(FULL, '--data_path=/data')
     assert 'Final Performance images/sec : 200.00\n' in out
-    assert out.startswith('images/sec: 12 images a step, those of both branches, in 0.0600 s, the mean over 1 of 1 epochs\n')
+    assert out.startswith('images/sec: 12 images a step, those of both branches, in 0.0600 s, '
+                          'the mean over 1 of 1 epochs\n')
 
 
-@pytest.mark.parametrize('script, variant, of_its_own', [(FULL, 'acc', []), (PERFORMANCE, 'perf', ['--epochs=3'])])
+@pytest.mark.parametrize('script, variant, of_its_own', [
+    (FULL, 'acc', []), (PERFORMANCE, 'perf', ['--epochs=3'])])
 def test_flags_and_environment(zoo, script, variant, of_its_own):
-    options = ['--precision_mode=allow_mix_precision', '--over_dump=False', '--data_dump_step=0|5', '--profiling=True',
-               '--epochs=7', '--network=two words']
-    status, _, _ = zoo.run(script, *options, '--data_path=/the data', '--data_dump_flag=True', cwd=zoo.root, ASCEND_DEVICE_ID='5',
-                           RANK_SIZE='8', RANK_ID='3', JOB_ID='1')
+    options = ['--precision_mode=allow_mix_precision', '--over_dump=False', '--data_dump_step=0|5',
+               '--profiling=True', '--epochs=7', '--network=two words']
+    status, _, _ = zoo.run(script, *options, '--data_path=/the data', '--data_dump_flag=True', cwd=zoo.root,
+                           ASCEND_DEVICE_ID='5', RANK_SIZE='8', RANK_ID='3', JOB_ID='1')
     assert status == 0
     assert zoo.output('train_5.log', device='5').splitlines() == [
-        '--dataset=/the data', '--result={}/output/5/result_{}'.format(zoo.tests, variant), *of_its_own, *options,
-        '--data_dump=True', '1', '0', '10087', '5', str(zoo.root)]
+        '--dataset=/the data', '--result={}/output/5/result_{}'.format(zoo.tests, variant), *of_its_own,
+        *options, '--data_dump=True', '1', '0', '10087', '5', str(zoo.root)]
 
 
 @pytest.mark.parametrize('script', [FULL, PERFORMANCE])
@@ -102,8 +108,9 @@ def test_data_path_is_mandatory(zoo, script, options):
     assert not (zoo.tests / 'output').exists()
 
 
-@pytest.mark.parametrize('option, part', [('--labels', 'not of the form --name=value'), ('x', 'not of the form --name=value'),
-                                          ('--result=x', '--result: '), ('--resume=yes', '--resume: ')])
+@pytest.mark.parametrize('option, part', [
+    ('--labels', 'not of the form --name=value'), ('x', 'not of the form --name=value'),
+    ('--result=x', '--result: '), ('--resume=yes', '--resume: ')])
 def test_wrong_options(zoo, option, part):
     assert_failed(zoo.run(FULL, '--data_path=/data', option), 1, part)
 
@@ -111,14 +118,16 @@ def test_wrong_options(zoo, option, part):
 def test_a_checkpoint_path_is_said_to_be_unused(zoo):
     zoo.leaves()
     status, out, _ = zoo.run(FULL, '--data_path=/data', '--ckpt_path=/checkpoints')
-    assert status == 0 and '--ckpt_path is not used' in out and 'ckpt_path' not in (zoo.tests / 'output/0/train_0.log').read_text()
+    assert status == 0 and '--ckpt_path is not used' in out
+    assert 'ckpt_path' not in (zoo.tests / 'output/0/train_0.log').read_text()
 
 
 @pytest.mark.parametrize('script', [FULL, PERFORMANCE])
 def test_help(zoo, script):
     status, out, err = zoo.run(script, '-h')
     assert (status, err) == (0, '') and not (zoo.tests / 'output').exists()
-    for option in 'data_path', 'ckpt_path', 'precision_mode', 'over_dump', 'data_dump_flag', 'data_dump_step', 'profiling':
+    for option in ('data_path', 'ckpt_path', 'precision_mode', 'over_dump', 'data_dump_flag',
+                   'data_dump_step', 'profiling'):
         assert '\n--{}='.format(option) in out
 
 
@@ -128,7 +137,8 @@ def test_crash_fails_the_script_and_leaves_no_earlier_numbers(zoo, script, varia
         zoo.leaves()
         assert zoo.run(script, '--data_path=/data')[0] == 0
         zoo.leaves(end=end)
-        assert_failed(zoo.run(script, '--data_path=/data'), status, 'status %d' % status, "'the reason'", 'output/0/train_0.log')
+        assert_failed(zoo.run(script, '--data_path=/data'), status, 'status %d' % status, "'the reason'",
+                      'output/0/train_0.log')
         assert set(os.listdir(str(zoo.tests / 'output/0'))) == {'train_0.log', 'result_' + variant}
 
 
@@ -148,9 +158,10 @@ def without(key):
 
 
 @pytest.mark.parametrize('record, log', [
-    ({}, LOG), ('', LOG), (without('images_per_step'), LOG), (without('classification_error_rate'), LOG), (without('flags'), LOG),
-    (dict(RECORD, classification_error_rate=None), LOG), (dict(RECORD, classification_error_rate=float('nan')), LOG),
-    (RECORD, ''), (RECORD, LOG.split('\n')[0]), (RECORD, LOG.replace('loss', 'lost')), (RECORD, LOG.replace('3.372', '')),
+    ({}, LOG), ('', LOG), (without('images_per_step'), LOG), (without('classification_error_rate'), LOG),
+    (without('flags'), LOG), (dict(RECORD, classification_error_rate=None), LOG),
+    (dict(RECORD, classification_error_rate=float('nan')), LOG), (RECORD, ''), (RECORD, LOG.split('\n')[0]),
+    (RECORD, LOG.replace('loss', 'lost')), (RECORD, LOG.replace('3.372', '')),
     (RECORD, LOG.replace('3.125', 'nan')), (RECORD, LOG.replace('3.2,', '-3.372,'))])
 def test_missing_number_fails_the_script(zoo, record, log):
     zoo.leaves(record, log)
@@ -173,18 +184,19 @@ def test_scripts_leave_each_others_results_and_start_again(zoo):
 
 def test_whole_program(tmp_path):
     tests = copy_project(tmp_path / 'code') / 'tests'
-    status, out, err = run('bash', FULL, '--data_path=x', '--data=digits', '--network=nin', '--epochs=2', '--labels=20',
-                           '--batch_size=2', '--image_size=16', '--device=cpu', cwd=tests)
+    status, out, err = run('bash', FULL, '--data_path=x', '--data=digits', '--network=nin', '--epochs=2',
+                           '--labels=20', '--batch_size=2', '--image_size=16', '--device=cpu', cwd=tests)
     assert (status, err) == (0, ''), out + err
     output = tests / 'output/0'
     assert {'report.html', 'curves.png', 'confusion.png'} < set(os.listdir(str(output / 'result_acc')))
     record = json.loads((output / 'result_acc/result.json').read_text())
     fields = dict(line.split(' = ') for line in (output / 'nin_bs2_1p_acc.log').read_text().splitlines())
     assert len(fields) == 10
-    assert fields['BatchSize'] == '2' and fields['TrainAccuracy'] == '%.4f' % (1 - record['classification_error_rate'])
+    assert fields['BatchSize'] == '2'
+    assert fields['TrainAccuracy'] == '%.4f' % (1 - record['classification_error_rate'])
     assert abs(float(fields['ActualFPS']) * float(fields['TrainingTime']) / 1000 - 24) < .1
     losses = (output / 'train_nin_bs2_1p_acc_loss.txt').read_text().splitlines()
     assert len(losses) == 2 and losses[-1] == fields['ActualLoss']
-    assert (output / 'train_0.log').read_text().splitlines()[-1] == 'classification error rate: %.4f' % record[
-        'classification_error_rate']
+    error = 'classification error rate: %.4f' % record['classification_error_rate']
+    assert (output / 'train_0.log').read_text().splitlines()[-1] == error
     assert out.splitlines()[0].startswith('images/sec: 24 images a step')

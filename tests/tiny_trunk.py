@@ -1,7 +1,7 @@
 """Makes the trunk of one convolution the network `tiny`. The checkpoints in tests/fixture are of it.
 
-Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files but for the pictures, which
-take as long as all else.
+Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files
+but for the pictures, which take as long as all else.
 """
 import os
 import sys
@@ -25,7 +25,8 @@ def main(argv):
     """Run the program; returns its exit status."""
     import train_evaluate_sesemi
     from sesemi.record import plots
-    with mock.patch.dict(sesemi.TRUNKS, nin=trunk), mock.patch.object(plots, 'missing', lambda: 'a test needs none'):
+    without_plots = mock.patch.object(plots, 'missing', lambda: 'a test needs none')
+    with mock.patch.dict(sesemi.TRUNKS, nin=trunk), without_plots:
         return train_evaluate_sesemi.main(argv)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What train_full_1p.sh and train_performance_1p.sh share: a training through run_1p.sh and, read from the record that it leaves,
-# the numbers in the form of the model zoo. Called with acc or perf and the options.
+# What train_full_1p.sh and train_performance_1p.sh share: a training through run_1p.sh and, read from the
+# record that it leaves, the numbers in the form of the model zoo. Called with acc or perf and the options.
 set -eu
 tests=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 variant=$1
@@ -15,22 +15,27 @@ error() {
 usage() {
     cat <<'END'
 Usage: bash train_full_1p.sh --data_path=DIR [--name=value ...]          trains in full: 300 epochs
-       bash train_performance_1p.sh --data_path=DIR [--name=value ...]   trains 3 epochs; --epochs=N changes that
+       bash train_performance_1p.sh --data_path=DIR [--name=value ...]   trains 3 epochs;
+                                                                         --epochs=N changes that
 
-Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; ASCEND_DEVICE_ID chooses it (default: 0).
+Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; ASCEND_DEVICE_ID chooses it
+(default: 0).
 
 --data_path=DIR         the data: DIR or DIR/cifar-10-batches-py holds the official batches
---precision_mode=MODE   allow_fp32_to_fp16 (the NPU's default), force_fp16, must_keep_origin_dtype, allow_mix_precision
+--precision_mode=MODE   allow_fp32_to_fp16 (the NPU's default), force_fp16, must_keep_origin_dtype,
+                        allow_mix_precision
 --over_dump=True        overflow detection
 --data_dump_flag=True   dump of the operators' inputs and outputs
 --data_dump_step=STEPS  which steps, as in 0|5|10-20
 --profiling=True        trace
 --ckpt_path=DIR         not used: the result is left below output/
---NAME=VALUE            any other flag of train_evaluate_sesemi.py, such as --data=digits --network=nin --device=cpu
+--NAME=VALUE            any other flag of train_evaluate_sesemi.py, such as --data=digits --network=nin
+                        --device=cpu
 
-Results are left in output/$ASCEND_DEVICE_ID beside these scripts. images/sec (ActualFPS) counts all images that a step
-processes, those of both branches; TrainingTime is milliseconds a step; both are means over all epochs but the first, in which
-the graph is compiled, if there are more. Train Accuracy is 1 - classification error rate on the test images.
+Results are left in output/$ASCEND_DEVICE_ID beside these scripts. images/sec (ActualFPS) counts all images
+that a step processes, those of both branches; TrainingTime is milliseconds a step; both are means over all
+epochs but the first, in which the graph is compiled, if there are more. Train Accuracy is 1 - classification
+error rate on the test images.
 END
 }
 
@@ -47,7 +52,8 @@ for option; do
         --data_path=*) data_path=${option#*=} ;;
         --ckpt_path=*) printf '%s\n' "--ckpt_path is not used: the result is left in $result." ;;
         --data_dump_flag=*) flags+=("--data_dump=${option#*=}") ;;
-        --result=* | --resume=*) error "${option%%=*}: each start is a new training in $result; leave the option out" ;;
+        --result=* | --resume=*)
+            error "${option%%=*}: each start is a new training in $result; leave the option out" ;;
         --*=*) flags+=("$option") ;;
         *) error "$option: not of the form --name=value; -h lists the options" ;;
     esac
@@ -76,8 +82,11 @@ rm -rf "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
 status=0
 # The braces keep what bash itself says of a killed training off the screen.
 { bash "$tests/../run_1p.sh" "--dataset=$data_path" "${flags[@]}" >"$log" 2>&1; } 2>/dev/null || status=$?
-[[ $status == 0 ]] ||
-    error "the training failed with status $status; its last words: '$(tail -n 1 "$log")'; its whole output: $log" "$status"
+if [[ $status != 0 ]]; then
+    last_words=$(tail -n 1 "$log") || true
+    error "the training failed with status $status; its last words: '$last_words'; its whole output: $log" \
+        "$status"
+fi
 
 "$python" - "$variant" "$output" "$result" "$SECONDS" <<'END'
 import csv
@@ -92,7 +101,8 @@ try:
     with open(os.path.join(result, 'result.json')) as file:
         run = json.load(file)
     with open(os.path.join(result, 'log.csv')) as file:
-        epochs = [{name: float(row[name]) for name in ('step', 'seconds', 'loss')} for row in csv.DictReader(file)]
+        epochs = [{name: float(row[name]) for name in ('step', 'seconds', 'loss')}
+                  for row in csv.DictReader(file)]
     timed = epochs[1:] or epochs
     steps = epochs[-1]['step'] - (epochs[0]['step'] if epochs[1:] else 0)
     step_seconds = sum(epoch['seconds'] for epoch in timed) / steps
@@ -102,7 +112,8 @@ try:
     if not all(map(math.isfinite, [images_per_second, accuracy] + [epoch['loss'] for epoch in epochs])):
         raise ValueError('a number is not finite')
 except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
-    print('[Error] the record of the training in %s is not whole (%s: %s)' % (result, type(error).__name__, error))
+    print('[Error] the record of the training in %s is not whole (%s: %s)'
+          % (result, type(error).__name__, error))
     sys.exit(1)
 
 case = '%s_bs%d_1p_%s' % (network, batch_size, variant)
@@ -110,11 +121,13 @@ with open(os.path.join(output, 'train_%s_loss.txt' % case), 'w') as file:
     file.writelines('%.6f\n' % epoch['loss'] for epoch in epochs)
 with open(os.path.join(output, case + '.log'), 'w') as file:
     file.writelines('%s = %s\n' % field for field in (
-        ('Network', network), ('RankSize', 1), ('BatchSize', batch_size), ('DeviceType', platform.machine()), ('CaseName', case),
-        ('ActualFPS', '%.2f' % images_per_second), ('TrainingTime', '%.2f' % (1000 * step_seconds)),
-        ('TrainAccuracy', '%.4f' % accuracy), ('ActualLoss', '%.6f' % epochs[-1]['loss']), ('E2ETrainingTime', seconds)))
+        ('Network', network), ('RankSize', 1), ('BatchSize', batch_size), ('DeviceType', platform.machine()),
+        ('CaseName', case), ('ActualFPS', '%.2f' % images_per_second),
+        ('TrainingTime', '%.2f' % (1000 * step_seconds)), ('TrainAccuracy', '%.4f' % accuracy),
+        ('ActualLoss', '%.6f' % epochs[-1]['loss']), ('E2ETrainingTime', seconds)))
 print('images/sec: %d images a step, those of both branches, in %.4f s, the mean over %d of %d epochs%s'
-      % (run['images_per_step'], step_seconds, len(timed), len(epochs), ', all but the first' if epochs[1:] else ''))
+      % (run['images_per_step'], step_seconds, len(timed), len(epochs),
+         ', all but the first' if epochs[1:] else ''))
 print('------------------ Final result ------------------')
 print('Final Performance images/sec : %.2f' % images_per_second)
 print('Final Train Accuracy : %.4f' % accuracy)

@@ -1,6 +1,7 @@
 """From normalised images to the two-branch batch and the test views.
 
-Everything random is a pure function of a seed and a number (a step, a pass, an image), so nothing here keeps state. numpy only.
+Everything random is a pure function of a seed and a number (a step, a pass, an image), so nothing here keeps
+state. numpy only.
 """
 import functools
 from typing import NamedTuple
@@ -31,13 +32,14 @@ from utils import (
 SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
 
 
-# Normalised images ----------------------------------------------------------------------------------------------------
+# Normalised images
 
 class NormalizedImages:
-    """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and whitened.
+    """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and
+    whitened.
 
-    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a utils.ChannelStandardizer or None;
-    places: int (k,), which of the images they are, by default all.
+    images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a
+    utils.ChannelStandardizer or None; places: int (k,), which of the images they are, by default all.
     """
 
     def __init__(self, images, whitener=None, places=None):
@@ -60,7 +62,9 @@ class NormalizedImages:
 
 
 class Images(NamedTuple):
-    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or NormalizedImages where these are too large."""
+    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or NormalizedImages where these
+    are too large.
+    """
     labeled: object
     unlabeled: object       # what the self branch draws from; None without a self branch
     test: NormalizedImages
@@ -68,7 +72,8 @@ class Images(NamedTuple):
     whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
 
 
-# What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the training images.
+# What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the
+# training images.
 WHITENINGS = {
     'zca': (Whitener, zca_whitener),
     'channel': (ChannelStandardizer, fit_channel_standardizer),
@@ -77,11 +82,13 @@ WHITENINGS = {
 
 
 def choose_whitening(whitening, images, image_size):
-    """Choose the whitening for so many training images of image_size pixels: (a key of WHITENINGS, the reason, '' if it was asked for).
+    """Choose the whitening for so many training images of image_size pixels: (a key of WHITENINGS, the
+    reason, '' if it was asked for).
 
     whitening: a key, which may ask too much, or auto.
 
-    A covariance that few images are fitted to is theirs and not that of the next image: benchmarks/whitening.py.
+    A covariance that few images are fitted to is theirs and not that of the next image:
+    benchmarks/whitening.py.
     """
     if whitening in ('auto', 'zca') and image_size > WHITENED_SIZE:
         return 'channel', 'a matrix for images of more than %d pixels would be too large' % WHITENED_SIZE
@@ -93,7 +100,9 @@ def choose_whitening(whitening, images, image_size):
 
 
 def prepare_images(dataset, checksum, labeled, method, whitening, cache):
-    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of WHITENINGS; cache: a cache.Cache."""
+    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of
+    WHITENINGS; cache: a cache.Cache.
+    """
     kind, fit = WHITENINGS[whitening]
     whitener = None
     if kind:
@@ -109,13 +118,16 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
     if method == 'ssl':
         unlabeled_images = prepare(dataset.unlabeled_images)
     return Images(labeled_images, None if method == 'supervised' else unlabeled_images,
-                  NormalizedImages(dataset.test_images, whitener), NormalizedImages(dataset.valid_images, whitener), whitener)
+                  NormalizedImages(dataset.test_images, whitener),
+                  NormalizedImages(dataset.valid_images, whitener), whitener)
 
 
-# Augmenting: the random choice apart from the deterministic act ---------------------------------------------------------
+# Augmenting: the random choice apart from the deterministic act
 
 def generator(*key):
-    """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of numpy's."""
+    """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of
+    numpy's.
+    """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
@@ -125,9 +137,11 @@ def draw_shifts(rng, n, choices=SHIFTS):
 
 
 def shift(images, dy, dx, flipped=slice(0)):
-    """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's 'reflect').
+    """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's
+    'reflect').
 
-    images: (n, h, w, c). flipped: a mask (n,) or a slice of those that are then flipped left to right. Returns a new array.
+    images: (n, h, w, c). flipped: a mask (n,) or a slice of those that are then flipped left to right.
+    Returns a new array.
     """
     n, h, w, c = images.shape
     rows, columns = _mirrored(h, dy), _mirrored(w, dx)
@@ -166,34 +180,41 @@ PROXY_TRANSFORMS = (
 
 
 def proxy_views(images):
-    """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c), labels (6n,))."""
-    pixel = np.dtype((np.void, images.itemsize * images.shape[-1]))     # copied as a whole, not color by color
+    """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c),
+    labels (6n,)).
+    """
+    # copied as a whole, not color by color
+    pixel = np.dtype((np.void, images.itemsize * images.shape[-1]))
     pixels = np.ascontiguousarray(images).view(pixel)[..., 0]
     views = np.concatenate([transform(pixels) for _, transform in PROXY_TRANSFORMS])
     return (views.view(images.dtype).reshape(-1, *images.shape[1:]),
             np.repeat(np.arange(len(PROXY_TRANSFORMS)), len(images)))
 
 
-# Batches ------------------------------------------------------------------------------------------------------------
+# Batches
 
 class TwoBranchBatches:
     """batches[t] is the batch of step t: a pure function of (seed, t, rank), for any t >= 0, in any thread.
 
-    labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self branch draws from
-    (for asl the labeled images again; None for the supervised method, which has no self branch). labels_one_hot: (n, classes).
-    A step takes batch_size images for the self branch, six views of each, and as many labeled images as there are views; without
-    `oversample` only batch_size labeled images, each augmented six times. Each branch walks through its images pass after pass, each in a
-    fresh order; the steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
+    labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self
+    branch draws from (for asl the labeled images again; None for the supervised method, which has no self
+    branch). labels_one_hot: (n, classes). A step takes batch_size images for the self branch, six views of
+    each, and as many labeled images as there are views; without `oversample` only batch_size labeled images,
+    each augmented six times. Each branch walks through its images pass after pass, each in a fresh order; the
+    steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
     """
 
-    def __init__(self, labeled_images, labels_one_hot, unlabeled_images, batch_size=16, flip=True, seed=0,
-                 rank=0, ranks=1, oversample=True):
+    def __init__(  # noqa: PLR0913, a public signature
+            self, labeled_images, labels_one_hot, unlabeled_images, batch_size=16, flip=True, seed=0,
+            rank=0, ranks=1, oversample=True):
         self.labeled_images, self.labels = labeled_images, np.asarray(labels_one_hot, np.float32)
         self.unlabeled_images = unlabeled_images
         self.batch_size, self.flip = batch_size, flip
-        self.super_size, self.copies = batch_size * len(PROXY_TRANSFORMS), 1 if oversample else len(PROXY_TRANSFORMS)
+        self.super_size = batch_size * len(PROXY_TRANSFORMS)
+        self.copies = 1 if oversample else len(PROXY_TRANSFORMS)
         self.seed, self.rank, self.ranks = seed, rank, ranks
-        self._order = functools.lru_cache(maxsize=8)(self._draw_order)    # spares drawing a long pass at every step
+        # spares drawing a long pass at every step
+        self._order = functools.lru_cache(maxsize=8)(self._draw_order)
 
     @property
     def images_per_step(self):
@@ -205,20 +226,25 @@ class TwoBranchBatches:
         return t * self.ranks + self.rank
 
     def __getitem__(self, t):
-        """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32 one-hot)."""
-        indices = np.repeat(self._next(SUPER, len(self.labeled_images), self.super_size // self.copies, t), self.copies)
+        """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32
+        one-hot).
+        """
+        indices = np.repeat(self._next(SUPER, len(self.labeled_images), self.super_size // self.copies, t),
+                            self.copies)
         inputs = {'super_data': self._augmented(SUPER, self.labeled_images[indices], t, self.flip)}
         targets = {'super_clf': self.labels[indices]}
         if self.unlabeled_images is not None:
             indices = self._next(SELF, len(self.unlabeled_images), self.batch_size, t)
-            inputs['self_data'], proxy_labels = proxy_views(self._augmented(SELF, self.unlabeled_images[indices], t, flip=False))
+            augmented = self._augmented(SELF, self.unlabeled_images[indices], t, flip=False)
+            inputs['self_data'], proxy_labels = proxy_views(augmented)
             targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
         return inputs, targets
 
     def _next(self, branch, n, count, t):
         """The indices of the `count` images of a branch, which has n, that it comes to at step t."""
         passes, places = np.divmod(self.number(t) * count + np.arange(count), n)
-        return np.concatenate([self._order(branch, n, number)[places[passes == number]] for number in range(passes[0], passes[-1] + 1)])
+        return np.concatenate([self._order(branch, n, number)[places[passes == number]]
+                               for number in range(passes[0], passes[-1] + 1)])
 
     def _augmented(self, branch, images, t, flip):
         """New images: shifted, with `flip` one in two flipped, with noise."""
@@ -234,10 +260,12 @@ class TwoBranchBatches:
 
 
 def test_views(images, first, seed, flip=True):
-    """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them at a time.
+    """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them
+    at a time.
 
-    images: normalised float32 (n, s, s, 3). The first view is the images themselves; then shifted, with noise, shifted with
-    noise, and the left-right flip of each with fresh noise. Each depends on the seed and the image's number alone.
+    images: normalised float32 (n, s, s, 3). The first view is the images themselves; then shifted, with
+    noise, shifted with noise, and the left-right flip of each with fresh noise. Each depends on the seed and
+    the image's number alone.
     """
     dy, dx = np.empty((2, len(images)), int)
     noise = np.empty((len(images), 4 if flip else 2) + images.shape[1:], np.float32)

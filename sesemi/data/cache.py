@@ -1,8 +1,9 @@
-"""What start-up computes from the files, kept for the next start: decoded images and whitening, in files that are whole or not there.
+"""What start-up computes from the files, kept for the next start: decoded images and whitening, in files that
+are whole or not there.
 
-An entry's name holds a digest of all it depends on; one that was cut off, or that cannot be written, is computed as if there were
-no cache. Decoded images that would not fit into memory stay in their entry, or without a cache in a temporary file, and are read as
-they are drawn.
+An entry's name holds a digest of all it depends on; one that was cut off, or that cannot be written, is
+computed as if there were no cache. Decoded images that would not fit into memory stay in their entry, or
+without a cache in a temporary file, and are read as they are drawn.
 """
 import contextlib
 import hashlib
@@ -30,15 +31,19 @@ STALE_SECONDS = 86400   # since the last block of an entry that nobody can still
 
 
 def default_folder():
-    """Below $SESEMI_CACHE, else where the system keeps what can be computed again; None for a user without a home."""
-    place = os.environ.get('SESEMI_CACHE') or os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    """Below $SESEMI_CACHE, else where the system keeps what can be computed again; None for a user without a
+    home.
+    """
+    place = (os.environ.get('SESEMI_CACHE') or os.environ.get('XDG_CACHE_HOME')
+             or os.path.join(os.path.expanduser('~'), '.cache'))
     return None if place.startswith('~') else os.path.join(place, 'sesemi')
 
 
 class StoredImages:
     """uint8 images (n, s, s, 3) of an open file, which are read when indexed and not kept.
 
-    A slice or a mask gives a part of them, an index or an int array of indices an array; np.asarray reads them all.
+    A slice or a mask gives a part of them, an index or an int array of indices an array; np.asarray reads
+    them all.
     """
 
     def __init__(self, file, places, image_size):
@@ -59,7 +64,9 @@ class StoredImages:
         return images if dtype is None else images.astype(dtype)
 
     def _read(self, places):
-        """A copy of the file's images at these places. Mapped anew each time: what stays mapped counts as the process's memory."""
+        """A copy of the file's images at these places. Mapped anew each time: what stays mapped counts as the
+        process's memory.
+        """
         mapped = np.asarray(np.memmap(self.file, np.uint8, 'r'))
         return mapped.reshape(-1, *self.shape[1:]).take(places, axis=0)
 
@@ -67,8 +74,8 @@ class StoredImages:
 class Cache:
     """The entries in `folder`, or no cache when that is None.
 
-    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many `processes`. An entry is made by
-    one process; the others wait for it, at most so many seconds.
+    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many
+    `processes`. An entry is made by one process; the others wait for it, at most so many seconds.
     """
 
     def __init__(self, folder, memory_limit=None, processes=1, seconds=None):
@@ -82,13 +89,15 @@ class Cache:
     def decode_images(self, paths, image_size=32, fit='stretch'):
         """What utils.decode_images gives, in memory or, beyond the limit, as StoredImages.
 
-        Depends on each file's path, size and times of change, and on Pillow. Raises InputError naming an unreadable image.
+        Depends on each file's path, size and times of change, and on Pillow. Raises InputError naming an
+        unreadable image.
         """
         has_room = self.has_room(len(paths), image_size)
         images = self._cached_images(paths, image_size, fit) if self.folder is not None else None
         if images is not None:
             return np.asarray(images) if has_room else images
-        return decode_images(paths, image_size, fit, self.memory_limit) if has_room else self._spill(paths, image_size, fit)
+        return decode_images(paths, image_size, fit,
+                             self.memory_limit) if has_room else self._spill(paths, image_size, fit)
 
     def _cached_images(self, paths, image_size, fit):
         """The StoredImages of an entry, which is made if there is none; None if it cannot be."""
@@ -118,12 +127,15 @@ class Cache:
             file.writelines(decode_blocks(paths, image_size, fit, self.memory_limit))
             file.flush()
         except OSError as error:
-            raise InputError('%s: has no room for the images beyond the memory limit (%s); set TMPDIR to a folder that has, raise '
-                             '--memory-limit, or use the cache.' % (tempfile.tempdir or 'The temporary folder', reason(error))) from None
+            raise InputError('%s: has no room for the images beyond the memory limit (%s); set TMPDIR to a '
+                             'folder that has, raise --memory-limit, or use the cache.'
+                             % (tempfile.tempdir or 'The temporary folder', reason(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
     def whitener(self, kind, key, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for this key before."""
+        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for this key
+        before.
+        """
         if self.folder is None:
             return fit()
         path = os.path.join(self.folder, 'whitening-%s.npz' % digest([kind.__name__, key]))
@@ -144,18 +156,22 @@ class Cache:
         return whitener
 
     def _keep(self, path, blocks, what):
-        """Write an entry block by block, whole or not at all, and remove old ones; when it cannot be, say so."""
+        """Write an entry block by block, whole or not at all, and remove old ones; when it cannot be, say
+        so.
+        """
         try:
             os.makedirs(self.folder, exist_ok=True)
             handle, beside = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
-            with signals.removed_if_unfinished(beside), open(handle, 'wb') as file:      # it may be of gigabytes
+            # it may be of gigabytes
+            with signals.removed_if_unfinished(beside), open(handle, 'wb') as file:
                 file.writelines(blocks)
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(beside, path)
             self._trim(path)
         except OSError as error:
-            print('%s: the %s cannot be kept there (%s); the run goes on without.' % (self.folder, what, reason(error)), file=sys.stderr)
+            print('%s: the %s cannot be kept there (%s); the run goes on without.'
+                  % (self.folder, what, reason(error)), file=sys.stderr)
 
     def _trim(self, kept):
         """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes.
@@ -198,6 +214,8 @@ def digest(key):
 
 
 def _identity(path):
-    """What changes when a file does: its time of change tells more than that of its content, which programs set."""
+    """What changes when a file does: its time of change tells more than that of its content, which programs
+    set.
+    """
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns

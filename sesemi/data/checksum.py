@@ -10,11 +10,13 @@ from utils import chunks
 def data_checksum(dataset, image_digests=None):
     """SHA-256 over all images and labels and the class names.
 
-    image_digests: a list that gets S16 (n,) of the training, test, other unlabeled and validation images: half of each one's SHA-256.
+    image_digests: a list that gets S16 (n,) of the training, test, other unlabeled and validation images:
+    half of each one's SHA-256.
     """
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
     extra = dataset.unlabeled_images[len(dataset.train_images):]
-    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels), (extra, ()),
+    for images, labels in ((dataset.train_images, dataset.train_labels),
+                           (dataset.test_images, dataset.test_labels), (extra, ()),
                            (dataset.valid_images, dataset.valid_labels)):
         own = bytearray()
         for part in map(np.ascontiguousarray, chunks(images)):

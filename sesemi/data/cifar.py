@@ -1,4 +1,6 @@
-"""CIFAR-10 and CIFAR-100 in their official files, a .tar.gz archive or the pickled batches it holds -> arrays; and their download."""
+"""CIFAR-10 and CIFAR-100 in their official files, a .tar.gz archive or the pickled batches it holds ->
+arrays; and their download.
+"""
 import gzip
 import hashlib
 import io
@@ -31,7 +33,8 @@ FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
 def read_archive(path):
     """{file name: content of the pickle} of an archive. Raises InputError when it is not whole."""
     try:
-        with gzip.open(path) as file:   # to its end, where the checksum is: nothing of a damaged archive is used
+        # to its end, where the checksum is: nothing of a damaged archive is used
+        with gzip.open(path) as file:
             whole = io.BytesIO(file.read())
         files = {}
         with tarfile.open(fileobj=whole) as archive:
@@ -40,12 +43,16 @@ def read_archive(path):
                 if member.isreg() and name in FILES:
                     files[name] = _read_batch(lambda: archive.extractfile(member), '%s in %s' % (name, path))
         return files
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:     # gzip reports a cut-off file as EOFError
-        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.' % (path, reason(error))) from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        # gzip reports a cut-off file as EOFError
+        raise InputError('%s: not a whole .tar.gz archive (%s); download it again.'
+                         % (path, reason(error))) from None
 
 
 def read_batches(folder):
-    """{file name: content of the pickle} of the files in a folder. Raises InputError naming one that is not whole."""
+    """{file name: content of the pickle} of the files in a folder. Raises InputError naming one that is not
+    whole.
+    """
     files = {}
     for name in FILES:
         path = os.path.join(folder, name)
@@ -59,7 +66,8 @@ def _read_batch(open_batch, what):
         with open_batch() as file:
             return read_pickle(file.read())
     except Exception as error:      # a damaged pickle raises nearly anything
-        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.' % (what, reason(error))) from None
+        raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.'
+                         % (what, reason(error))) from None
 
 
 def kind(files):
@@ -70,7 +78,8 @@ def kind(files):
 def arrays(files, source):
     """(train images, train labels, test images, test labels, class names) of a data set's files.
 
-    Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError naming `source` when the files are not a whole set.
+    Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError naming `source` when the files are
+    not a whole set.
     """
     train, test, meta, labels_key, names_key = CIFAR10 if kind(files) == 'cifar10' else CIFAR100
     try:
@@ -91,12 +100,15 @@ def _images_and_labels(batch, labels_key, classes):
 
 
 def download(data, directory):
-    """Fetch the official archive of `data` into a folder: it is whole, of the official checksum, or not there. Raises InputError."""
+    """Fetch the official archive of `data` into a folder: it is whole, of the official checksum, or not
+    there. Raises InputError.
+    """
     name = ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, name)
-        beside = os.path.join(directory, UNFINISHED + secrets.token_hex(4))     # no two processes write one file
+        # no two processes write one file
+        beside = os.path.join(directory, UNFINISHED + secrets.token_hex(4))
         with signals.removed_if_unfinished(beside):
             if _fetch(URL + name, beside) != SHA256[data]:
                 raise ValueError('what came is not the official archive')
@@ -110,7 +122,9 @@ def download(data, directory):
 
 
 def _fetch(url, path):
-    """Write what is at a URL to a file, drawing a bar if standard error is a terminal; returns its SHA-256 in hexadecimal digits."""
+    """Write what is at a URL to a file, drawing a bar if standard error is a terminal; returns its SHA-256 in
+    hexadecimal digits.
+    """
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=60) as source, open(path, 'wb') as file:
         size = int(source.headers['Content-Length'] or BLOCK)

@@ -1,5 +1,6 @@
-"""A data set's name -> its images, labels and names. The form of the files (image folders, a list of files, the official CIFAR batches,
-SVHN's .mat files) is recognised from what lies in the folder; everything is decoded and checked here, before TensorFlow is imported.
+"""A data set's name -> its images, labels and names. The form of the files (image folders, a list of files,
+the official CIFAR batches, SVHN's .mat files) is recognised from what lies in the folder; everything is
+decoded and checked here, before TensorFlow is imported.
 """
 import csv
 import os
@@ -19,7 +20,9 @@ VALID = 'valid', 'validation', 'val'    # what a folder or a split of images for
 
 
 class Dataset(NamedTuple):
-    """Images are uint8 (n, s, s, 3), labels int64 (n,), names the files' paths below the data folder or their indices."""
+    """Images are uint8 (n, s, s, 3), labels int64 (n,), names the files' paths below the data folder or their
+    indices.
+    """
     train_images: np.ndarray
     train_labels: np.ndarray
     train_names: List[str]
@@ -28,16 +31,19 @@ class Dataset(NamedTuple):
     test_names: List[str]
     class_names: List[str]
     unlabeled_images: np.ndarray    # the training images, and behind them those of an `unlabeled` folder
-    valid_images: np.ndarray = np.zeros((0, 1, 1, 3), np.uint8)     # for the error during training; none of them is among those above
+    # for the error during training; none of them is among those above
+    valid_images: np.ndarray = np.zeros((0, 1, 1, 3), np.uint8)
     valid_labels: np.ndarray = np.zeros(0, np.int64)
     valid_names: List[str] = []
 
 
-def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True, decode=decode_images):
-    """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for by default.
+def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True,
+                 decode=decode_images):
+    """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for
+    by default.
 
-    fit: of settings.FITS, for images that are not square. with_unlabeled: whether to read those beyond the training images.
-    decode: reads image files; cache.Cache has one that keeps what it read.
+    fit: of settings.FITS, for images that are not square. with_unlabeled: whether to read those beyond the
+    training images. decode: reads image files; cache.Cache has one that keeps what it read.
     Raises InputError naming the file or folder that is missing, damaged or not of a known form.
     """
     if data == 'digits':
@@ -45,7 +51,8 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
     if directory is None:
         directory = _fill_default_directory(data)
     if not os.path.exists(directory):
-        raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.' % directory)
+        raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.'
+                         % directory)
     for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
         archive = _find(directory, [cifar.ARCHIVES[name]])
         if archive:
@@ -64,7 +71,9 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
 
 
 def _find(directory, names, inside=('',)):
-    """The first of `names` that is a file in `directory`, or `directory` itself if it is an archive; else None."""
+    """The first of `names` that is a file in `directory`, or `directory` itself if it is an archive; else
+    None.
+    """
     if os.path.isfile(directory):
         return directory if directory.endswith(('.tar.gz', '.tgz')) else None
     paths = (os.path.join(directory, folder, name) for folder in inside for name in names)
@@ -72,7 +81,9 @@ def _find(directory, names, inside=('',)):
 
 
 def _check_name(data, found, source):
-    """Raises InputError when official files are of another data set, whose preset would then be the wrong one."""
+    """Raises InputError when official files are of another data set, whose preset would then be the wrong
+    one.
+    """
     if data not in (found, 'folder'):
         raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
 
@@ -81,11 +92,13 @@ def _fill_default_directory(data):
     """default_directory, with the files in it: CIFAR is downloaded if it is not there. Raises InputError."""
     directory = default_directory(data)
     if directory is None:
-        raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and test/CLASS/*, or CLASS/*.')
+        raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and '
+                         'test/CLASS/*, or CLASS/*.')
     if not _has_files(directory):
         if data not in cifar.ARCHIVES:
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
-                             'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.' % directory)
+                             'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.'
+                             % directory)
         with locked(directory + '.lock'):
             if not _has_files(directory):       # another process may have downloaded them meanwhile
                 cifar.download(data, directory)
@@ -94,36 +107,45 @@ def _fill_default_directory(data):
 
 def _has_files(directory):
     """Whether a folder is there with more in it than unfinished downloads."""
-    return os.path.isdir(directory) and any(not entry.name.startswith(cifar.UNFINISHED) for part in entries(directory) for entry in part)
+    return os.path.isdir(directory) and any(not entry.name.startswith(cifar.UNFINISHED)
+                                            for part in entries(directory) for entry in part)
 
 
-# Image files --------------------------------------------------------------------------------------------------------
+# Image files
 
-PARTS = 'training', 'testing', 'tests', *VALID      # how others name what here is train and test, and parts beside them
+# how others name what here is train and test, and parts beside them
+PARTS = 'training', 'testing', 'tests', *VALID
 
 
 def _load_folders(directory, with_unlabeled, decode):
-    """train/CLASS/* with test/CLASS/* and valid/CLASS/*; or CLASS/*, below train or directly. Beside them, unlabeled/*."""
+    """train/CLASS/* with test/CLASS/* and valid/CLASS/*; or CLASS/*, below train or directly. Beside them,
+    unlabeled/*.
+    """
     if not os.path.isdir(directory):
-        raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give one of these.'
+        raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give '
+                         'one of these.'
                          % directory)
     train, test = (_part(directory, name) for name in ('train', 'test'))
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
     passed_over = PassedOver()
     paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory, passed_over)
-    found = [part for part in (_part(directory, name) for name in VALID) if os.path.isdir(part)] if os.path.isdir(train) else []
+    found = [part for part in (_part(directory, name) for name in VALID)
+             if os.path.isdir(part)] if os.path.isdir(train) else []
     if len(found) > 1:
-        raise InputError('%s: has %s for validation; keep one of them.' % (directory, ' and '.join(map(os.path.basename, found))))
+        raise InputError('%s: has %s for validation; keep one of them.'
+                         % (directory, ' and '.join(map(os.path.basename, found))))
     if os.path.isdir(train):
         folders, files = entries(directory)
-        passed_over.folders.update((folder.path, '') for folder in folders if folder.path not in (train, test, *found))
+        passed_over.folders.update((folder.path, '') for folder in folders
+                                   if folder.path not in (train, test, *found))
         passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
     else:
         _check_classes(directory, paths, class_names)
     parts = [_list_part(part, class_names, train, passed_over) for part in (test, *(found or ['']))]
     extra = []
-    for unlabeled in sorted({_part(place, 'unlabeled') for place in (directory, train) if os.path.isdir(place)} & set(passed_over.folders)):
+    for unlabeled in sorted({_part(place, 'unlabeled') for place in (directory, train)
+                             if os.path.isdir(place)} & set(passed_over.folders)):
         passed_over.folders[unlabeled] = 'for --method ssl'
         if with_unlabeled:
             del passed_over.folders[unlabeled]
@@ -134,65 +156,80 @@ def _load_folders(directory, with_unlabeled, decode):
 
 
 def _list_part(folder, class_names, train, passed_over):
-    """list_image_folder's paths and labels, the labels those of the training classes; none without the folder. Raises InputError."""
+    """list_image_folder's paths and labels, the labels those of the training classes; none without the
+    folder. Raises InputError.
+    """
     if not os.path.isdir(folder):
         return [], np.zeros(0, np.int64)
     paths, labels, found = list_image_folder(folder, passed_over)
     for name in found:
         if name not in class_names:
-            raise InputError('%s: no such class in %s; add its training images or remove the folder.' % (os.path.join(folder, name), train))
+            raise InputError('%s: no such class in %s; add its training images or remove the folder.'
+                             % (os.path.join(folder, name), train))
     return paths, np.array([class_names.index(name) for name in found])[labels]
 
 
 def _part(directory, name):
-    """The folder of this name in `directory`, in whatever case it is written; where it would be if there is none."""
+    """The folder of this name in `directory`, in whatever case it is written; where it would be if there is
+    none.
+    """
     found = [folder.name for folder in entries(directory)[0] if folder.name.lower() == name]
     return os.path.join(directory, name if name in found or not found else found[0])
 
 
 def _check_classes(directory, paths, class_names):
-    """Raises InputError when a folder has the name of a part of a data set, and folders in it, but no images: taken for a class it would
-    teach nonsense in silence.
+    """Raises InputError when a folder has the name of a part of a data set, and folders in it, but no images:
+    taken for a class it would teach nonsense in silence.
     """
     holding = {os.path.dirname(path) for path in paths}
     for name in class_names:
         if name.lower() in PARTS and os.path.join(directory, name) not in holding:
-            raise InputError('%s: seems to be a part of a data set and no class; name the parts train and test.' % os.path.join(directory, name))
+            raise InputError('%s: seems to be a part of a data set and no class; name the parts train and '
+                             'test.' % os.path.join(directory, name))
 
 
 def _load_list(path, with_unlabeled, decode):
-    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the default, valid or test)."""
+    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the
+    default, valid or test).
+    """
     directory = os.path.dirname(path)
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.' % (path, reason(error))) from None
+        raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.'
+                         % (path, reason(error))) from None
     if not rows or not {'path', 'label'} <= set(rows[0]):
-        raise InputError('%s: needs a header with the columns path, label and split, set apart by commas, and a line for each image.' % path)
+        raise InputError('%s: needs a header with the columns path, label and split, set apart by commas, '
+                         'and a line for each image.' % path)
     parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
         part, label = row.get('split') or 'train', row['label'] if (row['label'] or '').strip() else ''
         if not row['path'] or '\0' in row['path']:      # the csv of Python 3.11 lets it through
-            raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the line.' % (path, line))
+            raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the '
+                             'line.' % (path, line))
         if part in VALID:
             part = 'valid'
         if part not in ('train', 'valid', 'test'):
-            raise InputError('%s, line %d: split is %.40r; it must be train, valid or test.' % (path, line, part))
+            raise InputError('%s, line %d: split is %.40r; it must be train, valid or test.'
+                             % (path, line, part))
         if part != 'train' and not label:
             raise InputError('%s, line %d: has no label, which a %s image needs.' % (path, line, part))
         file = os.path.join(directory, row['path'])
         if not os.path.exists(file):
-            raise InputError('%s, line %d: %s: no such file; correct the path, which counts from the folder of the list, or remove the line.'
+            raise InputError('%s, line %d: %s: no such file; correct the path, which counts from the folder '
+                             'of the list, or remove the line.'
                              % (path, line, file))
         parts[part if label else 'unlabeled'].append((file, label))
     class_names = sorted({label for _, label in parts['train']})
     unknown = sorted({label for _, label in parts['valid'] + parts['test']} - set(class_names))
     if unknown or len(class_names) < 2:
-        raise InputError('%s: %s.' % (path, 'the class %s has no training images; add some' % unknown[0] if unknown else
-                                      'needs training images of at least two classes'))
+        raise InputError('%s: %s.'
+                         % (path, 'the class %s has no training images; add some' % unknown[0] if unknown else
+                          'needs training images of at least two classes'))
     train, test, valid = (
-        ([file for file, _ in parts[part]], np.array([class_names.index(label) for _, label in parts[part]], np.int64))
+        ([file for file, _ in parts[part]],
+         np.array([class_names.index(label) for _, label in parts[part]], np.int64))
         for part in ('train', 'test', 'valid'))
     extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
     if len(extra) < len(parts['unlabeled']):
@@ -201,7 +238,8 @@ def _load_list(path, with_unlabeled, decode):
 
 
 def _read_files(directory, class_names, parts, extra, decode):
-    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is held out for test.
+    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is
+    held out for test.
 
     parts: (paths, labels) of the training, test and validation images; extra: paths.
     """
@@ -210,20 +248,24 @@ def _read_files(directory, class_names, parts, extra, decode):
         held = hold_out(labels, 1 / 6)
         alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)
         if len(alone):
-            raise InputError('%s: class %s has one image, and one of each class is kept for test; add images, or test files.'
+            raise InputError('%s: class %s has one image, and one of each class is kept for test; add '
+                             'images, or test files.'
                              % (directory, class_names[alone[0]]))
-        print('No test images: a sixth of each class, %d of %d images, the same at every run, is held out for test.'
+        print('No test images: a sixth of each class, %d of %d images, the same at every run, is held out '
+              'for test.'
               % (held.sum(), len(held)))
         test_paths, test_labels = [path for path, is_held in zip(paths, held) if is_held], labels[held]
         paths, labels = [path for path, is_held in zip(paths, held) if not is_held], labels[~held]
     images, test_from = decode(paths + extra + test_paths + valid_paths), len(paths) + len(extra)
     valid_from = test_from + len(test_paths)
-    names, test_names, valid_names = ([os.path.relpath(path, directory or '.') for path in part] for part in (paths, test_paths, valid_paths))
-    return Dataset(images[:len(paths)], labels, names, images[test_from:valid_from], test_labels, test_names, class_names,
+    names, test_names, valid_names = ([os.path.relpath(path, directory or '.') for path in part]
+                                      for part in (paths, test_paths, valid_paths))
+    return Dataset(images[:len(paths)], labels, names, images[test_from:valid_from], test_labels, test_names,
+                   class_names,
                    images[:test_from], images[valid_from:], valid_labels, valid_names)
 
 
-# CIFAR ----------------------------------------------------------------------------------------------------------------
+# CIFAR
 
 def _load_cifar(data, files, source):
     """The Dataset of CIFAR-10 or CIFAR-100, whichever the files, as cifar.read_archive has them, are."""
@@ -232,10 +274,11 @@ def _load_cifar(data, files, source):
     _check_name(data, cifar.kind(files), source)
     train_images, train_labels, test_images, test_labels, class_names = cifar.arrays(files, source)
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
-                   test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names, train_images)
+                   test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names,
+                   train_images)
 
 
-# SVHN and digits ----------------------------------------------------------------------------------------------------
+# SVHN and digits
 
 def _load_svhn(directory):
     """The Dataset of the folder's two files."""
@@ -256,8 +299,10 @@ def _load_digits(image_size):
     images = np.repeat(grey[..., None], 3, axis=-1)
     held = hold_out(digits.target, 1 / 5)
     names = np.arange(len(held)).astype(str)
-    return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held], digits.target[held],
-                            list(names[held]), [str(digit) for digit in range(10)], images[~held]), image_size)
+    return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held],
+                            digits.target[held],
+                            list(names[held]), [str(digit) for digit in range(10)], images[~held]),
+                            image_size)
 
 
 def _resized(dataset, image_size):
@@ -265,6 +310,8 @@ def _resized(dataset, image_size):
     def resize(images):
         if images.shape[1] == image_size:
             return images
-        return np.stack([Image.fromarray(image).resize((image_size, image_size), Image.BILINEAR) for image in images])
+        return np.stack([Image.fromarray(image).resize((image_size, image_size), Image.BILINEAR)
+                         for image in images])
     train_images = resize(dataset.train_images)
-    return dataset._replace(train_images=train_images, test_images=resize(dataset.test_images), unlabeled_images=train_images)
+    return dataset._replace(train_images=train_images, test_images=resize(dataset.test_images),
+                            unlabeled_images=train_images)

@@ -1,5 +1,5 @@
-"""What makes an error rate mean less than it seems though every file can be read: one image in two parts of a data set or under two
-labels, and labels that only spaces or capitals keep apart.
+"""What makes an error rate mean less than it seems though every file can be read: one image in two parts of a
+data set or under two labels, and labels that only spaces or capitals keep apart.
 """
 import numpy as np
 
@@ -9,7 +9,8 @@ from sesemi.errors import listed
 def find_leaks(dataset, train, test, unlabeled, valid):
     """One line that counts them and names the first, '' if there are none.
 
-    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images as checksum.data_checksum gives them.
+    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images as
+    checksum.data_checksum gives them.
     """
     found = []
     for kind, part, names, inside, other, other_names in (
@@ -19,10 +20,12 @@ def find_leaks(dataset, train, test, unlabeled, valid):
             ('test', test, dataset.test_names, 'unlabeled', unlabeled, None),
             ('validation', valid, dataset.valid_names, 'unlabeled', unlabeled, None)):
         twice = np.flatnonzero(np.isin(part, other))
-        first = [names[i] + (' is ' + other_names[np.argmax(other == part[i])] if other_names else '') for i in twice[:3]]
+        first = [names[i] + (' is ' + other_names[np.argmax(other == part[i])] if other_names else '')
+                 for i in twice[:3]]
         found += _counted(len(twice), kind, 'in %s too' % inside, first)
     names = [*dataset.train_names, *dataset.test_names, *dataset.valid_names]
-    labels, digests = np.concatenate([dataset.train_labels, dataset.test_labels, dataset.valid_labels]), np.concatenate([train, test, valid])
+    labels, digests = np.concatenate([dataset.train_labels, dataset.test_labels,
+                                      dataset.valid_labels]), np.concatenate([train, test, valid])
     order = np.argsort(digests, kind='stable')
     differ = (digests[order[1:]] == digests[order[:-1]]) & (labels[order[1:]] != labels[order[:-1]])
     first = ['%s is %s' % (names[order[i]], names[order[i + 1]]) for i in np.flatnonzero(differ)[:3]]
@@ -38,4 +41,5 @@ def find_leaks(dataset, train, test, unlabeled, valid):
 def _counted(count, kind, what, first):
     """['3 test images are in train too (a.png is b.png, ... and 1 more)'], or nothing of none."""
     more = ' and %d more' % (count - len(first)) if count > len(first) else ''
-    return ['%d %s image%s %s (%s%s)' % (count, kind, ' is' if count == 1 else 's are', what, listed(first), more)] if count else []
+    return ['%d %s image%s %s (%s%s)'
+            % (count, kind, ' is' if count == 1 else 's are', what, listed(first), more)] if count else []

@@ -17,10 +17,12 @@ def read_file(path):
         with open_regular(path) as file:
             content = loadmat(file, variable_names=['X', 'y'])
         images, labels = content['X'].transpose(3, 0, 1, 2), content['y'].ravel()
-        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1] or not len(labels):
+        pixels = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)
+        if not pixels or labels.shape != images.shape[:1] or not len(labels):
             raise ValueError('images %s %s, labels %s' % (images.dtype, images.shape, labels.shape))
         if not np.isin(labels, np.arange(11)).all():
             raise ValueError('labels that are not whole numbers from 0 to 10')
     except Exception as error:  # a damaged file raises nearly anything
-        raise InputError('%s: not a whole SVHN file (%s); download it again.' % (path, reason(error))) from None
+        raise InputError('%s: not a whole SVHN file (%s); download it again.'
+                         % (path, reason(error))) from None
     return np.ascontiguousarray(images), labels.astype(np.int64) % 10       # 10 means 0

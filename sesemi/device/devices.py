@@ -1,4 +1,6 @@
-"""Which device a run is on, CPU, GPU or Ascend NPU, why that one, and whether it has what the flags ask for."""
+"""Which device a run is on, CPU, GPU or Ascend NPU, why that one, and whether it has what the flags ask
+for.
+"""
 import os
 import sys
 
@@ -10,7 +12,9 @@ from sesemi.errors import InputError
 
 
 def choose_for_run(args, info):
-    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not what they ask for."""
+    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not
+    what they ask for.
+    """
     device, why = choose_device(args.device)
     check_ranks(device, info)
     if device == 'cpu':
@@ -21,13 +25,15 @@ def choose_for_run(args, info):
 def choose_device(requested='auto'):
     """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
 
-    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend variables everywhere.
-    When it leaves an NVIDIA card that is there unused, a line on standard error says why.
+    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend
+    variables everywhere. When it leaves an NVIDIA card that is there unused, a line on standard error says
+    why.
     """
     if requested == 'npu':
         npu.adapter()
     if requested == 'gpu' and not list_gpus():
-        raise InputError('--device gpu: ' + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
+        raise InputError('--device gpu: '
+                         + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
     if requested != 'auto':
         return requested, 'asked for'
     found, why = npu.find()
@@ -39,8 +45,10 @@ def choose_device(requested='auto'):
     unused = _unused_card()
     if unused:
         print('This run is on the CPU: ' + unused, file=sys.stderr)
-    faster = '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time' if tf.__version__ < '2' else ''
-    return 'cpu', why + '; TensorFlow finds no GPU' + faster
+    why += '; TensorFlow finds no GPU'
+    if tf.__version__ < '2':
+        why += '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time'
+    return 'cpu', why
 
 
 def device_options(device, args, rank=0):
@@ -49,9 +57,11 @@ def device_options(device, args, rank=0):
     On CPUs and GPUs rank 0 alone is profiled. Raises InputError when the device has not what they ask for.
     """
     precision.check(device, args.precision_mode, tf.__version__)
-    for flag, on in (('--over-dump', args.over_dump), ('--data-dump', args.data_dump), ('--autotune', args.autotune)):
+    for flag, on in (('--over-dump', args.over_dump), ('--data-dump', args.data_dump),
+                     ('--autotune', args.autotune)):
         if on and device != 'npu':
-            raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.' % (flag, device))
+            raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.'
+                             % (flag, device))
 
     def below(name, on):
         return os.path.join(os.path.abspath(args.result), name) if on else None
@@ -61,11 +71,15 @@ def device_options(device, args, rank=0):
 
 
 def check_ranks(device, info):
-    """Raises InputError when the device's engine cannot bring the ranks of `info`, a ranks.RankInfo, together."""
+    """Raises InputError when the device's engine cannot bring the ranks of `info`, a ranks.RankInfo,
+    together.
+    """
     if device == 'npu' and info.world_size != int(os.environ.get('RANK_SIZE') or 1):
-        raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by run_8p.sh.')
+        raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by '
+                         'run_8p.sh.')
     if device != 'npu' and info.world_size != max(1, len(info.workers)):
-        raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by run_local.sh, or unset it.'
+        raise InputError('RANK_SIZE=%d: on the %s the processes need --workers and --rank; start them by '
+                         'run_local.sh, or unset it.'
                          % (info.world_size, device))
 
 

@@ -1,4 +1,6 @@
-"""The Ascend NPU: whether it is here, its adapter, and what a session's config tells the adapter. The only file to name npu_bridge."""
+"""The Ascend NPU: whether it is here, its adapter, and what a session's config tells the adapter. The only
+file to name npu_bridge.
+"""
 import glob
 import importlib.util
 import json
@@ -20,15 +22,19 @@ def find():
     if not importlib.util.find_spec('npu_bridge'):
         return False, 'no npu_bridge'
     found = nodes()
-    return (True, 'npu_bridge and %s are there' % found[0]) if found else (False, 'npu_bridge but no %s' % NODES)
+    return (True, 'npu_bridge and %s are there'
+            % found[0]) if found else (False, 'npu_bridge but no %s' % NODES)
 
 
 def adapter():
-    """The adapter's names. Imported for an NPU run only: later lines patch every tf.Session when imported. Raises InputError."""
+    """The adapter's names. Imported for an NPU run only: later lines patch every tf.Session when imported.
+    Raises InputError.
+    """
     try:
         import npu_bridge.npu_init
     except Exception as error:      # a broken installation raises other types than ImportError too
-        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install the one for this TensorFlow '
+        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install '
+                         'the one for this TensorFlow '
                          'or say --device cpu.' % (type(error).__name__, error)) from None
     return npu_bridge.npu_init
 
@@ -41,13 +47,17 @@ def all_reduce(tensor):
 
 
 def set_timeouts(join_timeout, peer_timeout):
-    """Let HCCL wait as long as the ranks do, unless the user has set its limits. Both in seconds; its own are 120 and 1836."""
+    """Let HCCL wait as long as the ranks do, unless the user has set its limits. Both in seconds; its own are
+    120 and 1836.
+    """
     os.environ.setdefault('HCCL_CONNECT_TIMEOUT', '%d' % min(max(120, join_timeout), 7200))
-    os.environ.setdefault('HCCL_EXEC_TIMEOUT', '%d' % max(1836, 68 * (peer_timeout // 68 + 1)))     # a multiple of 68
+    # a multiple of 68
+    os.environ.setdefault('HCCL_EXEC_TIMEOUT', '%d' % max(1836, 68 * (peer_timeout // 68 + 1)))
 
 
 def configure(config, options):
-    """Add the NpuOptimizer to a session's ConfigProto; returns what the adapter makes of it. options: runtime.Options.
+    """Add the NpuOptimizer to a session's ConfigProto; returns what the adapter makes of it. options:
+    runtime.Options.
 
     The adapter ignores a value in the wrong field, so types matter here.
     """
@@ -63,10 +73,12 @@ def configure(config, options):
     if options.over_dump:
         parameters.update(enable_dump_debug=True, dump_path=options.over_dump, dump_debug_mode='all')
     if options.data_dump:
-        parameters.update(enable_dump=True, dump_path=options.data_dump, dump_step=options.data_dump_step, dump_mode='all')
+        parameters.update(enable_dump=True, dump_path=options.data_dump, dump_step=options.data_dump_step,
+                          dump_mode='all')
     if options.profiling:
         parameters.update(profiling_mode=True, profiling_options=json.dumps({
-            'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '', 'bp_point': ''}))
+            'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '',
+            'bp_point': ''}))
     if options.autotune:
         parameters['auto_tune_mode'] = 'RL,GA'
 

@@ -1,4 +1,6 @@
-"""NVIDIA cards: whether one is here, the CUDA libraries that TensorFlow does not find, and why it cannot use the card. No TensorFlow."""
+"""NVIDIA cards: whether one is here, the CUDA libraries that TensorFlow does not find, and why it cannot use
+the card. No TensorFlow.
+"""
 import contextlib
 import ctypes
 import glob
@@ -18,8 +20,9 @@ def has_card():
 
 
 def load_cuda():
-    """Load the libraries that TensorFlow does not find in its CUDA packages, though it asks for these packages itself: cuSOLVER in
-    2.21, without which it uses no GPU, and NCCL in 2.20. What is loaded is found.
+    """Load the libraries that TensorFlow does not find in its CUDA packages, though it asks for these
+    packages itself: cuSOLVER in 2.21, without which it uses no GPU, and NCCL in 2.20. What is loaded is
+    found.
     """
     packages = importlib.util.find_spec('nvidia')
     for folder in getattr(packages, 'submodule_search_locations', None) or ():
@@ -30,15 +33,18 @@ def load_cuda():
 
 
 def unused_card(tensorflow, built_with_cuda):
-    """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a card.
+    """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a
+    card.
 
-    tensorflow: its version. The cause is in TensorFlow's log, which is off in this process: a second one tells it.
+    tensorflow: its version. The cause is in TensorFlow's log, which is off in this process: a second one
+    tells it.
     """
     if not has_card():
         return None
     project = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     log = subprocess.run(
-        [sys.executable, '-c', 'from sesemi.device import nvidia, runtime; nvidia.load_cuda(); runtime.tf.Session()'],
+        [sys.executable, '-c',
+         'from sesemi.device import nvidia, runtime; nvidia.load_cuda(); runtime.tf.Session()'],
         cwd=project, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1'),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors='replace').stderr
     return 'TensorFlow %s cannot use the NVIDIA card: %s, or say --device cpu.' % (

@@ -1,4 +1,6 @@
-"""The precision of a run: which --precision-mode a device has, and what a CPU needs for mixed precision. No TensorFlow."""
+"""The precision of a run: which --precision-mode a device has, and what a CPU needs for mixed precision. No
+TensorFlow.
+"""
 import os
 import platform
 import re
@@ -13,7 +15,9 @@ OLDEST = 2, 15                                  # the TensorFlow whose graph rew
 
 
 def known_device(requested):
-    """The device that --device `requested` comes to, as far as that is known without TensorFlow; else None."""
+    """The device that --device `requested` comes to, as far as that is known without TensorFlow; else
+    None.
+    """
     if requested != 'auto':
         return requested
     if npu.find()[0]:
@@ -24,19 +28,24 @@ def known_device(requested):
 def check(device, mode, tensorflow):
     """Raises InputError if the device does not have the mode.
 
-    device: None: not known yet; mode: a --precision-mode, None: the default; tensorflow: its version, None: there is none.
+    device: None: not known yet; mode: a --precision-mode, None: the default; tensorflow: its version, None:
+    there is none.
     """
     if None in (device, mode):
         return
     if mode not in MODES[device]:
-        raise InputError('--precision-mode %s: the %s has %s; give one of these.' % (mode, device, ', '.join(MODES[device])))
+        raise InputError('--precision-mode %s: the %s has %s; give one of these.'
+                         % (mode, device, ', '.join(MODES[device])))
     missing = missing_for_bfloat16(tensorflow) if device == 'cpu' and mode == 'mixed' else None
     if missing:
-        raise InputError('--precision-mode mixed: on a CPU it needs %s, or say --precision-mode float32.' % missing)
+        raise InputError('--precision-mode mixed: on a CPU it needs %s, or say --precision-mode float32.'
+                         % missing)
 
 
 def missing_for_bfloat16(tensorflow):
-    """What this machine lacks for mixed precision on its CPU, in words, and how to have it; None if it lacks nothing."""
+    """What this machine lacks for mixed precision on its CPU, in words, and how to have it; None if it lacks
+    nothing.
+    """
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         return 'Linux on x86-64'
     if not bfloat16_flag():
@@ -71,7 +80,9 @@ def in_words(device, mode):
 
 
 def opening_words(device, mode, tensorflow):
-    """What the opening lines of a run say of its precision: '' for the default where nothing faster is to be had."""
+    """What the opening lines of a run say of its precision: '' for the default where nothing faster is to be
+    had.
+    """
     if device == 'npu':
         return ''
     if mode == 'mixed':

@@ -21,16 +21,18 @@ class RankInfo(NamedTuple):
 
 
 def find_rank(workers, rank, environment):
-    """This process's RankInfo: from --workers and --rank, else TF_CONFIG, else RANK_ID and RANK_SIZE as on Ascend hosts.
+    """This process's RankInfo: from --workers and --rank, else TF_CONFIG, else RANK_ID and RANK_SIZE as on
+    Ascend hosts.
 
-    workers: 'host:port,host:port' or None; rank: int or None; environment: as os.environ. Raises InputError naming what
-    is wrong or does not fit together.
+    workers: 'host:port,host:port' or None; rank: int or None; environment: as os.environ. Raises InputError
+    naming what is wrong or does not fit together.
     """
     size = _number(environment, 'RANK_SIZE', 1)
     if workers:
         info = _rank_info(workers.split(','), rank, '--workers %s' % workers, '--rank')
     elif rank is not None:
-        raise InputError('--rank %d: which ranks there are is not known; give --workers HOST:PORT,HOST:PORT too.' % rank)
+        raise InputError('--rank %d: which ranks there are is not known; give --workers HOST:PORT,HOST:PORT '
+                         'too.' % rank)
     elif environment.get('TF_CONFIG'):
         info = _from_tf_config(environment['TF_CONFIG'])
     elif size > 1:
@@ -39,7 +41,8 @@ def find_rank(workers, rank, environment):
     else:
         return RankInfo()
     if size > 1 and (info.rank, info.world_size) != (_number(environment, 'RANK_ID', 0), size):
-        raise InputError('RANK_ID and RANK_SIZE say rank %s of %d, but --workers or TF_CONFIG rank %d of %d; make them agree.'
+        raise InputError('RANK_ID and RANK_SIZE say rank %s of %d, but --workers or TF_CONFIG rank %d of %d; '
+                         'make them agree.'
                          % (environment.get('RANK_ID', 0), size, info.rank, info.world_size))
     return info
 
@@ -59,7 +62,8 @@ def _rank_info(workers, rank, source, which):
     if len(set(workers)) < len(workers):
         raise InputError('%s: an address is there twice; every rank needs its own.' % source)
     if rank is None or not 0 <= rank < len(workers):
-        raise InputError('%s has %d addresses: %s must be from 0 to %d.' % (source, len(workers), which, len(workers) - 1))
+        raise InputError('%s has %d addresses: %s must be from 0 to %d.'
+                         % (source, len(workers), which, len(workers) - 1))
     hosts = [worker.rpartition(':')[0] for worker in workers]
     return RankInfo(rank, len(workers), tuple(workers), hosts.count(hosts[rank]))
 
@@ -82,37 +86,46 @@ def _from_tf_config(text):
         if task not in ('chief', 'worker'):
             raise ValueError('the task is a %s' % task)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError('TF_CONFIG: not the cluster and task of a worker (%s: %s); correct it, unset it or give --workers and '
-                         '--rank.' % (type(error).__name__, error)) from None
+        raise InputError('TF_CONFIG: not the cluster and task of a worker (%s: %s); correct it, unset it or '
+                         'give --workers and --rank.' % (type(error).__name__, error)) from None
     return _rank_info(chief + workers, rank, 'TF_CONFIG', 'its task index')
 
 
 def _ranks_on_host(path, rank):
-    """How many ranks share the host of this rank, by an Ascend rank table of version 1.0 or, as ModelArts first had it, 0.1."""
+    """How many ranks share the host of this rank, by an Ascend rank table of version 1.0 or, as ModelArts
+    first had it, 0.1.
+    """
     try:
         with open(path or '') as file:
             table = json.load(file)
         if 'server_list' in table:
             hosts = [[int(card['rank_id']) for card in server['device']] for server in table['server_list']]
         else:       # ranks have no numbers there, but an order
-            counts = [len(server['devices']) for group in table['group_list'] for server in group['instance_list']]
+            counts = [len(server['devices']) for group in table['group_list']
+                      for server in group['instance_list']]
             hosts = [range(sum(counts[:number]), sum(counts[:number + 1])) for number in range(len(counts))]
         return next(len(ranks) for ranks in hosts if rank in ranks)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InputError('RANK_TABLE_FILE=%s: rank %d is not to be found in it (%s); set it to the rank table, or give --workers and --rank.'
+        raise InputError('RANK_TABLE_FILE=%s: rank %d is not to be found in it (%s); set it to the rank '
+                         'table, or give --workers and --rank.'
                          % (path or '', rank, reason(error))) from None
 
 
 def find_gpus(gpus, environment):
-    """The GPUs that --gpus means, as CUDA_VISIBLE_DEVICES names them: a list of str. Raises InputError when there is none."""
+    """The GPUs that --gpus means, as CUDA_VISIBLE_DEVICES names them: a list of str. Raises InputError when
+    there is none.
+    """
     if gpus != 'all':
         return gpus.split(',')
     visible = environment.get('CUDA_VISIBLE_DEVICES')
     if visible is not None and visible.split(',')[0].strip() in ('', '-1'):
-        raise InputError("--gpus all: CUDA_VISIBLE_DEVICES is '%s', which hides every GPU; unset it, or leave the flag out." % visible)
-    found = visible.split(',') if visible else sorted(re.findall(r'\d+$', '\n'.join(glob.glob('/dev/nvidia[0-9]*')), re.MULTILINE), key=int)
+        raise InputError("--gpus all: CUDA_VISIBLE_DEVICES is '%s', which hides every GPU; unset it, or "
+                         "leave the flag out." % visible)
+    nodes = '\n'.join(glob.glob('/dev/nvidia[0-9]*'))
+    found = visible.split(',') if visible else sorted(re.findall(r'\d+$', nodes, re.MULTILINE), key=int)
     if not found and has_card():        # under WSL cards have no nodes
         found = ['0']
     if not found:
-        raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or leave the flag out.')
+        raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or '
+                         'leave the flag out.')
     return found

@@ -5,9 +5,11 @@ from sesemi.system.machine import memory
 
 
 def check_memory(network, method, batch_size, image_size, processes=1):
-    """Raises InputError when a training step on this CPU would take more than all memory, which `processes` of the host share.
+    """Raises InputError when a training step on this CPU would take more than all memory, which `processes`
+    of the host share.
 
-    A step takes what its layers give for the images of both branches, six views of each. A network that was not measured passes.
+    A step takes what its layers give for the images of both branches, six views of each. A network that was
+    not measured passes.
     """
     if network not in STEP_BYTES:
         return
@@ -15,6 +17,8 @@ def check_memory(network, method, batch_size, image_size, processes=1):
     image = STEP_BYTES[network] * views * image_size ** 2
     if batch_size * image > room:
         fitting = int(room / image)
-        raise InputError('--batch-size %d: a step of %s takes about %.1f GB at %d pixels, and there are %.1f; %s.' % (
-            batch_size, network, (batch_size * image + PROGRAM_BYTES) / 1e9, image_size, memory() / processes / 1e9,
+        raise InputError('--batch-size %d: a step of %s takes about %.1f GB at %d pixels, and there are '
+                         '%.1f; %s.' % (
+            batch_size, network, (batch_size * image + PROGRAM_BYTES) / 1e9, image_size,
+            memory() / processes / 1e9,
             'say --batch-size %d' % fitting if fitting else 'lower --image-size'))

@@ -1,4 +1,6 @@
-"""What lies in a folder of images: the image files at any depth, and what is passed over, so that nothing is left out in silence."""
+"""What lies in a folder of images: the image files at any depth, and what is passed over, so that nothing is
+left out in silence.
+"""
 import os
 from collections import Counter
 
@@ -6,11 +8,14 @@ from sesemi.errors import InputError, listed, printable
 from sesemi.images.decoding import readable
 
 JUNK = ('__MACOSX', '__pycache__')      # folders that programs leave
-READERS = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}       # of files that Pillow may not read
+# of files that Pillow may not read
+READERS = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}
 
 
 class PassedOver:
-    """What of a data folder is not read: files, a Counter of reasons; folders, {path: reason or ''}. Its text is one sentence, or ''."""
+    """What of a data folder is not read: files, a Counter of reasons; folders, {path: reason or ''}. Its text
+    is one sentence, or ''.
+    """
 
     def __init__(self):
         self.files, self.folders = Counter(), {}
@@ -18,10 +23,12 @@ class PassedOver:
     def __str__(self):
         count = sum(self.files.values())
         files = ', '.join('%d %s' % (count, why) for why, count in self.files.most_common())
-        folders = listed(os.path.basename(path) + (why and ' (%s)' % why) for path, why in sorted(self.folders.items()))
+        folders = listed(os.path.basename(path) + (why and ' (%s)' % why)
+                         for path, why in sorted(self.folders.items()))
         if folders:
             folders = '%solders passed over: %s.' % ('; f' if files else 'F', folders)
-        return (files and '%d file%s passed over: %s' % (count, '' if count == 1 else 's', printable(files))) + (folders or files and '.')
+        return (files and '%d file%s passed over: %s'
+                % (count, '' if count == 1 else 's', printable(files))) + (folders or files and '.')
 
 
 def entries(directory):
@@ -30,9 +37,11 @@ def entries(directory):
         with os.scandir(directory) as found:
             found = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError('%s: cannot be listed (%s); make it readable or remove it.' % (directory, error.strerror)) from None
+        raise InputError('%s: cannot be listed (%s); make it readable or remove it.'
+                         % (directory, error.strerror)) from None
     folders = [os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir() for entry in found]
-    return ([entry for entry, folder in zip(found, folders) if folder], [entry for entry, folder in zip(found, folders) if not folder])
+    return ([entry for entry, folder in zip(found, folders) if folder],
+            [entry for entry, folder in zip(found, folders) if not folder])
 
 
 def why_not(file):
@@ -46,7 +55,8 @@ def why_not(file):
     suffix = os.path.splitext(file.name)[1].lower()
     if suffix in readable().suffixes:
         return ''
-    return (suffix or 'without a suffix') + (' (%s reads them)' % READERS[suffix] if suffix in READERS else '')
+    reader = ' (%s reads them)' % READERS[suffix] if suffix in READERS else ''
+    return (suffix or 'without a suffix') + reader
 
 
 def is_junk(folder):
@@ -55,7 +65,8 @@ def is_junk(folder):
 
 
 def find_images(directory, passed_over):
-    """The image files of a folder and of those below it, sorted. Links to folders below it are not followed: they may form a ring.
+    """The image files of a folder and of those below it, sorted. Links to folders below it are not followed:
+    they may form a ring.
 
     passed_over: a PassedOver that gets all else. Raises InputError when a folder cannot be listed.
     """

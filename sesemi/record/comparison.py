@@ -13,13 +13,16 @@ from sesemi.record.live import say_once
 from sesemi.record.run_folder import data_name, stored_result
 from sesemi.system.files import write_atomic
 
-SHOWN = ('method', 'data', 'network', 'labels')     # always have a column; other settings if they differ between runs on a data set
+# always have a column; other settings if they differ between runs on a data set
+SHOWN = ('method', 'data', 'network', 'labels')
 STARTED_WITH = dict(IDENTITY_FLAGS, ranks=1)              # where a run's record has not yet the flag
 SETTINGS = sorted({*STARTED_WITH, 'flip'} - {'seed', 'no_flip'})
 
 
 def summary(errors):
-    """The line that a program reads: the error rate, or of several runs its mean and sample standard deviation."""
+    """The line that a program reads: the error rate, or of several runs its mean and sample standard
+    deviation.
+    """
     return 'classification error rate: ' + mean_and_deviation(errors)
 
 
@@ -50,14 +53,16 @@ def compare(folders):
             page.duration(np.mean(of('steps')) * np.mean(of('seconds_per_step'))),
             '%.0f' % np.mean(of('images_per_second'))])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+                     for line in lines)
 
 
 def load_results(folders):
     """What result.json holds of each run in `folders`, every run once."""
     found = []
     for folder in folders:
-        inside = [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(glob.escape(folder), '*', 'args.json')))]
+        inside = [os.path.dirname(path)
+                  for path in sorted(glob.glob(os.path.join(glob.escape(folder), '*', 'args.json')))]
         finished = [run for run in inside if os.path.exists(os.path.join(run, 'result.json'))]
         for run in sorted(set(inside) - set(finished)):
             say_once('%s: not finished; left out.' % run)
@@ -66,16 +71,21 @@ def load_results(folders):
     for run in {os.path.realpath(run): run for run in found}.values():
         result = stored_result(run)
         if result is None:
-            raise InputError('%s: holds no result.json of a finished run; finish the run by --resume or leave it out.' % run)
+            raise InputError('%s: holds no result.json of a finished run; finish the run by --resume or '
+                             'leave it out.' % run)
         results.append(result)
     return results
 
 
 def setting(result):
-    """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack newer flags."""
+    """What makes a run comparable to others: its flags but for the seed, and its images. Older runs lack
+    newer flags.
+    """
     mode = result.get('precision_mode', result['flags'].get('precision_mode'))
-    return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS}, data=data_name(result['flags']),
-                precision_mode=precision.in_words(result.get('device'), mode), images=result['data_checksum'][:8])
+    return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS},
+                data=data_name(result['flags']),
+                precision_mode=precision.in_words(result.get('device'), mode),
+                images=result['data_checksum'][:8])
 
 
 def group(results):
@@ -89,21 +99,27 @@ def group(results):
 def differences(groups, same):
     """The names of the settings in which groups differ that have the settings `same` in common."""
     settings = [setting(runs[0]) for runs in groups]
-    return sorted({name for one in settings for other in settings if all(one[name] == other[name] for name in same)
+    return sorted({name for one in settings for other in settings
+                   if all(one[name] == other[name] for name in same)
                    for name in one if one[name] != other[name]})
 
 
 def plot(folders, path):
-    """Draw the errors by method and labels to a PNG file. Raises InputError without matplotlib, and as compare does."""
+    """Draw the errors by method and labels to a PNG file. Raises InputError without matplotlib, and as
+    compare does.
+    """
     if plots.missing():
-        raise InputError('--plot %s: matplotlib cannot be imported (%s); pip install matplotlib.' % (path, plots.missing()))
+        raise InputError('--plot %s: matplotlib cannot be imported (%s); pip install matplotlib.'
+                         % (path, plots.missing()))
     groups = group(load_results(folders))
-    naming = [name for name in ('method', 'data', 'network') if name == 'method' or name in differences(groups, [])]
+    naming = [name for name in ('method', 'data', 'network') if name == 'method'
+              or name in differences(groups, [])]
     besides = differences(groups, SHOWN)
     series = {}
     for runs in groups:
         values = setting(runs[0])
-        name = ', '.join([values[name] for name in naming] + ['%s %s' % (name, values[name]) for name in besides])
+        name = ', '.join([values[name] for name in naming]
+                         + ['%s %s' % (name, values[name]) for name in besides])
         series.setdefault(name, {})[values['labels']] = [run['classification_error_rate'] for run in runs]
     names = {setting(runs[0])['data'] for runs in groups}
     write_atomic(path, plots.comparison_png(series, names.pop() if len(names) == 1 else ''))

@@ -17,8 +17,10 @@ def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
     names = *IDENTITY_FLAGS, 'precision_mode', 'eval_every', 'runs'
     return {**{spelled(name): getattr(args, name) for name in names}, 'the images': checksum,
-            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(), 'the code': code_checksum(),
-            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__, 'TensorFlow': tensorflow_version()}
+            'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(),
+            'the code': code_checksum(),
+            'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__,
+            'TensorFlow': tensorflow_version()}
 
 
 def code_checksum():
@@ -33,7 +35,9 @@ def code_checksum():
 def git_revision():
     """The checkout's revision, with -dirty if files differ from it; None outside a checkout."""
     try:
-        return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*'],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout.decode().strip()
+        return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40',
+                               '--exclude', '*'],
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              check=True).stdout.decode().strip()
     except (OSError, subprocess.CalledProcessError):
         return None

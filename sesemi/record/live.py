@@ -17,21 +17,25 @@ REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not ever
 class Report:
     """The report of the run in `folder`, which run_folder.Run has started.
 
-    dataset: a datasets.Dataset; labeled: int (labels,) indices of its labeled training images; epochs: those of the whole run;
-    clock: seconds. Without matplotlib the page has no curves, which is said once on standard error.
+    dataset: a datasets.Dataset; labeled: int (labels,) indices of its labeled training images; epochs: those
+    of the whole run; clock: seconds. Without matplotlib the page has no curves, which is said once on
+    standard error.
     """
 
     def __init__(self, folder, dataset, labeled, epochs, clock=time.monotonic):
-        self.folder, self.dataset, self.labeled, self.epochs, self.clock = folder, dataset, labeled, epochs, clock
+        self.folder, self.dataset, self.labeled, self.epochs = folder, dataset, labeled, epochs
+        self.clock = clock
         self.record = stored_record(folder)
         self.samples = page.samples_section(dataset, labeled)
         if plots.missing():
-            say_once('No curves.png and no confusion.png: matplotlib cannot be imported (%s); pip install matplotlib.'
+            say_once('No curves.png and no confusion.png: matplotlib cannot be imported (%s); pip install '
+                     'matplotlib.'
                      % plots.missing())
         self.drawn = float('-inf')
 
     def refresh(self, rows):
-        """Bring curves.png and report.html up to date, if the last time was 30 s ago. rows: a dict an epoch, as in log.csv.
+        """Bring curves.png and report.html up to date, if the last time was 30 s ago. rows: a dict an epoch,
+        as in log.csv.
 
         Raises InputError when a file cannot be written.
         """
@@ -40,7 +44,8 @@ class Report:
             self.drawn = self.clock()
 
     def finish(self, rows, probabilities, result):
-        """Write the whole report. probabilities: float (n, classes) of the test images, in their order; result: that of run_folder.Run.
+        """Write the whole report. probabilities: float (n, classes) of the test images, in their order;
+        result: that of run_folder.Run.
 
         Raises InputError when a file cannot be written.
         """
@@ -52,8 +57,10 @@ class Report:
                 write_atomic(os.path.join(self.folder, name), content)
         except RunError:
             raise
-        except Exception as error:      # a run of days must not end for a picture, whatever a plotting library does
-            say_once('%s: the report could not be drawn (%s: %s); the run goes on.' % (self.folder, type(error).__name__, error))
+        except Exception as error:
+            # a run of days must not end for a picture, whatever a plotting library does
+            say_once('%s: the report could not be drawn (%s: %s); the run goes on.'
+                     % (self.folder, type(error).__name__, error))
 
     def _files(self, rows, result, probabilities):
         """Yield (name, bytes) of each file."""
@@ -63,9 +70,11 @@ class Report:
             yield 'curves.png', png
         if result and not plots.missing():
             names = self.dataset.class_names
-            yield 'confusion.png', plots.confusion_png(np.array(result['confusion_matrix']), names, len(names) <= page.NUMBERED, title)
+            matrix = np.array(result['confusion_matrix'])
+            yield 'confusion.png', plots.confusion_png(matrix, names, len(names) <= page.NUMBERED, title)
         text = page.render(self, rows, curves, result, probabilities)
-        yield 'report.html', text.encode('utf-8', 'replace')    # a file's name may hold bytes that are no text
+        # a file's name may hold bytes that are no text
+        yield 'report.html', text.encode('utf-8', 'replace')
 
 
 @functools.lru_cache(maxsize=None)

@@ -10,7 +10,8 @@ from sesemi.errors import InputError, reason
 
 
 def lock(folder):
-    """Take the folder's lock: an open file that holds it until it is closed or the process ends, however that ends.
+    """Take the folder's lock: an open file that holds it until it is closed or the process ends, however that
+    ends.
 
     The file, .lock, stays in the folder; the lock is not inherited by processes that this one starts. Where
     the file system has no locks, that is said. Raises InputError naming the process that has it.
@@ -38,7 +39,9 @@ def lock(folder):
 
 
 def is_held(file):
-    """Whether what lock() gave is still the folder's lock: in a folder that was removed or emptied another process may have its own."""
+    """Whether what lock() gave is still the folder's lock: in a folder that was removed or emptied another
+    process may have its own.
+    """
     try:
         return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
     except (FileNotFoundError, NotADirectoryError):

@@ -6,8 +6,8 @@ from sesemi.record.live import Report
 class Observer:
     """Records the run in its folder and begins its log, events and page.
 
-    run: the run_folder.Run of the folder; plan, data: as train_evaluate_sesemi has them; progress: what the training goes on from.
-    Raises InputError when a file cannot be written.
+    run: the run_folder.Run of the folder; plan, data: as train_evaluate_sesemi has them; progress: what the
+    training goes on from. Raises InputError when a file cannot be written.
     """
 
     def __init__(self, run, plan, device, data, batches, progress):
@@ -31,7 +31,8 @@ class Observer:
     def finish(self, rows, probabilities, metrics, seconds):
         """Finish the record of the run.
 
-        probabilities: float32 (n, classes) of the test images; metrics: as evaluation.Evaluation has them; seconds: of each part of the run.
+        probabilities: float32 (n, classes) of the test images; metrics: as evaluation.Evaluation has them;
+        seconds: of each part of the run.
         """
         result = self.run.result(metrics, rows, self.images_per_step, seconds)
         if self.args.keep == 'best':
@@ -43,11 +44,13 @@ class Observer:
 
 def epoch_line(row, epochs, images_per_step, steps_per_epoch):
     """A finished epoch's row in words, with the time that the epochs left will take."""
-    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']), 'super %.3f' % row['super_clf_loss']]
+    words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']),
+             'super %.3f' % row['super_clf_loss']]
     if 'self_clf_loss' in row:
         words += ['self %.3f' % row['self_clf_loss'], 'proxy accuracy %.3f' % row['self_clf_acc']]
     words += ['labeled accuracy %.3f' % row['super_clf_acc'], 'rate %.4f' % row['learning_rate'],
               '%.0f images/s' % (images_per_step * steps_per_epoch / row['seconds'])]
     words += ['%s %.4f' % (name, row[column])
-              for column, name in (('validation_error', 'validation error'), ('error', 'error rate')) if column in row]
+              for column, name in (('validation_error', 'validation error'), ('error', 'error rate'))
+              if column in row]
     return ', '.join(words) + ', %.0f min left' % (row['seconds'] * (epochs - row['epoch']) / 60)

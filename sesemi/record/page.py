@@ -1,6 +1,8 @@
-"""The page of a run's report, report.html: one file that needs no other, in light and dark, from a phone to a desk.
+"""The page of a run's report, report.html: one file that needs no other, in light and dark, from a phone to a
+desk.
 
-render() puts it together; each function below it makes the HTML of a part, from top to bottom. Its frame and style are page.html.
+render() puts it together; each function below it makes the HTML of a part, from top to bottom. Its frame and
+style are page.html.
 """
 import base64
 import io
@@ -16,14 +18,16 @@ from sesemi.record import plots
 from sesemi.record.run_folder import data_name
 
 FRAME = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
-NUMBERED = 30               # classes at most whose confusion matrix is shown in numbers; that of more is a picture
+# classes at most whose confusion matrix is shown in numbers; that of more is a picture
+NUMBERED = 30
 CONFUSIONS = 15             # pairs of classes listed beside such a picture
 MISTAKES = 24               # images
 SAMPLES, SAMPLED = 8, 40    # images a class, classes
 
 
 def render(report, rows, curves, result=None, probabilities=None):
-    """The page as text. result and probabilities, float (n, classes) of the test images, are there when the run is finished.
+    """The page as text. result and probabilities, float (n, classes) of the test images, are there when the
+    run is finished.
 
     report: a live.Report; rows: a dict an epoch so far; curves: <svg> elements, none without matplotlib.
     """
@@ -41,14 +45,16 @@ def render(report, rows, curves, result=None, probabilities=None):
         frame = string.Template(file.read())
     return frame.substitute(
         title=escape(title(flags, labeled)),
-        state='%s %s' % ('Finished' if result else 'Not finished yet; as of', time.strftime('%Y-%m-%d %H:%M:%S %z')),
+        state='%s %s'
+        % ('Finished' if result else 'Not finished yet; as of', time.strftime('%Y-%m-%d %H:%M:%S %z')),
         body=key_figures(rows, report.epochs, flags, result) + ''.join(
             '<section>\n<h2>%s</h2>\n%s\n</section>\n' % section for section in sections))
 
 
 def title(flags, labeled):
     """What a run is called: asl on flowers: nin, 300 labels."""
-    return '%s on %s: %s, %s labels' % (flags['method'], data_name(flags), flags['network'], number(len(labeled)))
+    return '%s on %s: %s, %s labels' % (flags['method'], data_name(flags), flags['network'],
+                                        number(len(labeled)))
 
 
 def key_figures(rows, epochs, flags, result):
@@ -57,10 +63,12 @@ def key_figures(rows, epochs, flags, result):
     if result:
         figures = [
             ('Error rate', '%.4f' % result['classification_error_rate'],
-             '95 %% interval %.3f to %.3f; mean of %d views' % (*result['error_rate_interval'], 8 if flags['flip'] else 4)),
+             '95 %% interval %.3f to %.3f; mean of %d views'
+             % (*result['error_rate_interval'], 8 if flags['flip'] else 4)),
             ('Balanced error', '%.4f' % result['balanced_error_rate'], 'mean over the classes'),
             ('Error, 1 view', '%.4f' % result['classification_error_rate_1_view'], 'the image itself'),
-            ('Error, labeled', '%.4f' % result['labeled_error_rate'], 'of the images trained on, without augmentation')]
+            ('Error, labeled', '%.4f' % result['labeled_error_rate'],
+             'of the images trained on, without augmentation')]
         if result.get('validation_error_rate') is not None:
             figures.append(('Validation error', '%.4f' % result['validation_error_rate'],
                             'of the saved weights, those of epoch %s' % number(result['saved_epoch'])))
@@ -68,26 +76,35 @@ def key_figures(rows, epochs, flags, result):
             ('Epochs', number(last['epoch']), '%s steps' % number(last['step'])),
             ('Training', duration(seconds), '%s images/s' % number(round(result['images_per_second'])))])
     figures = [('Epochs done', '%d of %d' % (last['epoch'], epochs), '%s steps' % number(last['step'])),
-               ('Training', duration(seconds), '%s to go' % duration(seconds / len(rows) * (epochs - last['epoch'])))]
+               ('Training', duration(seconds),
+                '%s to go' % duration(seconds / len(rows) * (epochs - last['epoch'])))]
     for column, name in (('validation_error', 'Validation error'), ('error', 'Error rate')):
         measured = [row for row in rows if column in row]
         if measured:
             least = min(measured, key=lambda row: row[column])
             figures.append((name, '%.4f' % measured[-1][column], 'after epoch %d' % measured[-1]['epoch'] + (
-                '; least %.4f after epoch %d' % (least[column], least['epoch']) if least[column] < measured[-1][column] else '')))
-    for column, name in (('super_clf_acc', 'Accuracy, labeled batch'), ('self_clf_acc', 'Accuracy, proxy task')):
+                '; least %.4f after epoch %d' % (least[column], least['epoch'])
+                if least[column] < measured[-1][column] else '')))
+    for column, name in (('super_clf_acc', 'Accuracy, labeled batch'),
+                         ('self_clf_acc', 'Accuracy, proxy task')):
         if column in last:
             figures.append((name, '%.4f' % last[column], 'mean of epoch %d' % last['epoch']))
-    return '<progress value="%d" max="%d" aria-label="Epochs done"></progress>\n' % (last['epoch'], epochs) + tiles(figures)
+    progress = '<progress value="%d" max="%d" aria-label="Epochs done"></progress>\n'
+    return progress % (last['epoch'], epochs) + tiles(figures)
 
 
 def confusion_section(matrix, names):
-    """The confusion matrix, int (n, n): a table of numbers, or of many classes a picture and the most frequent confusions."""
+    """The confusion matrix, int (n, n): a table of numbers, or of many classes a picture and the most
+    frequent confusions.
+    """
     legend = ('<p>Rows are true classes, columns predicted ones. <span class="swatch blue"></span> right, '
-              '<span class="swatch vermillion"></span> wrong; the stronger, the larger the share of the class.</p>\n')
+              '<span class="swatch vermillion"></span> wrong; the stronger, the larger the share of the '
+              'class.</p>\n')
     colours = plots.confusion_colours(matrix)
     if len(names) <= NUMBERED:
-        rows = [[name] + [(count, ' style="background:rgba(%d,%d,%d,%.2f)"' % (*colour[:3], colour[3] / 255 * 0.6) if count
+        rows = [[name] + [(count,
+                           ' style="background:rgba(%d,%d,%d,%.2f)"' % (*colour[:3], colour[3] / 255 * 0.6)
+                           if count
                            else ' class="muted"') for count, colour in zip(counts, row)]
                 for name, counts, row in zip(names, matrix.tolist(), colours)]
         upright = ' upright' if max(map(len, names)) > 3 else ''
@@ -96,10 +113,12 @@ def confusion_section(matrix, names):
     pairs = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind='stable')[:CONFUSIONS], wrong.shape))
     rows = [[names[i], names[j], int(wrong[i, j]), int(matrix[i].sum())] for i, j in pairs if wrong[i, j]]
     width = len(names) * max(1, 560 // len(names))      # whole pixels a class
-    return (legend + box('Confusion matrix', '<img src="%s" width="%d" alt="Confusion matrix of %d classes; the most frequent '
+    return (legend + box('Confusion matrix', '<img src="%s" width="%d" alt="Confusion matrix of %d classes; '
+                                             'the most frequent '
                          'confusions are in the table below">' % (picture(colours), width, len(names)))
             + '<h3>Most frequent confusions</h3>\n'
-            + table('Most frequent confusions', ['True class', 'Predicted class', 'Test images', 'of'], rows, 'words'))
+            + table('Most frequent confusions', ['True class', 'Predicted class', 'Test images', 'of'], rows,
+                    'words'))
 
 
 def mistakes_section(dataset, probabilities):
@@ -111,15 +130,20 @@ def mistakes_section(dataset, probabilities):
     wrong = wrong[np.argsort(-confidence[wrong], kind='stable')][:MISTAKES]
     figures = []
     for i in wrong:
-        name, true, taken_for = map(escape, (dataset.test_names[i], dataset.class_names[dataset.test_labels[i]],
-                                             dataset.class_names[predicted[i]]))
-        figures.append('<figure><img src="%s" alt="test image %s"><figcaption><b>%s</b> taken for <b>%s</b> %.3f<small>%s</small>'
-                       '</figcaption></figure>\n' % (picture(dataset.test_images[i]), name, true, taken_for, confidence[i], name))
+        name, true, taken_for = map(escape,
+                                    (dataset.test_names[i], dataset.class_names[dataset.test_labels[i]],
+                                     dataset.class_names[predicted[i]]))
+        figures.append('<figure><img src="%s" alt="test image %s"><figcaption><b>%s</b> taken for <b>%s</b> '
+                       '%.3f<small>%s</small>'
+                       '</figcaption></figure>\n'
+                       % (picture(dataset.test_images[i]), name, true, taken_for, confidence[i], name))
     return '<div class="images mistakes">\n%s</div>' % ''.join(figures)
 
 
 def data_section(dataset, labeled, flags, matrix):
-    """How many images there are, in all and of each class, and with the confusion matrix the error of each class."""
+    """How many images there are, in all and of each class, and with the confusion matrix the error of each
+    class.
+    """
     names = dataset.class_names
     extra = len(dataset.unlabeled_images) - len(dataset.train_images)
     drawn_from = {'ssl': (number(len(dataset.unlabeled_images)), 'all images, without labels'),
@@ -130,31 +154,42 @@ def data_section(dataset, labeled, flags, matrix):
                      ('Labeled', number(len(labeled)), 'listed in labeled.csv'),
                      ('Self branch draws from', *drawn_from),
                      ('Test images', number(len(dataset.test_images)), '')]
-                    + [('Validation images', number(len(dataset.valid_images)), '')] * bool(len(dataset.valid_images)))
-    parts = {'Training': dataset.train_labels, 'Labeled': dataset.train_labels[labeled], 'Test': dataset.test_labels}
+                    + [('Validation images', number(len(dataset.valid_images)),
+                        '')] * bool(len(dataset.valid_images)))
+    parts = {'Training': dataset.train_labels, 'Labeled': dataset.train_labels[labeled],
+             'Test': dataset.test_labels}
     if len(dataset.valid_labels):
         parts['Validation'] = dataset.valid_labels
-    rows = [list(row) for row in zip(names, *(np.bincount(labels, minlength=len(names)).tolist() for labels in parts.values()))]
+    rows = [list(row)
+            for row in zip(names,
+                           *(np.bincount(labels, minlength=len(names)).tolist()
+                             for labels in parts.values()))]
     header = ['Class', *parts]
     if matrix is not None:
         header.insert(1, 'Error rate')
         for row, right, count in zip(rows, matrix.diagonal(), matrix.sum(axis=1)):
             error = 1 - right / max(count, 1)
-            row.insert(1, ('%.4f' % error, ' class="bar" style="--share:%.1f%%"' % (100 * error)) if count else '')
+            row.insert(1, ('%.4f' % error, ' class="bar" style="--share:%.1f%%"' % (100 * error)) if count
+                       else '')
     return figures + table('Classes', header, rows)
 
 
 def samples_section(dataset, labeled):
     """Some labeled images of each class, a strip a class."""
     names, labels = dataset.class_names, dataset.train_labels[labeled]
-    note = '<p>Of the first %d of %s classes.</p>\n' % (SAMPLED, number(len(names))) if len(names) > SAMPLED else ''
+    note = ''
+    if len(names) > SAMPLED:
+        note = '<p>Of the first %d of %s classes.</p>\n' % (SAMPLED, number(len(names)))
     figures = []
     for label, name in enumerate(names[:SAMPLED]):
         images = dataset.train_images[labeled[labels == label][:SAMPLES]]
         if len(images):
-            strip = np.zeros((images.shape[1], SAMPLES * images.shape[2], 4), np.uint8)     # empty where there are fewer
-            strip[:, :len(images) * images.shape[2], :3], strip[:, :len(images) * images.shape[2], 3] = np.hstack(images), 255
-            figures.append('<figure><img src="%s" alt="%d labeled images of class %s"><figcaption>%s</figcaption></figure>\n'
+            # empty where there are fewer
+            strip = np.zeros((images.shape[1], SAMPLES * images.shape[2], 4), np.uint8)
+            width = len(images) * images.shape[2]
+            strip[:, :width, :3], strip[:, :width, 3] = np.hstack(images), 255
+            figures.append('<figure><img src="%s" alt="%d labeled images of class '
+                           '%s"><figcaption>%s</figcaption></figure>\n'
                            % (picture(strip), len(images), escape(name), escape(name)))
     return note + '<div class="images samples">\n%s</div>' % ''.join(figures)
 
@@ -164,11 +199,14 @@ def run_section(record, result):
     parts = [box('Command', '<pre><code>%s</code></pre>' % escape(record['command']))]
     if result:
         times = [(name, duration(seconds)) for name, seconds in result['seconds'].items()]
-        times.append(('a step of %d images' % result['images_per_step'], '%.0f ms' % (1000 * result['seconds_per_step'])))
+        times.append(('a step of %d images' % result['images_per_step'],
+                      '%.0f ms' % (1000 * result['seconds_per_step'])))
         parts += ['<h3>Times</h3>', table('Times', ['Part', 'Time'], times, 'words'),
                   '<h3>Versions</h3>', table('Versions', ['What', 'Version'], [
-                      *result['versions'].items(), ('git revision', result['git_revision'] or 'not in a checkout')], 'words')]
-    flags = table('Flags', ['Flag', 'Value'], [(name, str(value)) for name, value in record['flags'].items()], 'words')
+                      *result['versions'].items(),
+                      ('git revision', result['git_revision'] or 'not in a checkout')], 'words')]
+    flags = table('Flags', ['Flag', 'Value'], [(name, str(value)) for name, value in record['flags'].items()],
+                  'words')
     return '\n'.join(parts) + '<details>\n<summary>All flags</summary>\n%s</details>' % flags
 
 
@@ -180,17 +218,22 @@ def tiles(figures):
 
 
 def table(name, header, rows, kind=''):
-    """A table that scrolls in a box of its own. Its cells are texts or whole numbers, or one of these and HTML attributes."""
+    """A table that scrolls in a box of its own. Its cells are texts or whole numbers, or one of these and
+    HTML attributes.
+    """
     def cell(value):
         value, attributes = value if isinstance(value, tuple) else (value, '')
         return '<td%s>%s</td>' % (attributes, number(value) if isinstance(value, int) else escape(value))
     return box(name, '<table class="%s">\n<thead><tr>%s</tr></thead>\n<tbody>\n%s</tbody>\n</table>' % (
         kind, ''.join('<th scope="col"><span>%s</span></th>' % escape(title) for title in header),
-        ''.join('<tr><th scope="row">%s</th>%s</tr>\n' % (escape(row[0]), ''.join(map(cell, row[1:]))) for row in rows)))
+        ''.join('<tr><th scope="row">%s</th>%s</tr>\n' % (escape(row[0]), ''.join(map(cell, row[1:])))
+                for row in rows)))
 
 
 def box(name, content):
-    """A part that is scrolled by itself, so that the page never is sideways; by the keyboard too, hence tabindex."""
+    """A part that is scrolled by itself, so that the page never is sideways; by the keyboard too, hence
+    tabindex.
+    """
     return '<div class="scroll" role="region" aria-label="%s" tabindex="0">%s</div>\n' % (name, content)
 
 

@@ -1,6 +1,7 @@
 """The pictures of the report, drawn by matplotlib: curves, the confusion matrix, the errors of several runs.
 
-matplotlib's Figure alone is used, never pyplot, which keeps figures and a chosen backend for the whole process.
+matplotlib's Figure alone is used, never pyplot, which keeps figures and a chosen backend for the whole
+process.
 """
 import functools
 import html
@@ -11,9 +12,12 @@ import warnings
 import numpy as np
 
 INK, MUTED, LINE = '#1b1f24', '#57606a', '#d3d9df'
-BLUE, VERMILLION, GREEN, SKY, ORANGE, PURPLE = '#0072b2', '#d55e00', '#009e73', '#56b4e9', '#e69f00', '#cc79a7'   # Okabe and Ito
+# Okabe and Ito
+BLUE, VERMILLION, GREEN = '#0072b2', '#d55e00', '#009e73'
+SKY, ORANGE, PURPLE = '#56b4e9', '#e69f00', '#cc79a7'
 # In report.html a colour is a variable of the page, which has other values for it in the dark.
-PAGE_COLOURS = {INK: 'ink', MUTED: 'muted', LINE: 'line', BLUE: 'blue', VERMILLION: 'vermillion', GREEN: 'green'}
+PAGE_COLOURS = {INK: 'ink', MUTED: 'muted', LINE: 'line', BLUE: 'blue', VERMILLION: 'vermillion',
+                GREEN: 'green'}
 
 # column of log.csv: (name, colour, line style)
 CURVES = {
@@ -41,7 +45,8 @@ def missing():
         import matplotlib.figure  # noqa: F401
     except Exception as error:      # a broken installation raises other types than ImportError too
         return error
-    warnings.filterwarnings('ignore', message='Glyph .* missing')   # of class names in scripts that its font lacks
+    # of class names in scripts that its font lacks
+    warnings.filterwarnings('ignore', message='Glyph .* missing')
     return None
 
 
@@ -72,7 +77,8 @@ def curves(rows, title):
 
 
 def confusion_colours(matrix):
-    """A confusion matrix, int (n, n), as a picture: uint8 (n, n, 4), blue where right, vermillion where wrong.
+    """A confusion matrix, int (n, n), as a picture: uint8 (n, n, 4), blue where right, vermillion where
+    wrong.
 
     Opacity is the square root of the share of the true class's images, which shows the rare mistakes too.
     """
@@ -85,12 +91,15 @@ def confusion_colours(matrix):
 
 
 def confusion_png(matrix, class_names, numbered, title):
-    """The confusion matrix as PNG bytes, with the numbers of images in it if `numbered`, with class names up to 100."""
+    """The confusion matrix as PNG bytes, with the numbers of images in it if `numbered`, with class names up
+    to 100.
+    """
     n = len(matrix)
     side = min(10, 2.5 + 0.45 * n)
     figure = _figure(side, side)
     axes = figure.add_subplot()
-    axes.imshow(confusion_colours(matrix), alpha=0.6 if numbered else None, interpolation='nearest' if n <= 100 else None)
+    axes.imshow(confusion_colours(matrix), alpha=0.6 if numbered else None,
+                interpolation='nearest' if n <= 100 else None)
     for (i, j), count in np.ndenumerate(matrix if numbered else np.empty((0, 0))):
         if count:
             axes.text(j, i, count, ha='center', va='center', fontsize=8, color=INK, in_layout=False)
@@ -108,17 +117,21 @@ def confusion_png(matrix, class_names, numbered, title):
 def comparison_png(series, title):
     """Errors by the number of labels as PNG bytes: a line through the means, and a dot a run.
 
-    series: {name: {labels: [error of each run]}}; labels is a number or 'all'. title: what they have in common.
+    series: {name: {labels: [error of each run]}}; labels is a number or 'all'. title: what they have in
+    common.
     """
     figure = _figure(7.5, 4.8)
     axes = figure.add_subplot()
-    ticks = sorted({labels for points in series.values() for labels in points}, key=lambda labels: (labels == 'all', labels))
+    ticks = sorted({labels for points in series.values() for labels in points},
+                   key=lambda labels: (labels == 'all', labels))
     for i, (name, points) in enumerate(series.items()):
         colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)[i % 7]
         aside = 0.3 * ((i + 0.5) / len(series) - 0.5)       # runs of several series would lie on each other
         found = [labels for labels in ticks if labels in points]
-        axes.plot([ticks.index(labels) + aside for labels in found], [np.mean(points[labels]) for labels in found],
-                  color=colour, linestyle=('-', '--', '-.', ':')[i % 4], marker='_', markersize=16, label=_plain(name, 60))
+        axes.plot([ticks.index(labels) + aside for labels in found],
+                  [np.mean(points[labels]) for labels in found],
+                  color=colour, linestyle=('-', '--', '-.', ':')[i % 4], marker='_', markersize=16,
+                  label=_plain(name, 60))
         axes.plot([ticks.index(labels) + aside for labels in found for _ in points[labels]],
                   [error for labels in found for error in points[labels]],
                   color=colour, linestyle='', marker='os^Dv'[i % 5], markersize=5, alpha=0.7)

@@ -23,7 +23,9 @@ from sesemi.system.versions import versions
 RECORD = 'flags', 'data_checksum'       # what args.json always has
 RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
           'steps', 'seconds_per_step', 'images_per_second')      # what result.json always has
-FORMAT = 3      # of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening of folders
+# of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening
+# of folders
+FORMAT = 3
 
 
 @contextlib.contextmanager
@@ -37,8 +39,9 @@ def open_run(folder, flags):
 class Run:
     """The folder of one run: made and locked at once, so that one that cannot be kept fails before its work.
 
-    resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else None. Raises
-    InputError when the folder cannot be written, holds a run that is not to be resumed, or another one than the flags ask for.
+    resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else
+    None. Raises InputError when the folder cannot be written, holds a run that is not to be resumed, or
+    another one than the flags ask for.
     """
 
     def __init__(self, folder, flags):
@@ -63,7 +66,9 @@ class Run:
 
     @contextlib.contextmanager
     def held(self):
-        """The block in which the folder is this run's. An error before `start` removes the lock and the folders made for it."""
+        """The block in which the folder is this run's. An error before `start` removes the lock and the
+        folders made for it.
+        """
         try:
             yield
         except BaseException:
@@ -89,7 +94,8 @@ class Run:
                                  % folder)
             return
         if not flags['resume']:
-            raise InputError('--result %s: holds a run already; go on with it by --resume, or give another --result.' % folder)
+            raise InputError('--result %s: holds a run already; go on with it by --resume, or give another '
+                             '--result.' % folder)
         finished, begun = os.path.exists(self.path('result.json')), stored.get('format', 1)
         if not finished and stored['flags'].get('whitening') == 'shrunk':
             raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version '
@@ -103,14 +109,19 @@ class Run:
         for name, default in IDENTITY_FLAGS.items():
             started = stored['flags'].get(name, default)
             if flags[name] not in (None, started):
-                raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag out or give another '
+                raise InputError('--resume: the run in %s was started with --%s %s, not %s%s; leave the flag '
+                                 'out or give another '
                                  '--result.' % (folder, name.replace('_', '-'), started, flags[name],
-                                                ', and the learning rate of every step depends on it' if name == 'epochs' else ''))
+                                                ', and the learning rate of every step depends on it'
+                                                if name == 'epochs' else ''))
 
     def check_held(self):
-        """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another one."""
+        """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another
+        one.
+        """
         if not is_held(self._lock):
-            raise InputError('--result %s: was removed, moved or emptied while the run went on, which ends here; start it again.' % self.folder)
+            raise InputError('--result %s: was removed, moved or emptied while the run went on, which ends '
+                             'here; start it again.' % self.folder)
 
     def path(self, name):
         """A file's path in the run's folder."""
@@ -119,8 +130,8 @@ class Run:
     def start(self, flags, device, dataset, labeled, checksum, held=()):
         """Record what the run is, unless it is resumed. From here on the folder holds a run.
 
-        flags: every one with its value; dataset, labeled: as they were before --validation; held: the names of the labeled images that it
-        has taken out.
+        flags: every one with its value; dataset, labeled: as they were before --validation; held: the names
+        of the labeled images that it has taken out.
         """
         self.check_held()
         self._started, self.flags, self.device = True, flags, device
@@ -129,17 +140,21 @@ class Run:
             return
         held = set(held)
         write_table(self.path('labeled.csv'), [
-            {'index': int(i), 'file': dataset.train_names[i], 'class': dataset.class_names[dataset.train_labels[i]],
+            {'index': int(i), 'file': dataset.train_names[i],
+             'class': dataset.class_names[dataset.train_labels[i]],
              'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
-        flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))     # found from any folder
+        # found from any folder
+        flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))
         write_json(self.path('args.json'), {
             'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
             'data_checksum': checksum, 'format': FORMAT})
 
     def _say_other_precision(self):
         stored = stored_record(self.folder)
-        mode, now = stored['flags'].get('precision_mode'), precision.in_words(self.device, self.flags['precision_mode'])
-        begun = precision.in_words(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)     # older records name no device
+        mode = stored['flags'].get('precision_mode')
+        now = precision.in_words(self.device, self.flags['precision_mode'])
+        # older records name no device
+        begun = precision.in_words(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)
         if begun != now:
             print('Precision: %s from here on; the run began in %s.' % (now, begun))
 
@@ -149,8 +164,8 @@ class Run:
         Raises InputError when they cannot be read, or when the images are not those the run was started with.
         """
         if stored_record(self.folder)['data_checksum'] != checksum:
-            raise InputError('--resume: the images are not those that the run in %s was started with; give these by --dataset '
-                             'or another --result.' % self.folder)
+            raise InputError('--resume: the images are not those that the run in %s was started with; give '
+                             'these by --dataset or another --result.' % self.folder)
         try:
             with open(self.path('labeled.csv'), encoding='utf-8', newline='') as file:
                 labeled = [int(row['index']) for row in csv.DictReader(file)]
@@ -167,7 +182,9 @@ class Run:
         write_table(self.path('log.csv'), rows)
 
     def result(self, metrics, rows, images_per_step, laps):
-        """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was started with."""
+        """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was
+        started with.
+        """
         seconds = sum(row['seconds'] for row in rows)
         return {
             **metrics,
@@ -202,7 +219,9 @@ class Clock:
 
 
 def stored_record(folder):
-    """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no run."""
+    """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no
+    run.
+    """
     path = os.path.join(folder, 'args.json')
     return read_json(path, RECORD) if os.path.lexists(path) else None
 
@@ -230,15 +249,19 @@ def read_json(path, names=()):
             raise ValueError('it has no ' + min(missing))
         return content
     except (OSError, ValueError, TypeError) as error:
-        raise InputError('%s: not the record of a run (%s); give another --result.' % (path, reason(error))) from None
+        raise InputError('%s: not the record of a run (%s); give another --result.'
+                         % (path, reason(error))) from None
 
 
 def recorded_flags(folder):
-    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line no longer takes one."""
+    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line no longer
+    takes one.
+    """
     flags = (stored_record(folder) or {'flags': {}})['flags']
     known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, of earlier versions
     try:
-        parse_given(['%s=%s' % (spelled(name), value) for name, value in flags.items() if name in known and value is not None])
+        parse_given(['%s=%s' % (spelled(name), value)
+                     for name, value in flags.items() if name in known and value is not None])
     except InputError as error:
         raise InputError('%s: begun by another version of this program (%s); finish the run with that one or '
                          'give another --result.'
@@ -247,7 +270,9 @@ def recorded_flags(folder):
 
 
 def flags_to_resume(folder):
-    """The flags that the run in a result folder goes on with, or the runs below it that --runs has started; {} if there are none."""
+    """The flags that the run in a result folder goes on with, or the runs below it that --runs has started;
+    {} if there are none.
+    """
     flags, names = recorded_flags(folder), RESUMED_FLAGS
     for path in [] if flags else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
         found = recorded_flags(os.path.dirname(path))

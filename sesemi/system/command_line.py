@@ -1,4 +1,6 @@
-"""What the command lines of the programs share: a parser that refuses in one sentence, types of flags, and how a program ends."""
+"""What the command lines of the programs share: a parser that refuses in one sentence, types of flags, and
+how a program ends.
+"""
 import argparse
 import functools
 import sys
@@ -17,7 +19,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def program(main):
-    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it prints."""
+    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it
+    prints.
+    """
     @functools.wraps(main)
     def status(argv):
         try:
@@ -65,4 +69,5 @@ def switch(text):
     return text.lower() == 'true'
 
 
-SWITCH = {'nargs': '?', 'const': True, 'type': switch, 'metavar': 'True|False'}     # job parameters always have a value
+# job parameters always have a value
+SWITCH = {'nargs': '?', 'const': True, 'type': switch, 'metavar': 'True|False'}

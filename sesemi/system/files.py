@@ -15,11 +15,14 @@ from sesemi.errors import InputError, printable
 from sesemi.system import signals
 
 WAIT_SECONDS = 1800      # that processes of one run wait for each other
-PART = '%s.%s.part'      # what is being written, with a number of its own, so that no two processes write one file
+# what is being written, with a number of its own, so that no two processes write one file
+PART = '%s.%s.part'
 
 
 def open_regular(path):
-    """Open a file to read its bytes. Raises OSError when it is none: opening a FIFO would wait for ever, a device take what it gives."""
+    """Open a file to read its bytes. Raises OSError when it is none: opening a FIFO would wait for ever, a
+    device take what it gives.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -29,9 +32,11 @@ def open_regular(path):
 
 @contextlib.contextmanager
 def locked(path, seconds=WAIT_SECONDS):
-    """The block that one process at a time is in, by a lock on the file `path`, which goes with it; its folder is made if it is not there.
+    """The block that one process at a time is in, by a lock on the file `path`, which goes with it; its
+    folder is made if it is not there.
 
-    Where the file system has no locks, or after so many seconds of waiting, the process enters all the same: it does the work once more.
+    Where the file system has no locks, or after so many seconds of waiting, the process enters all the same:
+    it does the work once more.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -74,7 +79,8 @@ def check_writable(path, name):
 def write_atomic(path, data):
     """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
 
-    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there before stays.
+    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there
+    before stays.
     """
     beside = PART % (path, secrets.token_hex(4))
     try:
@@ -85,7 +91,8 @@ def write_atomic(path, data):
                 os.fsync(file.fileno())
             os.replace(beside, path)
     except OSError as error:
-        raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved before is whole.'
+        raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved '
+                         'before is whole.'
                          % (path, error.strerror)) from None
 
 
@@ -99,5 +106,7 @@ def write_table(path, rows):
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
-    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows)
-    write_atomic(path, text.getvalue().encode(errors='backslashreplace'))       # file names may hold bytes that are no text
+    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()}
+                    for row in rows)
+    # file names may hold bytes that are no text
+    write_atomic(path, text.getvalue().encode(errors='backslashreplace'))

@@ -1,4 +1,6 @@
-"""What this process may have of the machine: its cores and memory, within the container or job that it runs in. Standard library only."""
+"""What this process may have of the machine: its cores and memory, within the container or job that it runs
+in. Standard library only.
+"""
 import math
 import os
 
@@ -6,21 +8,26 @@ PROC, CGROUPS = '/proc/self/cgroup', '/sys/fs/cgroup'
 
 
 def cores():
-    """How many cores it may use: as many as it may run on (taskset, cpusets), at most the quota of its control groups."""
+    """How many cores it may use: as many as it may run on (taskset, cpusets), at most the quota of its
+    control groups.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    quotas = [float(quota) / float(period) for quota, period in zip(_limits('cpu', 'cpu.cfs_quota_us'), _limits('cpu', 'cpu.cfs_period_us'))]
-    quotas += [float(quota) / float(period) for quota, period in map(str.split, _limits('', 'cpu.max')) if quota != 'max']
+    limits = [*zip(_limits('cpu', 'cpu.cfs_quota_us'), _limits('cpu', 'cpu.cfs_period_us')),
+              *map(str.split, _limits('', 'cpu.max'))]
+    quotas = [float(quota) / float(period) for quota, period in limits if quota != 'max']
     return max(1, min([count] + [math.ceil(quota) for quota in quotas if quota > 0]))
 
 
 def memory():
     """How many bytes of memory it may take."""
-    limits = _limits('memory', 'memory.limit_in_bytes') + [limit for limit in _limits('', 'memory.max') if limit != 'max']
+    limits = _limits('memory', 'memory.limit_in_bytes')
+    limits += [limit for limit in _limits('', 'memory.max') if limit != 'max']
     return min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')] + list(map(int, limits)))
 
 
 def _limits(controller, name):
-    """What the files `name` say of the control groups that this process is in and of those above; controller: '' in version 2.
+    """What the files `name` say of the control groups that this process is in and of those above; controller:
+    '' in version 2.
 
     A container often sees the path that its group has outside, and its own group as the root.
     """

@@ -1,4 +1,6 @@
-"""Standard output and error that may be closed or full: a run of days does not end for a line that nobody reads."""
+"""Standard output and error that may be closed or full: a run of days does not end for a line that nobody
+reads.
+"""
 import os
 import sys
 
@@ -6,7 +8,9 @@ LOST = 'Standard output cannot be written (%s); the run goes on, and log.csv is 
 
 
 def tolerate_write_errors():
-    """Let sys.stdout and sys.stderr take everything, also when they were closed from the start, and text that they cannot encode."""
+    """Let sys.stdout and sys.stderr take everything, also when they were closed from the start, and text that
+    they cannot encode.
+    """
     for descriptor, name in (2, 'stderr'), (1, 'stdout'):
         stream = getattr(sys, name)
         if stream is None:      # closed: the next file to be opened would become standard output
@@ -22,8 +26,8 @@ def tolerate_write_errors():
 
 
 class TolerantStream:
-    """A text stream that, once it cannot be written, takes everything and keeps nothing. sentence: said then on
-    standard error, if it is not None."""
+    """A text stream that, once it cannot be written, takes everything and keeps nothing. sentence: said then
+    on standard error, if it is not None."""
 
     def __init__(self, stream, sentence):
         self.stream, self.sentence = stream, sentence

@@ -11,8 +11,8 @@ from sesemi.system import signals
 
 
 def prefetch(make, keys, pool=None, ahead=4):
-    """Yield make(key) for each key in order, made ahead by `pool`, which is shut down at the end. By default by two threads:
-    numpy's generators and copies release the interpreter.
+    """Yield make(key) for each key in order, made ahead by `pool`, which is shut down at the end. By default
+    by two threads: numpy's generators and copies release the interpreter.
     """
     keys, pending = iter(keys), collections.deque()
     with pool or ThreadPoolExecutor(2) as pool:
@@ -28,19 +28,25 @@ def prefetch(make, keys, pool=None, ahead=4):
 
 
 def processes(count):
-    """A pool of so many processes, or of one thread where they cannot be had: TensorFlow's threads would not survive a fork."""
+    """A pool of so many processes, or of one thread where they cannot be had: TensorFlow's threads would not
+    survive a fork.
+    """
     if count > 1 and 'tensorflow' not in sys.modules and sys.platform.startswith('linux'):
         try:
-            return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _end_with_parent, (os.getpid(),))
+            return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _end_with_parent,
+                                       (os.getpid(),))
         except (ImportError, NotImplementedError, OSError):     # a system without semaphores
             pass
     return ThreadPoolExecutor(1)
 
 
 def _end_with_parent(parent):
-    """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for ever, ends too."""
-    for number, action in (signal.SIGINT, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL):
-        signal.signal(number, action)
+    """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for
+    ever, ends too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signals.unblock()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
     if os.getppid() != parent:      # it was gone before
@@ -52,6 +58,7 @@ def progress(steps, total, title):
     draw = sys.stderr.isatty()
     for done, step in enumerate(steps, 1):
         if draw:
-            sys.stderr.write('\r%s [%-30s]%s' % (title, '=' * (30 * done // total), '\n' if done == total else ''))
+            sys.stderr.write('\r%s [%-30s]%s'
+                             % (title, '=' * (30 * done // total), '\n' if done == total else ''))
             sys.stderr.flush()
         yield step

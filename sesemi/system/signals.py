@@ -1,8 +1,10 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do: they end the program in words, with status 128 and their number; in training, after the step.
+"""What Ctrl-C, SIGTERM and SIGHUP do: they end the program in words, with status 128 and their number; in
+training, after the step.
 
-After watch() one thread waits for them and all others have them blocked, so each is heard at once, also while a library computes or is
-imported. Files and folders that are being written are removed. Without watch(), as in a program that imports this one, signals do what they
-did. Standard library only: it is imported before all that takes time.
+After watch() one thread waits for them and all others have them blocked, so each is heard at once, also while
+a library computes or is imported. Files and folders that are being written are removed. Without watch(), as
+in a program that imports this one, signals do what they did. Standard library only: it is imported before all
+that takes time.
 """
 import contextlib
 import os
@@ -12,7 +14,9 @@ import sys
 import threading
 import time
 
-ECHO = 0.5      # seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the child's group
+# seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the
+# child's group
+ECHO = 0.5
 
 _unfinished = set()     # paths of what is being written
 _take = None            # a function of a signal's number, or None: the process ends
@@ -21,14 +25,15 @@ _first = {}             # when the first signal of a kind was taken
 
 def numbers():
     """The signals that end a run: SIGHUP is one unless it is ignored, as after nohup."""
-    return [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    return [signal.SIGINT,
+            signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
 
 
 def watch():
     """From here on a signal ends the process at once, or goes to `taken_by`.
 
-    To be called before any other thread is started, which would let a signal end the process without words. Programs that this one starts
-    have the signals blocked, too, unless unblock() is called in them.
+    To be called before any other thread is started, which would let a signal end the process without words.
+    Programs that this one starts have the signals blocked, too, unless unblock() is called in them.
     """
     heard = numbers()
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)
@@ -36,13 +41,17 @@ def watch():
 
 
 def unblock():
-    """Let signals end this process as they end any other: before it becomes another program, and in one forked from it."""
+    """Let signals end this process as they end any other: before it becomes another program, and in one
+    forked from it.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 @contextlib.contextmanager
 def taken_by(take):
-    """Within the block take(number) gets a signal, in another thread; a second one of the same, ECHO later, ends the process."""
+    """Within the block take(number) gets a signal, in another thread; a second one of the same, ECHO later,
+    ends the process.
+    """
     global _take
     _first.clear()
     _take = take
@@ -54,7 +63,9 @@ def taken_by(take):
 
 @contextlib.contextmanager
 def removed_if_unfinished(path):
-    """Remove the file or folder `path` if the block does not end well, also if a signal ends the process within it."""
+    """Remove the file or folder `path` if the block does not end well, also if a signal ends the process
+    within it.
+    """
     _unfinished.add(path)
     try:
         yield

@@ -8,13 +8,16 @@ import PIL
 
 
 def tensorflow_version():
-    """That of the package's metadata, which has several names, without the seconds of an import; None where there is none."""
+    """That of the package's metadata, which has several names, without the seconds of an import; None where
+    there is none.
+    """
     with contextlib.suppress(ImportError):
         if sys.version_info >= (3, 8):
             from importlib.metadata import version
         else:
             from importlib_metadata import version  # TensorFlow 1.15 brings it
-        for name in 'tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm', 'tf-nightly':
+        for name in ('tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm',
+                     'tf-nightly'):
             with contextlib.suppress(ImportError):      # PackageNotFoundError is one
                 return version(name)
     return None
@@ -22,5 +25,6 @@ def tensorflow_version():
 
 def versions():
     """The versions that could change a result."""
-    return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__, 'pillow': PIL.__version__,
+    return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__,
+            'pillow': PIL.__version__,
             'platform': platform.platform()}

@@ -1,4 +1,6 @@
-"""Checkpoints: the weights, the optimizer's state and the progress of a run, in files that are whole or not there."""
+"""Checkpoints: the weights, the optimizer's state and the progress of a run, in files that are whole or not
+there.
+"""
 import contextlib
 import glob
 import io
@@ -22,14 +24,17 @@ EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every on
 class Checkpoints:
     """The checkpoints of one run, in `folder`; `minutes` is the longest time between two.
 
-    optimizer: the model's, after training.training_function has made its variables. A checkpoint holds the best weights so far
-    too, where there are any: they are always those of the steps it counts, whenever a process is killed.
-    ranks: a collective.Ranks, all of which call each method; rank 0 alone reads and writes the files.
+    optimizer: the model's, after training.training_function has made its variables. A checkpoint holds the
+    best weights so far too, where there are any: they are always those of the steps it counts, whenever a
+    process is killed. ranks: a collective.Ranks, all of which call each method; rank 0 alone reads and writes
+    the files.
     """
 
     def __init__(self, folder, model, optimizer, steps_per_epoch, minutes, ranks):
-        self.folder, self.model, self.steps_per_epoch, self.minutes, self.ranks = folder, model, steps_per_epoch, minutes, ranks
-        # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its scale anew.
+        self.folder, self.model, self.ranks = folder, model, ranks
+        self.steps_per_epoch, self.minutes = steps_per_epoch, minutes
+        # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its
+        # scale anew.
         self.variables = model.weights + getattr(optimizer, '_optimizer', optimizer).weights
         self.best = []          # the arrays of model.weights when store_best was last called
         self.saved = time.monotonic()
@@ -43,12 +48,16 @@ class Checkpoints:
         assign(self.model.weights[:len(self.best)], self.best)
 
     def is_due(self, step):
-        """Whether it is time to save after so many steps: every `minutes`, and at the end of an epoch if the last one is 30 s old."""
+        """Whether it is time to save after so many steps: every `minutes`, and at the end of an epoch if the
+        last one is 30 s old.
+        """
         age = time.monotonic() - self.saved
         return age > 60 * self.minutes or step % self.steps_per_epoch == 0 and age > EPOCH_SECONDS
 
     def save(self, progress):
-        """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that are not finite."""
+        """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that
+        are not finite.
+        """
         data = self.pack(progress)
         if self.ranks.rank == 0:
             self._write(progress.step, data)
@@ -58,20 +67,23 @@ class Checkpoints:
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
-            raise InputError('%s: cannot be made (%s); what was saved before is whole.' % (self.folder, error.strerror)) from None
+            raise InputError('%s: cannot be made (%s); what was saved before is whole.'
+                             % (self.folder, error.strerror)) from None
         path = os.path.join(self.folder, 'step-%09d.npz' % step)
         write_atomic(path, data)
         paths = self._paths()
-        newest = paths.index(path)      # those of later steps were damaged, or counted the steps of fewer ranks
+        # those of later steps were damaged, or counted the steps of fewer ranks
+        newest = paths.index(path)
         for other in paths[:max(0, newest + 1 - KEPT)] + paths[newest + 1:]:
             with contextlib.suppress(OSError):
                 os.remove(other)
 
     def restore(self):
-        """Set all variables to the newest whole checkpoint; returns its Progress, a fresh one if there is none.
+        """Set all variables to the newest whole checkpoint; returns its Progress, a fresh one if there is
+        none.
 
-        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is used. With several
-        ranks rank 0's checkpoint, or its first weights, go to all.
+        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is
+        used. With several ranks rank 0's checkpoint, or its first weights, go to all.
         """
         newest = b'' if self.ranks.rank else self._newest()
         if self.ranks.alone:
@@ -89,8 +101,9 @@ class Checkpoints:
                 self._read(data)
                 return data
             except Exception as error:      # a damaged file raises nearly anything
-                print('%s: damaged (%s); %s.' % (path, reason(error), 'the run starts again from its first step' if path == paths[0]
-                                                 else 'the checkpoint before it is used'), file=sys.stderr)
+                print('%s: damaged (%s); %s.'
+                      % (path, reason(error), 'the run starts again from its first step' if path == paths[0]
+                       else 'the checkpoint before it is used'), file=sys.stderr)
         return b''
 
     def pack(self, progress):
@@ -100,8 +113,10 @@ class Checkpoints:
         if any(self.ranks.sum(np.array([not finite], np.int32))):
             raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
         memory = io.BytesIO()
-        np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8), steps_per_epoch=self.steps_per_epoch,
-                 **{'variable_%d' % i: array for i, array in enumerate(arrays)}, **{'best_%d' % i: array for i, array in enumerate(self.best)})
+        np.savez(memory, progress=np.frombuffer(json.dumps(progress._asdict()).encode(), np.uint8),
+                 steps_per_epoch=self.steps_per_epoch,
+                 **{'variable_%d' % i: array for i, array in enumerate(arrays)},
+                 **{'best_%d' % i: array for i, array in enumerate(self.best)})
         return memory.getvalue()
 
     def unpack(self, data):
@@ -149,4 +164,5 @@ def rescale(progress, before, now):
     done = (progress.step - 1) % before + 1 if progress.totals else 0
     kept = done * now // before
     totals = {name: total * kept / done for name, total in progress.totals.items()} if kept else {}
-    return Progress((progress.step - done) // before * now + kept, totals, [dict(row, step=row['epoch'] * now) for row in progress.rows])
+    return Progress((progress.step - done) // before * now + kept, totals,
+                    [dict(row, step=row['epoch'] * now) for row in progress.rows])

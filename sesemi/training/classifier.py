@@ -1,9 +1,10 @@
 """The saved model: one h5 file that takes images as a user has them and gives class probabilities.
 
-Contrast normalisation and whitening travel inside as standard layers: layer normalisation over the whole image, and a dense
-layer. The model is flat and its stored description is cut down to what every Keras understands, so that a plain
-`keras.models.load_model(path)` opens it, be it the Keras of TensorFlow 1.15 or Keras 3. It is written from the layers'
-settings and the weights' values alone: building it would be more graphs for an NPU to compile.
+Contrast normalisation and whitening travel inside as standard layers: layer normalisation over the whole
+image, and a dense layer. The model is flat and its stored description is cut down to what every Keras
+understands, so that a plain `keras.models.load_model(path)` opens it, be it the Keras of TensorFlow 1.15 or
+Keras 3. It is written from the layers' settings and the weights' values alone: building it would be more
+graphs for an NPU to compile.
 """
 import io
 import json
@@ -20,12 +21,14 @@ from utils import ChannelStandardizer, Whitener
 
 
 class Classifier:
-    """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes) probabilities.
+    """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes)
+    probabilities.
 
-    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast normalised. fit: of
-    settings.FITS, that of its images, whitening: the batches.WHITENINGS key of the whitener, both only kept beside it. The layer `whitened` gives what
-    the trunk is fed; every layer behind it is called as in the inference model.
-    All but the weights' values is settled here, so that what cannot be saved fails before a run and not after it.
+    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast
+    normalised. fit: of settings.FITS, that of its images, whitening: the batches.WHITENINGS key of the
+    whitener, both only kept beside it. The layer `whitened` gives what the trunk is fed; every layer behind
+    it is called as in the inference model. All but the weights' values is settled here, so that what cannot
+    be saved fails before a run and not after it.
     """
 
     def __init__(self, inference_model, whitener, class_names, fit='stretch', whitening=None):
@@ -37,24 +40,30 @@ class Classifier:
             name, kind = layer['name'], layer['class_name']
             if kind == 'InputLayer':
                 continue
-            nodes = [[[before.get(source, source), *rest] for source, *rest in node] for node in layer['inbound_nodes']]
+            nodes = [[[before.get(source, source), *rest] for source, *rest in node]
+                     for node in layer['inbound_nodes']]
             if kind == 'Dropout':       # idle at inference, and no layer of Keras
                 before[name] = nodes[0][0][0]
                 continue
             layers.append({'class_name': kind, 'name': name, 'inbound_nodes': nodes,
-                           'config': dict({key: layer['config'][key] for key in model_file.LAYER_SETTINGS[kind]}, name=name)})
+                           'config': dict({key: layer['config'][key]
+                                           for key in model_file.LAYER_SETTINGS[kind]}, name=name)})
         self.config = {'class_name': 'Model', 'config': {
-            'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]], 'output_layers': [[layers[-1]['name'], 0, 0]]}}
-        self.variables = [(layer.name, variable) for layer in inference_model.layers for variable in layer.weights]
+            'name': 'sesemi', 'layers': layers, 'input_layers': [['image', 0, 0]],
+            'output_layers': [[layers[-1]['name'], 0, 0]]}}
+        self.variables = [(layer.name, variable) for layer in inference_model.layers
+                          for variable in layer.weights]
 
     def read(self):
         """The weights of the inference model as they are: a list of arrays."""
         return read(variable for _, variable in self.variables)
 
     def save(self, path, arrays=None):
-        """Write the classifier with the weights that `read` gave, by default those of now, to the h5 file `path`, whole or not at all.
+        """Write the classifier with the weights that `read` gave, by default those of now, to the h5 file
+        `path`, whole or not at all.
 
-        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises InputError as write_atomic.
+        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises
+        InputError as write_atomic.
         """
         weights = dict(self.preprocessing)
         for (layer, variable), array in zip(self.variables, arrays or self.read()):
@@ -78,13 +87,16 @@ class Classifier:
 
 
 def _preprocessing(shape, whitener):
-    """(the descriptions of the layers from `image` to `whitened`, their weights: {layer: {name: float32 array}})."""
+    """(the descriptions of the layers from `image` to `whitened`, their weights: {layer: {name: float32
+    array}}).
+    """
     size, channels = int(np.prod(shape)), shape[-1]
     layers, weights = [], {}
 
     def add(kind, name, **settings):
         inbound = [[[layers[-1]['name'], 0, 0, {}]]] if layers else []
-        layers.append({'class_name': kind, 'name': name, 'inbound_nodes': inbound, 'config': dict(settings, name=name)})
+        layers.append({'class_name': kind, 'name': name, 'inbound_nodes': inbound,
+                       'config': dict(settings, name=name)})
 
     add('InputLayer', 'image', batch_input_shape=[None] + shape)
     add('Flatten', 'flat')
@@ -93,7 +105,8 @@ def _preprocessing(shape, whitener):
     weights['contrast'] = {'gamma': np.full(size, CONTRAST_SCALE / np.sqrt(size), np.float32)}
     if isinstance(whitener, Whitener):
         add('Dense', 'whiten', units=size, activation='linear', use_bias=True)
-        weights['whiten'] = {'kernel': whitener.matrix.reshape(size, size), 'bias': -(whitener.mean @ whitener.matrix)}
+        weights['whiten'] = {'kernel': whitener.matrix.reshape(size, size),
+                             'bias': -(whitener.mean @ whitener.matrix)}
     if isinstance(whitener, ChannelStandardizer):
         add('Reshape', 'contrasted', target_shape=shape)
         add('Conv2D', 'whitened', filters=channels, kernel_size=[1, 1], padding='valid', use_bias=True)
@@ -105,7 +118,9 @@ def _preprocessing(shape, whitener):
 
 
 def load_classifier(path):
-    """The Keras model that Classifier.save wrote, in the current session. Raises InputError when the file holds anything else."""
+    """The Keras model that Classifier.save wrote, in the current session. Raises InputError when the file
+    holds anything else.
+    """
     with model_file.open_model(path) as file:
         model = keras.Model.from_config(model_file.read_description(file))
         groups = [file['model_weights'][layer.name] for layer in model.layers]

@@ -12,18 +12,22 @@ def error_rate(probabilities, labels):
 def wilson_interval(errors, images, z=1.96):
     """[low, high]: the 95 % interval of an error rate that was counted on so many images (Wilson 1927)."""
     rate = errors / images
-    middle, half = rate + z * z / (2 * images), z * math.sqrt(rate * (1 - rate) / images + (z / (2 * images)) ** 2)
-    return [max(0.0, (middle - half) / (1 + z * z / images)), min(1.0, (middle + half) / (1 + z * z / images))]
+    middle = rate + z * z / (2 * images)
+    half = z * math.sqrt(rate * (1 - rate) / images + (z / (2 * images)) ** 2)
+    return [max(0.0, (middle - half) / (1 + z * z / images)),
+            min(1.0, (middle + half) / (1 + z * z / images))]
 
 
 def test_metrics(dense, one_view, labels, class_names):
     """What a run says of its test images: a dict for result.json.
 
-    dense, one_view: float (n, classes) probabilities, the mean over all views and those of the image itself. labels: int (n,).
+    dense, one_view: float (n, classes) probabilities, the mean over all views and those of the image itself.
+    labels: int (n,).
     """
     confusion = confusion_matrix(dense.argmax(axis=1), labels, len(class_names))
     counts = confusion.sum(axis=1)
-    per_class = {name: float(1 - right / count) for name, right, count in zip(class_names, confusion.diagonal(), counts) if count}
+    per_class = {name: float(1 - right / count) for name, right,
+                 count in zip(class_names, confusion.diagonal(), counts) if count}
     return {
         'classification_error_rate': error_rate(dense, labels),
         'error_rate_interval': wilson_interval(int(counts.sum() - confusion.trace()), len(labels)),

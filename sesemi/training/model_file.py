@@ -10,20 +10,24 @@ import os
 from sesemi.errors import InputError, reason
 from sesemi.settings import FITS
 
-# The settings each layer needs at inference, under the names that every Keras reads. All others (initialisers, regularisers,
-# dtypes) are spelled differently from version to version.
+# The settings each layer needs at inference, under the names that every Keras reads. All others
+# (initialisers, regularisers, dtypes) are spelled differently from version to version.
 LAYER_SETTINGS = {
     'InputLayer': ('batch_input_shape',), 'Flatten': (), 'LayerNormalization': ('epsilon', 'center', 'scale'),
     'Dense': ('units', 'activation', 'use_bias'), 'Reshape': ('target_shape',),
-    'Conv2D': ('filters', 'kernel_size', 'padding', 'use_bias'), 'BatchNormalization': ('momentum', 'epsilon'),
-    'LeakyReLU': ('alpha',), 'MaxPooling2D': ('pool_size', 'strides'), 'GlobalAveragePooling2D': (), 'Add': (),
+    'Conv2D': ('filters', 'kernel_size', 'padding', 'use_bias'),
+    'BatchNormalization': ('momentum', 'epsilon'),
+    'LeakyReLU': ('alpha',), 'MaxPooling2D': ('pool_size', 'strides'), 'GlobalAveragePooling2D': (),
+    'Add': (),
 }
 ACTIVATIONS = 'linear', 'softmax'
 
 
 @contextlib.contextmanager
 def open_model(path):
-    """The open h5 file. Raises InputError when it is none, or when anything in the block finds that it is not one of this program."""
+    """The open h5 file. Raises InputError when it is none, or when anything in the block finds that it is not
+    one of this program.
+    """
     if not os.path.isfile(path):
         raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
     import h5py  # takes a third of a second, which only the use of a model needs
@@ -36,7 +40,9 @@ def open_model(path):
 
 
 def read_metadata(path):
-    """What is saved with a classifier: {'class_names': [...], 'fit': of settings.FITS}. Raises InputError as open_model."""
+    """What is saved with a classifier: {'class_names': [...], 'fit': of settings.FITS}. Raises InputError as
+    open_model.
+    """
     with open_model(path) as file:
         metadata = json.loads(file.attrs['sesemi'])
         if not metadata['class_names'] or metadata['fit'] not in FITS:

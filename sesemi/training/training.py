@@ -15,7 +15,8 @@ from sesemi.system import signals
 from sesemi.system.pools import prefetch
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-VOTES = len(SIGNALS) + 1      # of a rank in a step: the signals that it has received, whether a checkpoint is due there
+# of a rank in a step: the signals that it has received, whether a checkpoint is due there
+VOTES = len(SIGNALS) + 1
 
 
 class Diverged(RunError):
@@ -23,7 +24,8 @@ class Diverged(RunError):
     status = 3
 
     def __init__(self, where):
-        super().__init__('Training diverged: %s; start again with a lower --lr. Checkpoints made before are whole.' % where)
+        super().__init__('Training diverged: %s; start again with a lower --lr. Checkpoints made before are '
+                         'whole.' % where)
 
 
 class Interrupted(RunError):
@@ -42,7 +44,9 @@ class Progress(NamedTuple):
 
 
 def learning_rate(base, t, steps):
-    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published. t: a number or a scalar tensor."""
+    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published. t: a
+    number or a scalar tensor.
+    """
     return base * ((steps - t) / steps) ** DECAY_POWER
 
 
@@ -52,40 +56,48 @@ def scheduled_rate(base, steps):
 
 
 def training_function(model, optimizer, class_weights=None, ranks=None):
-    """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its metrics by name.
+    """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its
+    metrics by name.
 
-    Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the step, all of which the
-    graph knows by itself (runtime.step). The loss is the plain sum of the outputs' cross-entropies and the kernels' L2;
-    class_weights, float32 (classes,), multiply the super branch's cross-entropy of each image by that of its class.
+    Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the
+    step, all of which the graph knows by itself (runtime.step). The loss is the plain sum of the outputs'
+    cross-entropies and the kernels' L2; class_weights, float32 (classes,), multiply the super branch's
+    cross-entropy of each image by that of its class.
 
-    ranks: a collective.Ranks; None: alone. With several ranks the function takes a third argument, ask, which gives VOTES whole numbers
-    of this rank, and adds 'votes' to the metrics: int32 sums over the ranks of these numbers, and of the losses that are not finite.
+    ranks: a collective.Ranks; None: alone. With several ranks the function takes a third argument, ask, which
+    gives VOTES whole numbers of this rank, and adds 'votes' to the metrics: int32 sums over the ranks of
+    these numbers, and of the losses that are not finite.
     """
     targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
                for name, output in zip(model.output_names, model.outputs)]
-    entropies = [keras.losses.categorical_crossentropy(target, output) for target, output in zip(targets, model.outputs)]
+    entropies = [keras.losses.categorical_crossentropy(target, output)
+                 for target, output in zip(targets, model.outputs)]
     if class_weights is not None:       # the super branch's output is the last one
         entropies[-1] *= tf.reduce_sum(targets[-1] * class_weights, axis=-1)
     losses = [tf.reduce_mean(entropy) for entropy in entropies]
-    accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)), tf.float32))
+    accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)),
+                                         tf.float32))
                   for target, output in zip(targets, model.outputs)]
     loss = tf.add_n(losses + model.losses)
     updates = optimizer.get_updates(loss, model.trainable_weights) + average_updates(model)
     with tf.control_dependencies(updates):
         counted = tf.assign_add(step_variable(), 1)
     names = ['loss'] + [name + kind for kind in ('_loss', '_acc') for name in model.output_names]
-    inputs, outputs, options = model.inputs + targets + [keras.backend.learning_phase()], [loss] + losses + accuracies, {}
+    inputs = model.inputs + targets + [keras.backend.learning_phase()]
+    outputs, options = [loss] + losses + accuracies, {}
     several = ranks and not ranks.alone
     if several:
         own_votes = keras.backend.placeholder((VOTES,), dtype='int32', name='votes')
         with tf.control_dependencies([counted]):        # after the gradients' all-reduce, on every rank
-            votes = ranks.all_reduce(tf.concat([own_votes, [tf.cast(tf.logical_not(tf.is_finite(loss)), tf.int32)]], axis=0))
+            diverged = tf.cast(tf.logical_not(tf.is_finite(loss)), tf.int32)
+            votes = ranks.all_reduce(tf.concat([own_votes, [diverged]], axis=0))
         inputs, outputs = inputs + [own_votes, ranks.given_rank], outputs + [votes]
         options = {'options': ranks.run_options} if ranks.run_options else {}
     run = keras.backend.function(inputs, outputs, [counted], **options)
 
     def train_step(inputs, targets, ask=None):
-        arrays = [inputs[name] for name in model.input_names] + [targets[name] for name in model.output_names] + [True]
+        arrays = [*[inputs[name] for name in model.input_names],
+                  *[targets[name] for name in model.output_names], True]
         if several:
             with ranks.waiting('step'):
                 *values, summed = run(arrays + [np.array(ask() if ask else [0] * VOTES), ranks.rank])
@@ -99,7 +111,9 @@ def training_function(model, optimizer, class_weights=None, ranks=None):
 
 
 def balanced_weights(labels_one_hot):
-    """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the class), float32 (classes,)."""
+    """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the
+    class), float32 (classes,).
+    """
     counts = labels_one_hot.sum(axis=0)
     return (len(labels_one_hot) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
@@ -107,16 +121,19 @@ def balanced_weights(labels_one_hot):
 def average_updates(model):
     """The operations that bring the batch-norm averages up to date with a step.
 
-    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is its x, as in the published runs.
+    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is
+    its x, as in the published runs.
     """
-    decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))       # 1 - 0.99 ** t, exact where t is small
+    # 1 - 0.99 ** t, exact where t is small
+    decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))
     share = (1 - BATCH_NORM_MOMENTUM) / decay
     return [tf.assign_add(average, (value - average) * share) for average, value in batch_statistics(model)]
 
 
 def batch_statistics(model):
     """BatchNormalization.statistics of all layers of a model, in their order."""
-    return [pair for layer in model.layers if isinstance(layer, BatchNormalization) for pair in layer.statistics()]
+    return [pair for layer in model.layers if isinstance(layer, BatchNormalization)
+            for pair in layer.statistics()]
 
 
 def read(variables):
@@ -125,8 +142,8 @@ def read(variables):
 
 
 def assign(variables, arrays):
-    """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed in: so the graph gains no
-    operation.
+    """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed
+    in: so the graph gains no operation.
     """
     keras.backend.get_session().run([variable.initializer for variable in variables], {
         variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
@@ -151,8 +168,9 @@ class Schedule(NamedTuple):
 class Hooks(NamedTuple):
     """What train does beside the steps.
 
-    save(progress) is called when is_due(step) on any rank, and when the run stops; after_epoch(rows) gets a row of means for each
-    finished epoch and may add to the last; Keras callbacks are told of the start of training and of each step.
+    save(progress) is called when is_due(step) on any rank, and when the run stops; after_epoch(rows) gets a
+    row of means for each finished epoch and may add to the last; Keras callbacks are told of the start of
+    training and of each step.
     """
     is_due: Callable
     save: Callable
@@ -164,9 +182,10 @@ class Hooks(NamedTuple):
 def train(train_step, batches, schedule, progress, stop, hooks):
     """Run every step from progress.step on, and Keras' progress line for each epoch.
 
-    train_step is a training_function's, batches[t] step t's (inputs, targets); schedule: a Schedule; stop: StopSignals; hooks: Hooks.
-    What a step uses follows from its number alone, so that a run goes on exactly where another stopped.
-    Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a signal.
+    train_step is a training_function's, batches[t] step t's (inputs, targets); schedule: a Schedule; stop:
+    StopSignals; hooks: Hooks. What a step uses follows from its number alone, so that a run goes on exactly
+    where another stopped. Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a
+    signal.
     """
     last, steps_per_epoch, verbose = schedule.steps, schedule.steps_per_epoch, hooks.verbose
 
@@ -176,7 +195,8 @@ def train(train_step, batches, schedule, progress, stop, hooks):
     def close_epoch(progress):
         row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
                    learning_rate=schedule.rate(progress.step - 1),
-                   **{name: total / (1 if name == 'seconds' else steps_per_epoch) for name, total in progress.totals.items()})
+                   **{name: total / (1 if name == 'seconds' else steps_per_epoch)
+                      for name, total in progress.totals.items()})
         rows = progress.rows + [row]
         try:
             hooks.after_epoch(rows)
@@ -188,7 +208,8 @@ def train(train_step, batches, schedule, progress, stop, hooks):
 
     for callback in hooks.callbacks:
         callback.on_train_begin()
-    if progress.totals and progress.step % steps_per_epoch == 0:    # stopped between an epoch's last step and its row
+    # stopped between an epoch's last step and its row
+    if progress.totals and progress.step % steps_per_epoch == 0:
         progress = close_epoch(progress)
     upcoming = prefetch(batches.__getitem__, range(progress.step, last))
     while progress.step < last:
@@ -197,7 +218,8 @@ def train(train_step, batches, schedule, progress, stop, hooks):
         if verbose:
             print('Epoch %d/%d' % (epoch + 1, schedule.epochs))
         if done:
-            bar.update(done, [(name, total / done) for name, total in progress.totals.items() if name != 'seconds'])
+            bar.update(done,
+                       [(name, total / done) for name, total in progress.totals.items() if name != 'seconds'])
         for t in range(progress.step, (epoch + 1) * steps_per_epoch):
             started = time.perf_counter()
             for callback in hooks.callbacks:
@@ -223,9 +245,11 @@ def train(train_step, batches, schedule, progress, stop, hooks):
 
 
 class StopSignals:
-    """Within the block signals are noted instead of ending the process; a second one of the same, later, ends it at once.
+    """Within the block signals are noted instead of ending the process; a second one of the same, later, ends
+    it at once.
 
-    sum_over_ranks: the sum over all ranks of an int32 array, as collective.Ranks.sum: a signal to one stops them all.
+    sum_over_ranks: the sum over all ranks of an int32 array, as collective.Ranks.sum: a signal to one stops
+    them all.
     """
 
     def __init__(self, sum_over_ranks=lambda counts: counts):

@@ -1,5 +1,5 @@
-"""The functions of moxing.file that the project uses. The first MOXING_FAILS_IN copies out of OBS and the first MOXING_FAILS_OUT
-copies into it fail, with a text that holds a secret.
+"""The functions of moxing.file that the project uses. The first MOXING_FAILS_IN copies out of OBS and the
+first MOXING_FAILS_OUT copies into it fail, with a text that holds a secret.
 """
 import os
 import shutil

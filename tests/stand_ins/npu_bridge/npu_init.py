@@ -1,15 +1,16 @@
 """The adapter's names and behaviour, as far as the project relies on them, with the CPU in the NPU's place.
 
-As the newer release lines do, importing it patches every TensorFlow session. One whose config has the NpuOptimizer is an NPU
-session: it runs on the CPU, and what it is asked to do is looked at. Every other one is a host session. What was seen is
-written, when a session is closed and at the end of the process, to the JSON file that NPU_BRIDGE_RECORD names, of several ranks with
--RANK_ID at its end:
+As the newer release lines do, importing it patches every TensorFlow session. One whose config has the
+NpuOptimizer is an NPU session: it runs on the CPU, and what it is asked to do is looked at. Every other one
+is a host session. What was seen is written, when a session is closed and at the end of the process, to the
+JSON file that NPU_BRIDGE_RECORD names, of several ranks with -RANK_ID at its end:
 
     host_sessions   how many there were
-    npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and `functions`. These are what
-                    Keras makes of a model, of each: `images`, the names of its image inputs; `batches`, the different shapes
-                    these had, each a graph that an NPU compiles; and `runs`: {what was fed and fetched: how many times}, each
-                    key another graph, too; and `order`: the numbers of these graphs in the order of their runs
+    npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and
+                    `functions`. These are what Keras makes of a model, of each: `images`, the names of its
+                    image inputs; `batches`, the different shapes these had, each a graph that an NPU
+                    compiles; and `runs`: {what was fed and fetched: how many times}, each key another graph,
+                    too; and `order`: the numbers of these graphs in the order of their runs
     wrapped         how many times npu_distributed_optimizer_wrapper was called
     reductions      how many times gradients passed through it on their way into a graph
 
@@ -27,9 +28,10 @@ from tensorflow.compat.v1 import keras
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 FIELDS = {
-    'use_off_line': 'b', 'precision_mode': 's', 'hcom_parallel': 'b', 'enable_dump': 'b', 'dump_path': 's', 'dump_step': 's',
-    'dump_mode': 's', 'enable_dump_debug': 'b', 'dump_debug_mode': 's', 'profiling_mode': 'b', 'profiling_options': 's',
-    'auto_tune_mode': 's', 'op_debug_level': 'i', 'graph_run_mode': 'i', 'iterations_per_loop': 'i'}
+    'use_off_line': 'b', 'precision_mode': 's', 'hcom_parallel': 'b', 'enable_dump': 'b', 'dump_path': 's',
+    'dump_step': 's', 'dump_mode': 's', 'enable_dump_debug': 'b', 'dump_debug_mode': 's',
+    'profiling_mode': 'b', 'profiling_options': 's', 'auto_tune_mode': 's', 'op_debug_level': 'i',
+    'graph_run_mode': 'i', 'iterations_per_loop': 'i'}
 RANK = '-' + os.environ['RANK_ID'] if os.environ.get('RANK_SIZE', '1') != '1' else ''
 NOT_ON_THE_DEVICE = tf.float64, tf.complex64, tf.complex128
 
@@ -69,16 +71,19 @@ def close_session(session):
 
 
 def _not_stood_in_for(*arguments, **named):
-    raise NotImplementedError('the project did without this name of npu_bridge; the stand-in has yet to learn it')
+    raise NotImplementedError(
+        'the project did without this name of npu_bridge; the stand-in has yet to learn it')
 
 
 set_keras_session_npu_config = init_resource = shutdown_resource = _not_stood_in_for
 
 
 class AllReduce:
-    """The sum of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait for hangs, as there.
+    """The sum of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait
+    for hangs, as there.
 
-    Each operation of a graph has a connection of its own to each rank, for two may run at once. Its number tells which is which.
+    Each operation of a graph has a connection of its own to each rank, for two may run at once. Its number
+    tells which is which.
     """
     listener, waiting, made, lock = None, {}, 0, threading.Lock()
 
@@ -134,7 +139,7 @@ def _reducing(compute, reduce):
 
 
 def _parameters(custom):
-    """What the real one takes from the parameter map: a value of an unknown key or in the wrong field is passed over in silence."""
+    """What the real one takes from the parameter map: unknown keys and wrong fields pass in silence."""
     values = {key: getattr(value, FIELDS[key]) for key, value in custom.parameter_map.items()
               if value.WhichOneof('value') == FIELDS.get(key)}
     values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
@@ -152,7 +157,7 @@ _Session = tf.Session.__mro__[1]    # the class that every session of TensorFlow
 
 
 def _replace(name):
-    """The decorated function takes the place of this method of every session; the real one is its first argument."""
+    """The decorated function replaces this method of every session; the real one is its first argument."""
     def decorate(function):
         real = getattr(_Session, name)
         setattr(_Session, name, lambda *arguments, **named: function(real, *arguments, **named))
@@ -166,8 +171,10 @@ def _open(real, session, target='', graph=None, config=None):
     rewrites = config.graph_options.rewrite_options if config else RewriterConfig()
     for custom in rewrites.custom_optimizers:
         if custom.name == 'NpuOptimizer':
-            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'runs': {}, 'order': [], 'off': [
-                name for name in ('remapping', 'memory_optimization') if getattr(rewrites, name) == RewriterConfig.OFF]}
+            off = [name for name in ('remapping', 'memory_optimization')
+                   if getattr(rewrites, name) == RewriterConfig.OFF]
+            session._seen = {'parameters': _parameters(custom), 'closed': False, 'functions': [], 'runs': {},
+                             'order': [], 'off': off}
             record['npu_sessions'].append(session._seen)
             config = _without_custom_optimizers(config)
             break
@@ -189,7 +196,8 @@ def _make_function(real, session, options):
     function = real(session, options)
     if session._seen is None:
         return function
-    images = [i for i, name in enumerate(options.feed) if session.graph.get_tensor_by_name(name).shape.ndims == 4]
+    images = [i for i, name in enumerate(options.feed)
+              if session.graph.get_tensor_by_name(name).shape.ndims == 4]
     seen = {'images': [options.feed[i].split(':')[0] for i in images], 'batches': []}
     session._seen['functions'].append(seen)
 
@@ -218,7 +226,8 @@ def _forget(real, session):
 
 def _count_run(session, fetched, fed):
     if session._seen is not None:
-        graph = ' '.join(sorted(getattr(item, 'name', item) for item in fetched) + ['<-'] + sorted(getattr(item, 'name', item) for item in fed))
+        outputs, inputs = (sorted(getattr(item, 'name', item) for item in items) for items in (fetched, fed))
+        graph = ' '.join(outputs + ['<-'] + inputs)
         runs = session._seen['runs']
         runs[graph] = runs.get(graph, 0) + 1
         session._seen['order'].append(list(runs).index(graph))
