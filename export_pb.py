@@ -22,13 +22,13 @@ if __name__ == '__main__':
 
 import numpy as np
 
-from sesemi.data.batches import test_views
+from sesemi.data.batches import make_test_views
 from sesemi.data.checksum import data_checksum
 from sesemi.data.datasets import load_dataset
 from sesemi.errors import InputError
 from sesemi.record import run_folder
 from sesemi.system import files
-from sesemi.system.command_line import Parser, program, whole
+from sesemi.system.command_line import Parser, report_run_errors, whole_number
 from sesemi.training import metrics, model_file
 from utils import chunks
 
@@ -80,10 +80,10 @@ def freeze(model, start, name, batch):
     from sesemi.device.backend import keras, tf
     output = [model.output.op.name]
     definition = start.graph.as_graph_def()
-    whole = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), definition, output)
+    frozen = tf.graph_util.convert_variables_to_constants(keras.backend.get_session(), definition, output)
     with tf.Graph().as_default() as graph:
         placeholder = tf.placeholder(tf.float32, [batch] + start.shape.as_list()[1:], name=name)
-        tf.import_graph_def(whole, {start.name: placeholder}, name='')
+        tf.import_graph_def(frozen, {start.name: placeholder}, name='')
     part = tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
     # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do
     # not know
@@ -130,7 +130,7 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
         parts = chunks(dataset.test_images[first:first + batch])
         images = np.concatenate([normalise.predict_on_batch(part.astype(np.float32)) for part in parts])
         padding = [(0, batch - len(images))] + [(0, 0)] * 3
-        for number, view in enumerate(test_views(images, first, seed, flip)):
+        for number, view in enumerate(make_test_views(images, first, seed, flip)):
             files.write_atomic(os.path.join(folder, VIEWS, view_name(first // batch, number) + '.bin'),
                                    np.pad(view, padding, mode='constant').astype('<f4', copy=False).tobytes())
     files.write_atomic(os.path.join(folder, LABELS), dataset.test_labels.astype('<i4').tobytes())
@@ -199,7 +199,7 @@ def parse_args(argv):
     parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.')
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
     parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
-    parser.add_argument('--batch', type=whole(1), metavar='N',
+    parser.add_argument('--batch', type=whole_number(1), metavar='N',
                         help='images the graph takes at once (default: %d)' % BATCH)
     parser.add_argument('--from-images', action='store_true',
                         help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
@@ -229,7 +229,7 @@ def parse_args(argv):
     return args
 
 
-@program
+@report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
     args = parse_args(argv)

@@ -17,14 +17,14 @@ if __name__ == '__main__':
 import numpy as np
 
 from sesemi.device import precision
-from sesemi.errors import InputError, RunError, printable
+from sesemi.errors import InputError, RunError, escape_controls
 from sesemi.flags import PRECISION_HELP
-from sesemi.images.decoding import decode_image, most_pixels
+from sesemi.images.decoding import compute_max_pixels, decode_image
 from sesemi.images.folders import PassedOver, find_images
 from sesemi.system import files
-from sesemi.system.command_line import Parser, program, share, whole
-from sesemi.system.machine import cores, memory
-from sesemi.system.pools import prefetch, progress
+from sesemi.system.command_line import Parser, fraction, report_run_errors, whole_number
+from sesemi.system.machine import count_cores, get_memory_size
+from sesemi.system.pools import prefetch, show_progress
 from sesemi.system.versions import tensorflow_version
 from sesemi.training import metrics, model_file
 from utils import list_image_folder
@@ -61,14 +61,15 @@ def predict(args):
         files.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
         print('%s: %d images.' % (args.csv, len(paths)))
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
-            print('%8d  %s' % (count, printable(name)))
+            print('%8d  %s' % (count, escape_controls(name)))
     if args.evaluate:
         labels = np.array([class_names.index(name) for name in labeled_classes])[labels]
         readable = [i for i in range(len(paths)) if i not in unreadable]
         print_evaluation(probabilities[readable], labels[readable], class_names, args.threshold)
     elif not args.csv:
         for path, best in zip(paths, ranked):
-            print('\t'.join(map(printable, [path] + (['%s %.4f' % pair for pair in best] or ['unreadable']))))
+            print('\t'.join(map(escape_controls,
+                                [path] + (['%s %.4f' % pair for pair in best] or ['unreadable']))))
     return 1 if unreadable else 0
 
 
@@ -111,7 +112,8 @@ def classify(paths, model_path, fit, device, precision_mode=None):
         count = math.ceil(len(paths) / max(1, BATCH_PIXELS // image_size ** 2))
         batches = decode_batches(paths, image_size, fit, math.ceil(len(paths) / count))
         outputs, unreadable = [], {}
-        for images, errors in progress(batches, count, 'Classifying %d images (%s)' % (len(paths), device)):
+        for images, errors in show_progress(batches, count,
+                                            'Classifying %d images (%s)' % (len(paths), device)):
             outputs.append(model.predict_on_batch(images))
             unreadable.update(errors)
     return np.concatenate(outputs)[:len(paths)], unreadable
@@ -124,7 +126,7 @@ def decode_batches(paths, image_size, fit, size):
     Unreadable images, and what the last batch lacks, are black: a batch of another size would be another
     graph on an NPU.
     """
-    most = most_pixels(memory() / 2, cores())
+    most = compute_max_pixels(get_memory_size() / 2, count_cores())
 
     def decode(path):
         try:
@@ -132,7 +134,7 @@ def decode_batches(paths, image_size, fit, size):
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(cores()), size + cores()))
+    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(count_cores()), size + count_cores()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for place, (i, image) in zip(range(size), decoded):
@@ -175,10 +177,10 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
     confusion = metrics.confusion_matrix(probabilities.argmax(axis=1), labels, len(class_names))
-    table = [['class', 'images', 'error', *map(printable, class_names)]]
+    table = [['class', 'images', 'error', *map(escape_controls, class_names)]]
     for label in np.unique(labels):
         counts = confusion[label]
-        table.append([printable(class_names[label]), str(counts.sum()),
+        table.append([escape_controls(class_names[label]), str(counts.sum()),
                       '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
     widths = [max(map(len, column)) for column in zip(*table)]
     print('In the row of each class, how many of its images were taken for each class:')
@@ -202,9 +204,9 @@ def parse_args(argv):
     parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
     parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*',
                         help='images, and folders to look for images in, at any depth')
-    parser.add_argument('--top', type=whole(1), default=3, metavar='N',
+    parser.add_argument('--top', type=whole_number(1), default=3, metavar='N',
                         help='how many classes to name for an image (default: 3)')
-    parser.add_argument('--threshold', type=share(1), default=0.0, metavar='P',
+    parser.add_argument('--threshold', type=fraction(1), default=0.0, metavar='P',
                         help='call an image unknown whose most probable class '
                         'has less than this probability, as 0.8')
     parser.add_argument('--csv', metavar='FILE',
@@ -223,7 +225,7 @@ def parse_args(argv):
     return args
 
 
-@program
+@report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
     try:

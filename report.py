@@ -9,10 +9,10 @@ if __name__ == '__main__':
     signals.watch()     # before the imports that take a second
 
 from sesemi.record import comparison
-from sesemi.system.command_line import Parser, program
+from sesemi.system.command_line import Parser, report_run_errors
 
 
-@program
+@report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
     parser = Parser(prog='report.py', description='Results of several runs side by side.')

@@ -36,7 +36,7 @@ from sesemi.record.identity import PROJECT, run_identity
 from sesemi.record.run_folder import Clock, flags_to_resume, open_run
 from sesemi.settings import MOMENTUM, PRESETS, default_directory, dropout_rates
 from sesemi.system import signals
-from sesemi.system.command_line import program
+from sesemi.system.command_line import report_run_errors
 from sesemi.system.versions import tensorflow_version
 
 
@@ -309,7 +309,7 @@ def select_gpu(args, info, argv):
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
 
 
-@program
+@report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
     # of an odd image file; one that cannot be read ends the run

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sesemi.errors import InputError, RunError, listed
-from sesemi.images.decoding import decode_image, most_pixels
-from sesemi.images.folders import PassedOver, entries, find_images, is_junk, why_not
+from sesemi.errors import InputError, RunError, join_names
+from sesemi.images.decoding import compute_max_pixels, decode_image
+from sesemi.images.folders import PassedOver, find_images, find_skip_reason, is_junk, list_entries
 from sesemi.settings import (
     CONTRAST_EPSILON,
     CONTRAST_SCALE,
@@ -24,7 +24,7 @@ from sesemi.settings import (
     WHITENING_IDENTITY,
 )
 from sesemi.system import machine
-from sesemi.system.pools import prefetch, processes, progress
+from sesemi.system.pools import make_process_pool, prefetch, show_progress
 
 SMALL_FILE = 16 << 10               # bytes, below which decoding is the lesser part of reading an image
 MANY_FILES = 4000                   # from which on reading small files is worth starting processes
@@ -41,19 +41,19 @@ def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
     cannot be read.
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
-    cores = min(machine.cores(), 16)        # more processes take longer to start than they save
+    cores = min(machine.count_cores(), 16)        # more processes take longer to start than they save
     decode = functools.partial(_decode_block, image_size=image_size, fit=fit,
-                               most=most_pixels(memory or machine.memory() / 2, cores))
+                               most=compute_max_pixels(memory or machine.get_memory_size() / 2, cores))
     decoded, several = prefetch(decode, blocks, _readers(paths, cores), 4 * cores), []
     try:
-        for images, animated in progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
+        for images, animated in show_progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
             several += animated
             yield images
     except BrokenProcessPool:
         raise RunError('A process that read images was killed, perhaps for want of memory; start '
                        'again.') from None
     if several:
-        print('Of %d files with several frames the first is read: %s.' % (len(several), listed(several)))
+        print('Of %d files with several frames the first is read: %s.' % (len(several), join_names(several)))
 
 
 def _decode_block(paths, image_size, fit, most):
@@ -68,7 +68,7 @@ def _readers(paths, cores):
     """
     if any(os.path.isfile(path) and os.path.getsize(path) > SMALL_FILE for path in paths[:1]):
         return ThreadPoolExecutor(cores)
-    return ThreadPoolExecutor(1) if len(paths) < MANY_FILES else processes(cores)
+    return ThreadPoolExecutor(1) if len(paths) < MANY_FILES else make_process_pool(cores)
 
 
 def decode_images(paths, image_size=32, fit='stretch', memory=None):
@@ -92,11 +92,11 @@ def list_image_folder(directory, passed_over=None, least=2):
         raise InputError('%s: no such folder; give one that holds a folder of images for each class.'
                          % directory)
     passed_over = PassedOver() if passed_over is None else passed_over
-    folders, files = entries(directory)
+    folders, files = list_entries(directory)
     class_names = [folder.name for folder in folders if not is_junk(folder)
                    and folder.name.lower() != 'unlabeled']
     passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in class_names)
-    passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
+    passed_over.files.update(find_skip_reason(file) or 'outside the class folders' for file in files)
     if len(class_names) < least:
         raise InputError('%s: holds %s; %s.' % (
             directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders',

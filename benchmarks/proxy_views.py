@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from sesemi.data.batches import PROXY_TRANSFORMS, proxy_views  # noqa: E402
+from sesemi.data.batches import PROXY_TRANSFORMS, make_proxy_views  # noqa: E402
 
 SIZE, GAP, TEXT = 128, 16, 22      # pixels
 
@@ -29,7 +29,7 @@ def scene():
 
 
 def main(path):
-    views, labels = proxy_views(scene())
+    views, labels = make_proxy_views(scene())
     sheet = Image.new('RGB', (len(views) * (SIZE + GAP) + GAP, SIZE + 2 * GAP + TEXT), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for place, (view, label) in enumerate(zip(views, labels)):

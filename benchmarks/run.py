@@ -29,7 +29,7 @@ import tiny_trunk  # noqa: E402,F401
 import utils  # noqa: E402
 from networks import build_sesemi, sesemi  # noqa: E402
 from sesemi.data.batches import NormalizedImages, TwoBranchBatches  # noqa: E402
-from sesemi.data.batches import test_views as views_of
+from sesemi.data.batches import make_test_views as views_of
 from sesemi.device import collective, precision, runtime  # noqa: E402
 from sesemi.settings import MOMENTUM  # noqa: E402
 from sesemi.system import machine, pools  # noqa: E402
@@ -243,7 +243,7 @@ def main():
         ratios = json.load(file)
     stored = ratios.setdefault(version, {})
     print('%s, %d cores, TensorFlow %s, numpy %s'
-          % (platform.machine(), machine.cores(), runtime.tf.__version__, np.__version__))
+          % (platform.machine(), machine.count_cores(), runtime.tf.__version__, np.__version__))
     print('%-45s %12s %12s %12s %8s' % ('seconds', 'baseline', 'ours', 'floor', 'ratio'))
     for name, row in rows.items():
         if args.rows in name:

@@ -4,9 +4,9 @@ on several small data sets:
     python benchmarks/whitening.py --dataset DIR [--rows TEXT] [--seeds N] [--steps N] [--json FILE]
 
 DIR is CIFAR-10 as image folders. All training images of a row are labeled, as own images are. On the rows
-CHOOSING the rule of `--whitening auto` (settings.WHITENED_IMAGES) was chosen; JUDGING ones it was only tried
-on. Prints a Markdown table of mean errors in percent, lower is better. FILE gets every run as it ends, and a
-run that it holds is not repeated.
+CHOOSING the rule of `--whitening auto` (settings.IMAGES_PER_WHITENED_VALUE) was chosen; JUDGING ones it was
+only tried on. Prints a Markdown table of mean errors in percent, lower is better. FILE gets every run as it
+ends, and a run that it holds is not repeated.
 """
 import argparse
 import json
@@ -25,8 +25,8 @@ from sesemi.data.batches import (  # noqa: E402
     WHITENINGS,
     TwoBranchBatches,
     choose_whitening,
+    make_test_views,
     prepare_images,
-    test_views,
 )
 from sesemi.data.datasets import Dataset, load_dataset  # noqa: E402
 from sesemi.device import runtime  # noqa: E402
@@ -122,7 +122,7 @@ def error_of(dataset, whitening, flip, seed, steps):
             train_step(*batches[t])
         with evaluation.NormStatistics(model, batches, steps, Ranks()).measured():
             evaluate = evaluation.DenseEvaluator(
-                inference_model, images.test, lambda part, first: test_views(part, first, seed, flip),
+                inference_model, images.test, lambda part, first: make_test_views(part, first, seed, flip),
                 training.StopSignals(), Ranks())
             return error_rate(evaluate()[0], dataset.test_labels)
 

@@ -2,15 +2,15 @@
 import re
 
 # also what turns the direction of text
-CONTROL = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')
-LONGEST = 300           # characters of a reason
+CONTROL_CHARACTERS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')
+MAX_DESCRIPTION = 300           # characters of a reason
 
 
-def printable(text):
+def escape_controls(text):
     """Text from elsewhere for a line of a message or table: control characters, as file names may hold, as
     \\n, \\x1b, \\u202e.
     """
-    return CONTROL.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
+    return CONTROL_CHARACTERS.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
 
 
 class RunError(Exception):
@@ -18,7 +18,7 @@ class RunError(Exception):
     status = 1
 
     def __str__(self):
-        return printable(super().__str__())
+        return escape_controls(super().__str__())
 
 
 class InputError(RunError, ValueError):
@@ -26,16 +26,16 @@ class InputError(RunError, ValueError):
     status = 2
 
 
-def reason(error):
+def describe_error(error):
     """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has
     none.
     """
     words = ' '.join(str(error).split()) or type(error).__name__
-    return words if len(words) <= LONGEST else words[:LONGEST] + '...'
+    return words if len(words) <= MAX_DESCRIPTION else words[:MAX_DESCRIPTION] + '...'
 
 
-def listed(names, most=3):
+def join_names(names, most=3):
     """The first names, and how many more there are."""
     names = list(names)
     more = ' and %d more' % (len(names) - most) if len(names) > most else ''
-    return printable(', '.join(names[:most])) + more
+    return escape_controls(', '.join(names[:most])) + more

@@ -5,12 +5,12 @@ import argparse
 from typing import NamedTuple
 
 from sesemi.errors import InputError
-from sesemi.settings import FITS, LEARNING_RATE, METHODS, NETWORKS, PRESETS, SPLIT_SEED, WHITENED_SIZE
-from sesemi.system.command_line import SWITCH, Parser, positive, share, whole
+from sesemi.settings import FITS, LEARNING_RATE, MAX_WHITENED_SIZE, METHODS, NETWORKS, PRESETS, SPLIT_SEED
+from sesemi.system.command_line import SWITCH_OPTIONS, Parser, fraction, positive_number, whole_number
 
 # What --resume does with a flag: IDENTITY: keeps it, for another value makes another run; KEPT: keeps it
 # unless it is given anew; ANEW: forgets it.
-IDENTITY, KEPT, ANEW = 'identity', 'kept', 'anew'
+IDENTITY, KEPT, NOT_KEPT = 'identity', 'kept', 'not kept'
 
 
 class Flag(NamedTuple):
@@ -29,7 +29,7 @@ def _flag(name, default, resumed, text, **options):
 
 
 def _switch(name, resumed, text, default=False):
-    return Flag(name, default, resumed, text, SWITCH)
+    return Flag(name, default, resumed, text, SWITCH_OPTIONS)
 
 
 def _image_size(text):
@@ -39,7 +39,7 @@ def _image_size(text):
 
 
 def _labels(text):
-    return text if text == 'all' else whole(1)(text)
+    return text if text == 'all' else whole_number(1)(text)
 
 
 def _gpus(text):
@@ -65,11 +65,11 @@ TABLE = {
               metavar='N|all'),
         _flag('validation', None, IDENTITY,
               'take this share of the labeled images, of each class, out of training to measure the error '
-              'during it, as 0.1; for data without validation images of its own', type=share(0.5),
+              'during it, as 0.1; for data without validation images of its own', type=fraction(0.5),
               metavar='X'),
         _flag('split_seed', SPLIT_SEED, IDENTITY,
               'seed of the choice of labeled images (default: 1, the published split)',
-              type=whole(0, 2 ** 32 - 1), metavar='N'),
+              type=whole_number(0, 2 ** 32 - 1), metavar='N'),
         _flag('image_size', 32, IDENTITY, 'pixels a side, a multiple of 4 from 16 to 128 (default: 32)',
               type=_image_size, metavar='N'),
         _flag('fit', 'stretch', IDENTITY, 'what happens to images that are not square (default: stretch)',
@@ -81,9 +81,9 @@ TABLE = {
               choices=['auto', 'zca', 'channel', 'none']),
         _flag('memory_limit', None, KEPT,
               'more images than fit into this are kept in the cache and normalised as they are drawn '
-              '(default: half of the memory, shared by the processes of a host)', type=positive,
+              '(default: half of the memory, shared by the processes of a host)', type=positive_number,
               metavar='GB'),
-        _switch('no_cache', ANEW, 'decode all images and fit the whitening anew'),
+        _switch('no_cache', NOT_KEPT, 'decode all images and fit the whitening anew'),
         _switch('no_flip', IDENTITY, 'no left-right flips: a mirrored image is not of the same class (always '
                                      'so for svhn and digits)'),
     ],
@@ -94,12 +94,12 @@ TABLE = {
               choices=METHODS),
         _flag('epochs', None, IDENTITY,
               '(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)',
-              type=whole(1), metavar='N'),
+              type=whole_number(1), metavar='N'),
         _flag('batch_size', None, IDENTITY,
               'images of the self branch a step, six views of each, beside six times as many labeled ones '
-              '(default: 16; digits: 4)', type=whole(1), metavar='N'),
-        _flag('lr', LEARNING_RATE, IDENTITY, 'learning rate of the first step (default: 0.05)', type=positive,
-              metavar='X'),
+              '(default: 16; digits: 4)', type=whole_number(1), metavar='N'),
+        _flag('lr', LEARNING_RATE, IDENTITY, 'learning rate of the first step (default: 0.05)',
+              type=positive_number, metavar='X'),
         _switch('no_oversample', IDENTITY,
                 'draw only as many labeled images a step as self-supervised ones, each augmented six times'),
         _switch('recompute_norm', IDENTITY,
@@ -109,64 +109,65 @@ TABLE = {
         _flag('class_weights', None, IDENTITY,
               'multiply the cross-entropy of a labeled image by a weight, the larger the fewer its class '
               'has, so that all classes count the same', choices=['balanced']),
-        _flag('seed', 0, IDENTITY, 'initial weights, batches, dropout (default: 0)', type=whole(0),
-              metavar='N'),
+        _flag('seed', 0, IDENTITY, 'initial weights, batches, dropout (default: 0)',
+              type=whole_number(0), metavar='N'),
     ],
     'run': [
-        _flag('result', 'result', ANEW, 'folder for the model and the record of the run (default: result)',
-              metavar='DIR'),
-        _flag('resume', None, ANEW, 'go on with the run in --result; auto: start it if there is none',
+        _flag('result', 'result', NOT_KEPT,
+              'folder for the model and the record of the run (default: result)', metavar='DIR'),
+        _flag('resume', None, NOT_KEPT, 'go on with the run in --result; auto: start it if there is none',
               nargs='?', const='yes', choices=['yes', 'auto']),
-        _flag('runs', 1, ANEW,
+        _flag('runs', 1, NOT_KEPT,
               'train N times, with seeds --seed, --seed + 1, ..., each in a folder of its own below --result '
-              '(default: 1)', type=whole(1), metavar='N'),
-        _switch('quiet', ANEW, 'a line an epoch, no progress line'),
-        _switch('verbose', ANEW, "TensorFlow's own messages too"),
+              '(default: 1)', type=whole_number(1), metavar='N'),
+        _switch('quiet', NOT_KEPT, 'a line an epoch, no progress line'),
+        _switch('verbose', NOT_KEPT, "TensorFlow's own messages too"),
         _flag('eval_every', None, KEPT,
               'evaluate every N epochs, not only at the end: the validation images, without these the test '
-              'images (default: 0, not; 1 with validation images, and for ssl)', type=whole(0), metavar='N'),
+              'images (default: 0, not; 1 with validation images, and for ssl)',
+              type=whole_number(0), metavar='N'),
         _flag('keep', 'last', IDENTITY,
               'which weights are evaluated on the test images and saved: those of the last epoch, or of the '
               'least validation error (default: last)', choices=['last', 'best']),
         _flag('checkpoint_minutes', 10.0, KEPT, 'longest time between checkpoints (default: 10)',
-              type=positive, metavar='X'),
+              type=positive_number, metavar='X'),
     ],
     'device': [
-        _flag('device', 'auto', ANEW, '(default: auto)', choices=['auto', 'cpu', 'gpu', 'npu']),
+        _flag('device', 'auto', NOT_KEPT, '(default: auto)', choices=['auto', 'cpu', 'gpu', 'npu']),
         _flag('precision_mode', None, KEPT, PRECISION_HELP, metavar='MODE'),
-        _switch('profiling', ANEW, 'trace into RESULT/profiling'),
-        _switch('autotune', ANEW, 'npu: tune the operators (RL, GA)'),
-        _switch('over_dump', ANEW, 'npu: overflow detection into RESULT/over_dump'),
-        _switch('data_dump', ANEW, "npu: operators' inputs and outputs into RESULT/data_dump"),
-        _flag('data_dump_step', None, ANEW, 'which steps, as in 0|5|10-20 (default: 0)', metavar='STEPS'),
+        _switch('profiling', NOT_KEPT, 'trace into RESULT/profiling'),
+        _switch('autotune', NOT_KEPT, 'npu: tune the operators (RL, GA)'),
+        _switch('over_dump', NOT_KEPT, 'npu: overflow detection into RESULT/over_dump'),
+        _switch('data_dump', NOT_KEPT, "npu: operators' inputs and outputs into RESULT/data_dump"),
+        _flag('data_dump_step', None, NOT_KEPT, 'which steps, as in 0|5|10-20 (default: 0)', metavar='STEPS'),
     ],
     'several devices': [
-        _flag('gpus', None, ANEW, 'a process for each of these GPUs of this host', type=_gpus,
+        _flag('gpus', None, NOT_KEPT, 'a process for each of these GPUs of this host', type=_gpus,
               metavar='all|N,N'),
-        _flag('workers', None, ANEW,
+        _flag('workers', None, NOT_KEPT,
               'an address for each of the processes that train together, the same list for all (default: of '
               'TF_CONFIG, if that is set)', metavar='HOST:PORT,HOST:PORT'),
-        _flag('rank', None, ANEW, "this process's number among them, from 0; rank 0 writes and prints",
-              type=whole(0), metavar='N'),
-        _flag('join_timeout', None, ANEW, 'seconds to wait at the start for all to come (default: 1800)',
-              type=positive, metavar='X'),
-        _flag('peer_timeout', None, ANEW,
+        _flag('rank', None, NOT_KEPT, "this process's number among them, from 0; rank 0 writes and prints",
+              type=whole_number(0), metavar='N'),
+        _flag('join_timeout', None, NOT_KEPT, 'seconds to wait at the start for all to come (default: 1800)',
+              type=positive_number, metavar='X'),
+        _flag('peer_timeout', None, NOT_KEPT,
               'seconds that all may take for what they compute together, before the run ends '
-              '(default: 600)', type=positive, metavar='X'),
+              '(default: 600)', type=positive_number, metavar='X'),
         _switch('scale_lr', IDENTITY, 'multiply --lr by the number of processes (default: the same rate)'),
     ],
     "older ports' flags": [
-        _flag('gpu_id', None, ANEW, 'the GPU to use, as CUDA_VISIBLE_DEVICES has it', metavar='N'),
-        _flag('obs_url', None, ANEW, 'not used: boot_modelarts.py copies the results', metavar='URL'),
+        _flag('gpu_id', None, NOT_KEPT, 'the GPU to use, as CUDA_VISIBLE_DEVICES has it', metavar='N'),
+        _flag('obs_url', None, NOT_KEPT, 'not used: boot_modelarts.py copies the results', metavar='URL'),
     ],
 }
 FLAGS = [flag for group in TABLE.values() for flag in group]
 DEFAULTS = {flag.name: flag.default for flag in FLAGS}
 IDENTITY_FLAGS = {flag.name: flag.default for flag in FLAGS if flag.resumed == IDENTITY}
-RESUMED_FLAGS = [flag.name for flag in FLAGS if flag.resumed != ANEW]
+RESUMED_FLAGS = [flag.name for flag in FLAGS if flag.resumed != NOT_KEPT]
 
 
-def spelled(name):
+def spell_flag(name):
     """A flag as one types it."""
     return '--' + name.replace('_', '-')
 
@@ -187,7 +188,7 @@ def parse_given(argv):
         group = parser.add_argument_group(title)
         for flag in flags:
             # no default: what was given must be seen
-            group.add_argument(spelled(flag.name), help=flag.help, **flag.options)
+            group.add_argument(spell_flag(flag.name), help=flag.help, **flag.options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
         del given['whitening']
@@ -212,10 +213,10 @@ def resolve(given, recorded):
         raise InputError('--no-flip False: a mirrored image of %s is of another class or of none; leave the '
                          'flag out.' % args['data'])
     args['whitening'] = args['whitening'] or preset.whitening
-    if given.get('whitening') == 'zca' and args['image_size'] > WHITENED_SIZE:
+    if given.get('whitening') == 'zca' and args['image_size'] > MAX_WHITENED_SIZE:
         raise InputError('--whitening zca: is for images of at most %d pixels; say channel or none, or lower '
                          '--image-size.'
-                         % WHITENED_SIZE)
+                         % MAX_WHITENED_SIZE)
     args['flip'] = preset.flip and not args['no_flip']
     if args['gpus'] and 'device' not in given:
         args['device'] = 'gpu'
@@ -232,4 +233,4 @@ def unused_flags(args, ranks):
         yield '--scale-lr: there is one process, so the rate stays that of --lr.'
     for name in ('join_timeout', 'peer_timeout'):
         if getattr(args, name) is not None and ranks == 1:
-            yield '%s: there is one process, which waits for no other.' % spelled(name)
+            yield '%s: there is one process, which waits for no other.' % spell_flag(name)

@@ -12,10 +12,10 @@ CONTRAST_EPSILON = 1e-10        # an image whose norm is below it becomes zero; 
 WHITENING_IDENTITY = 0.1        # times the identity, added to the covariance; paper
 WHITENING_EPSILON = 1e-10       # added to its eigenvalues; paper
 # pixels a side at most: the matrix is (3 N²)², at 48 already 191 MB of the saved model; ours
-WHITENED_SIZE = 48
+MAX_WHITENED_SIZE = 48
 # training images for each of an image's 3 N² values, from which on `auto` whitens; ours:
 # benchmarks/whitening.py
-WHITENED_IMAGES = 3
+IMAGES_PER_WHITENED_VALUE = 3
 SPLIT_SEED = 1                  # of the labeled subset; the published split
 
 NETWORKS = ('convnet', 'nin', 'wrn')

@@ -9,8 +9,8 @@ from conftest import PROJECT, NoDoubles
 from programs import run
 from scipy import ndimage
 
-from sesemi.data.batches import TwoBranchBatches, proxy_views, shift
-from sesemi.data.batches import test_views as views_of
+from sesemi.data.batches import TwoBranchBatches, make_proxy_views, shift_images
+from sesemi.data.batches import make_test_views as views_of
 from sesemi.settings import PROXY_CLASSES
 
 # Augmenting
@@ -24,7 +24,7 @@ def test_shift_equals_scipy(height, width):
     images = np.random.RandomState(0).standard_normal((25, height, width, 3)).astype(np.float32)
     dy, dx = np.array(SHIFTS).T
     before = images.copy()
-    shifted = shift(images, dy, dx)
+    shifted = shift_images(images, dy, dx)
     np.testing.assert_array_equal(images, before)
     assert shifted.dtype == np.float32
     for image, y, x, result in zip(images, dy, dx, shifted):
@@ -38,7 +38,7 @@ def test_shift_equals_scipy(height, width):
 def test_proxy_views():
     image = np.arange(4 * 4 * 3).reshape(4, 4, 3)
     images = np.stack([image, image + 100])
-    views, labels = proxy_views(images)
+    views, labels = make_proxy_views(images)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert len(views) == 2 * PROXY_CLASSES
     expected = [image, np.rot90(image), np.rot90(image, 2), np.rot90(image, 3), np.fliplr(image),

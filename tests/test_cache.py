@@ -100,7 +100,7 @@ def test_whitening_that_was_cut_off_is_fitted_anew(store, length, capsys):
 
 def test_an_entry_of_the_former_format_goes_when_there_is_no_room(files, store, monkeypatch):
     paths, images = files
-    monkeypatch.setattr(cache, 'LIMIT', images.size)
+    monkeypatch.setattr(cache, 'MAX_BYTES', images.size)
     os.makedirs(store.folder)
     former = os.path.join(store.folder, 'images-%s-%s' % (32 * 'a', 8 * '0'))       # its key and its checksum
     with open(former, 'wb') as file:
@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, c
 
 def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
     paths, _ = files
-    monkeypatch.setattr(cache, 'LIMIT', 100 * 16 * 16 * 3)
+    monkeypatch.setattr(cache, 'MAX_BYTES', 100 * 16 * 16 * 3)
     store.decode_images(paths[:40], 16)
     first, = entries(store)
     os.utime(os.path.join(store.folder, first), (1, 1))
@@ -222,7 +222,7 @@ def test_whitening_is_fitted_once_for_the_same_images(store):
 
 def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files, store, monkeypatch):
     paths, _ = files
-    monkeypatch.setattr(cache, 'LIMIT', 0)
+    monkeypatch.setattr(cache, 'MAX_BYTES', 0)
     os.makedirs(store.folder)
     for name, age in ('fresh.part', 60), ('stale.part', 90000):
         with open(os.path.join(store.folder, name), 'wb') as file:

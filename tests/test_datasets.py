@@ -88,7 +88,7 @@ def test_a_sixth_is_held_out_without_a_test_folder(tmp_path, below, capsys):
     assert datasets.load_dataset('folder', str(tmp_path)).test_names == dataset.test_names
 
 
-@pytest.mark.parametrize('name', datasets.VALID)
+@pytest.mark.parametrize('name', datasets.VALIDATION_NAMES)
 def test_a_folder_for_validation(tmp_path, name):
     write_classes(tmp_path / 'train', {'ant': 6, 'bee': 6})
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
@@ -102,7 +102,7 @@ def test_a_folder_for_validation(tmp_path, name):
     assert len(dataset.train_images) == len(dataset.unlabeled_images) == 12 and len(dataset.test_images) == 2
     with pytest.raises(InputError, match='validation images of its own'):
         split_validation(dataset, np.arange(12), 0.5)
-    (tmp_path / datasets.VALID[datasets.VALID.index(name) - 1]).mkdir()
+    (tmp_path / datasets.VALIDATION_NAMES[datasets.VALIDATION_NAMES.index(name) - 1]).mkdir()
     assert 'keep one' in refusal('folder', str(tmp_path))
 
 

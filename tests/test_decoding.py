@@ -11,7 +11,7 @@ from conftest import write_image
 from PIL import Image
 
 from sesemi.errors import InputError
-from sesemi.images.decoding import decode_image, readable
+from sesemi.images.decoding import decode_image, find_formats
 
 QUARTERS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255), 'grey': (96, 96, 96)}
 
@@ -33,7 +33,7 @@ def save(path, mode='RGB', **options):
 
 def test_the_formats_by_their_suffixes():
     usual = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm'}
-    assert usual <= set(readable().suffixes)
+    assert usual <= set(find_formats().suffixes)
 
 
 @pytest.mark.parametrize('mode, name, options', [
@@ -177,9 +177,9 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path)
     write_image(tmp_path / 'a.jpg', pixels)         # of which 200 x 200 are decoded
     Image.fromarray(pixels.astype(np.uint8)).save(str(tmp_path / 'progressive.jpg'), progressive=True)
     for name, most in ('a.png', 1600 ** 2), ('a.jpg', 200 ** 2), ('progressive.jpg', 1600 ** 2 // 2):
-        assert not decode_image(str(tmp_path / name), most=most).any()
+        assert not decode_image(str(tmp_path / name), max_pixels=most).any()
         with pytest.raises(InputError, match='%s: cannot be read as an image .it has' % name):
-            decode_image(str(tmp_path / name), most=most - 1)
+            decode_image(str(tmp_path / name), max_pixels=most - 1)
 
 
 def test_a_file_of_another_format_starts_no_program(tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_heic_where_its_package_adds_it_to_pillow(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, table, dict(getattr(Image, table)))
     save(tmp_path / 'a.png')
     (tmp_path / 'a.heic').write_bytes(b'heif' + (tmp_path / 'a.png').read_bytes())
-    readable.cache_clear()
-    assert '.heic' in readable().suffixes
+    find_formats.cache_clear()
+    assert '.heic' in find_formats().suffixes
     np.testing.assert_array_equal(decode_image(str(tmp_path / 'a.heic')), quarters())
-    readable.cache_clear()
+    find_formats.cache_clear()

@@ -17,7 +17,7 @@ from conftest import PROJECT, write_classes
 from sesemi.record import lock
 from sesemi.system import output, signals
 
-FULL = output.LOST % 'No space left on device' + '\n'
+FULL = output.STDOUT_FAILED % 'No space left on device' + '\n'
 WAITS = '''
 import signal
 print('ready', flush=True)
@@ -125,7 +125,8 @@ ODD_TEXT = 'caf\\udce9\n'
 
 
 @pytest.mark.parametrize('redirection, said', [
-    ('>&-', output.LOST % 'closed' + '\n' + ODD_TEXT), ('>&- 2>&-', ''), ('>/dev/full', ODD_TEXT + FULL)])
+    ('>&-', output.STDOUT_FAILED % 'closed' + '\n' + ODD_TEXT), ('>&- 2>&-', ''),
+    ('>/dev/full', ODD_TEXT + FULL)])
 def test_output_that_is_closed_or_full(tmp_path, redirection, said):
     done = subprocess.run(
         ['bash', '-c', '"$@" ' + redirection, 'bash', sys.executable, '-c', PRINTS, str(PROJECT),
@@ -138,12 +139,12 @@ def test_output_that_is_closed_or_full(tmp_path, redirection, said):
 def test_a_reader_that_has_seen_enough_is_said_once(capsys):
     reader, writer = os.pipe()
     with open(writer, 'w') as stream:
-        patient = output.TolerantStream(stream, output.LOST)
+        patient = output.TolerantStream(stream, output.STDOUT_FAILED)
         os.close(reader)
         for _ in range(3):
             print('a line', file=patient, flush=True)
         assert not patient.isatty()
-    assert capsys.readouterr().err == output.LOST % 'Broken pipe' + '\n'
+    assert capsys.readouterr().err == output.STDOUT_FAILED % 'Broken pipe' + '\n'
 
 
 # The lock, in this process, for whose own second lock the system has always room
@@ -180,10 +181,10 @@ TAKES = '''
 import sys, threading
 sys.path.insert(0, sys.argv[1])
 from sesemi.system import signals
-signals.ECHO = float(sys.argv[3])
+signals.REPEAT_SECONDS = float(sys.argv[3])
 signals.watch()
-with signals.taken_by(lambda number: print('taken', int(number), flush=True)), \\
-        signals.removed_if_unfinished(sys.argv[2]):
+with signals.handle_with(lambda number: print('taken', int(number), flush=True)), \\
+        signals.remove_if_unfinished(sys.argv[2]):
     open(sys.argv[2], 'w').close()
     print('ready', flush=True)
     threading.Event().wait()
@@ -232,6 +233,6 @@ def test_what_was_printed_before_a_signal_is_not_lost(closed, printed):
 
 def test_a_python_program_that_calls_this_one_keeps_its_handlers():
     before = signal.getsignal(signal.SIGTERM)
-    with signals.taken_by(print):
+    with signals.handle_with(print):
         assert signal.getsignal(signal.SIGTERM) is before
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

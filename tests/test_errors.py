@@ -1,7 +1,7 @@
 """Text from elsewhere in messages and tables: it stays in its line, and is no instruction to the terminal."""
 import pytest
 
-from sesemi.errors import InputError, printable, reason
+from sesemi.errors import InputError, describe_error, escape_controls
 from sesemi.system import files
 
 NAMES = [('a\nb.png', r'a\nb.png'), ('\x1b[2Jgone', r'\x1b[2Jgone'),
@@ -11,7 +11,8 @@ NAMES = [('a\nb.png', r'a\nb.png'), ('\x1b[2Jgone', r'\x1b[2Jgone'),
 
 @pytest.mark.parametrize('name, shown', NAMES)
 def test_control_characters_are_escaped(name, shown):
-    assert printable(name) == shown and str(InputError(name + ': no such file.')) == shown + ': no such file.'
+    assert escape_controls(name) == shown
+    assert str(InputError(name + ': no such file.')) == shown + ': no such file.'
 
 
 @pytest.mark.parametrize('name, shown', NAMES)
@@ -21,5 +22,5 @@ def test_a_line_of_csv_stays_a_line(tmp_path, name, shown):
 
 
 def test_a_reason_is_one_line_of_limited_length():
-    assert reason(ValueError('a\n  b')) == 'a b' and reason(MemoryError()) == 'MemoryError'
-    assert len(reason(ValueError(10 ** 6 * 'x'))) < 400
+    assert describe_error(ValueError('a\n  b')) == 'a b' and describe_error(MemoryError()) == 'MemoryError'
+    assert len(describe_error(ValueError(10 ** 6 * 'x'))) < 400

@@ -12,8 +12,8 @@ from programs import TINY, run
 
 import export_pb
 from sesemi.data import cache, datasets
+from sesemi.data.batches import make_test_views as views_of
 from sesemi.data.batches import prepare_images
-from sesemi.data.batches import test_views as views_of
 from sesemi.record import run_folder
 
 SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three images

@@ -36,11 +36,11 @@ def container(tmp_path, monkeypatch):
 def test_limits(container, lines, files, cores, memory):
     container(lines, files)
     everything = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    assert (machine.cores(), machine.memory()) == (cores, memory or everything)
+    assert (machine.count_cores(), machine.get_memory_size()) == (cores, memory or everything)
     assert cache.Cache(None).memory_limit == (memory or everything) / 2
 
 
 def test_cores_are_those_that_the_process_may_run_on(container):
     container([], {})
     os.sched_getaffinity = lambda _: {3}
-    assert machine.cores() == 1
+    assert machine.count_cores() == 1

@@ -130,7 +130,7 @@ def losses_of_one_process(steps):
             computed = []
             for rank in (0, 1):
                 inputs, targets = batches[rank][t]
-                keras.backend.set_value(step_variable(), batches[rank].number(t))
+                keras.backend.set_value(step_variable(), batches[rank].batch_number(t))
                 computed.append(compute([inputs[name] for name in model.input_names]
                                        + [targets[name] for name in model.output_names] + [True]))
             losses.append([loss for loss, *_ in computed])

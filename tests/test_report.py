@@ -16,7 +16,7 @@ from PIL import Image
 from programs import run
 
 import report
-from sesemi.data.batches import PROXY_TRANSFORMS, proxy_views
+from sesemi.data.batches import PROXY_TRANSFORMS, make_proxy_views
 from sesemi.data.datasets import Dataset
 from sesemi.device.backend import tf
 from sesemi.errors import InputError
@@ -521,7 +521,7 @@ def test_events(tmp_path):
 
 def test_grid_has_the_views_of_an_image_side_by_side():
     images = np.linspace(-3, 5, 9 * 4 * 4 * 3, dtype=np.float32).reshape(9, 4, 4, 3)
-    grid = events.view_grid(proxy_views(images)[0])
+    grid = events.view_grid(make_proxy_views(images)[0])
     assert grid.shape == (8 * 4, 6 * 4, 3) and grid.dtype == np.uint8
     assert (grid.min(), grid.max()) == (0, 255)
     for row in range(8):

@@ -8,7 +8,7 @@ import tiny_trunk  # noqa: F401
 
 import networks
 from sesemi.data.batches import TwoBranchBatches
-from sesemi.data.batches import test_views as views_of
+from sesemi.data.batches import make_test_views as views_of
 from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks
 from sesemi.device.runtime import batch_number, open_session, optimizer, step_variable

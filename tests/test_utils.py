@@ -60,10 +60,10 @@ def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, c
 def test_decoders_at_once_stay_within_the_memory(tmp_path):
     path = tmp_path / 'a.png'
     Image.new('L', (6000, 3000)).save(str(path))
-    for memory in None, machine.cores() * PIXEL_BYTES * 6000 * 3000:
+    for memory in None, machine.count_cores() * PIXEL_BYTES * 6000 * 3000:
         assert not utils.decode_images([str(path)], 16, memory=memory).any()
     with pytest.raises(InputError, match=r'6000 x 3000 pixels, and there is memory for 17 million'):
-        utils.decode_images([str(path)], 16, memory=machine.cores() * PIXEL_BYTES * (6000 * 3000 - 1))
+        utils.decode_images([str(path)], 16, memory=machine.count_cores() * PIXEL_BYTES * (6000 * 3000 - 1))
 
 
 PROCESSES = """
@@ -87,7 +87,7 @@ def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
     for path in paths:
         write_image(path, np.full((4, 4, 3), int(path.stem)))
     _, out, err = result(start_processes(100, paths))
-    assert (out, err) == ('{} {}\n236\n'.format(machine.cores(), ([3, 1, 2] * 22)[:64]), '')
+    assert (out, err) == ('{} {}\n236\n'.format(machine.count_cores(), ([3, 1, 2] * 22)[:64]), '')
     paths[1].write_bytes(b'')
     _, _, err = result(start_processes(1, paths))
     assert 'InputError: {}: cannot be read as an image'.format(paths[1]) in err
@@ -96,7 +96,7 @@ def test_many_small_files_are_decoded_in_a_process_for_each_core(tmp_path):
 def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
     write_image(tmp_path / 'a.png', np.zeros((4, 4, 3)))
     process = start_processes(10 ** 5, [tmp_path / 'a.png'] * 50)
-    assert process.stdout.readline().startswith(str(machine.cores()))
+    assert process.stdout.readline().startswith(str(machine.count_cores()))
     process.kill()
     assert process.communicate() == ('', '')     # when the last process that holds the pipes has ended
 

@@ -15,7 +15,7 @@ import train_evaluate_sesemi
 from sesemi import flags
 from sesemi.data import datasets
 from sesemi.data.batches import TwoBranchBatches
-from sesemi.data.batches import test_views as views_of
+from sesemi.data.batches import make_test_views as views_of
 from sesemi.data.split import split_validation
 from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks

@@ -10,13 +10,13 @@ import predict
 import utils
 from sesemi.data import batches, cache, datasets
 from sesemi.data.batches import WHITENINGS, choose_whitening, prepare_images
-from sesemi.settings import WHITENED_IMAGES
+from sesemi.settings import IMAGES_PER_WHITENED_VALUE
 from sesemi.training import model_file
 
 
 @pytest.mark.parametrize('whitening, images, image_size, chosen', [
-    ('auto', WHITENED_IMAGES * 3 * 32 ** 2, 32, 'zca'),
-    ('auto', WHITENED_IMAGES * 3 * 32 ** 2 - 1, 32, 'channel'), ('auto', 300, 16, 'channel'),
+    ('auto', IMAGES_PER_WHITENED_VALUE * 3 * 32 ** 2, 32, 'zca'),
+    ('auto', IMAGES_PER_WHITENED_VALUE * 3 * 32 ** 2 - 1, 32, 'channel'), ('auto', 300, 16, 'channel'),
     ('auto', 10 ** 6, 48, 'zca'), ('auto', 10 ** 6, 52, 'channel'), ('zca', 10, 48, 'zca'),
     ('channel', 10 ** 6, 32, 'channel'), ('zca', 50000, 64, 'channel'), ('none', 10, 128, 'none')])
 def test_choice(whitening, images, image_size, chosen):

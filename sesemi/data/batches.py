@@ -11,11 +11,11 @@ import numpy as np
 from sesemi.settings import (
     CONTRAST_EPSILON,
     CONTRAST_SCALE,
+    IMAGES_PER_WHITENED_VALUE,
+    MAX_WHITENED_SIZE,
     NOISE,
     SHIFTS,
     TEST_SHIFTS,
-    WHITENED_IMAGES,
-    WHITENED_SIZE,
     WHITENING_EPSILON,
     WHITENING_IDENTITY,
 )
@@ -42,16 +42,17 @@ class NormalizedImages:
     utils.ChannelStandardizer or None; places: int (k,), which of the images they are, by default all.
     """
 
-    def __init__(self, images, whitener=None, places=None):
-        self.images, self.whitener, self.places = images, whitener, places
-        self.shape = (len(images) if places is None else len(places),) + images.shape[1:]
+    def __init__(self, images, whitener=None, indices=None):
+        self.images, self.whitener, self.indices = images, whitener, indices
+        self.shape = (len(images) if indices is None else len(indices),) + images.shape[1:]
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, index):
         """index: a slice or an int array. Returns a new float32 (k, s, s, 3)."""
-        images = global_contrast_normalize(self.images[index if self.places is None else self.places[index]])
+        index = index if self.indices is None else self.indices[index]
+        images = global_contrast_normalize(self.images[index])
         return self.whitener(images) if self.whitener else images
 
     def __array__(self, dtype=None, copy=None):
@@ -90,11 +91,11 @@ def choose_whitening(whitening, images, image_size):
     A covariance that few images are fitted to is theirs and not that of the next image:
     benchmarks/whitening.py.
     """
-    if whitening in ('auto', 'zca') and image_size > WHITENED_SIZE:
-        return 'channel', 'a matrix for images of more than %d pixels would be too large' % WHITENED_SIZE
+    if whitening in ('auto', 'zca') and image_size > MAX_WHITENED_SIZE:
+        return 'channel', 'a matrix for images of more than %d pixels would be too large' % MAX_WHITENED_SIZE
     if whitening != 'auto':
         return whitening, ''
-    enough = WHITENED_IMAGES * 3 * image_size ** 2
+    enough = IMAGES_PER_WHITENED_VALUE * 3 * image_size ** 2
     return ('channel', '%d training images are fewer than %d' % (images, enough)) if images < enough else (
         'zca', '%d training images are at least %d' % (images, enough))
 
@@ -110,9 +111,9 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
         key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
         whitener = cache.whitener(kind, key, lambda: fit(parts))
 
-    def prepare(images, places=None):
-        images = NormalizedImages(images, whitener, places)
-        return np.asarray(images) if cache.has_room(*images.shape[:2]) else images
+    def prepare(images, indices=None):
+        images = NormalizedImages(images, whitener, indices)
+        return np.asarray(images) if cache.fits_in_memory(*images.shape[:2]) else images
 
     labeled_images = unlabeled_images = prepare(dataset.train_images, labeled)
     if method == 'ssl':
@@ -124,7 +125,7 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
 
 # Augmenting: the random choice apart from the deterministic act
 
-def generator(*key):
+def make_generator(*key):
     """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of
     numpy's.
     """
@@ -136,7 +137,7 @@ def draw_shifts(rng, n, choices=SHIFTS):
     return rng.choice(choices, n), rng.choice(choices, n)
 
 
-def shift(images, dy, dx, flipped=slice(0)):
+def shift_images(images, dy, dx, flipped=slice(0)):
     """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's
     'reflect').
 
@@ -144,13 +145,13 @@ def shift(images, dy, dx, flipped=slice(0)):
     Returns a new array.
     """
     n, h, w, c = images.shape
-    rows, columns = _mirrored(h, dy), _mirrored(w, dx)
+    rows, columns = _mirror_indices(h, dy), _mirror_indices(w, dx)
     columns[flipped] = columns[flipped, ::-1]
     pixels = (np.arange(n)[:, None, None] * h + rows[:, :, None]) * w + columns[:, None, :]
     return images.reshape(-1, c).take(pixels.ravel(), axis=0, mode='clip').reshape(n, h, w, c)
 
 
-def _mirrored(size, shifts):
+def _mirror_indices(size, shifts):
     """Which source pixel each pixel of a shifted axis comes from: int (n, size)."""
     source = (np.arange(size) - shifts[:, None]) % (2 * size)
     return np.where(source < size, source, 2 * size - 1 - source)
@@ -179,7 +180,7 @@ PROXY_TRANSFORMS = (
 )
 
 
-def proxy_views(images):
+def make_proxy_views(images):
     """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c),
     labels (6n,)).
     """
@@ -221,7 +222,7 @@ class TwoBranchBatches:
         """How many images a step processes, both branches of all ranks together."""
         return self.ranks * self.super_size * (1 if self.unlabeled_images is None else 2)
 
-    def number(self, t):
+    def batch_number(self, t):
         """The number of this rank's batch of step t among those of all ranks and steps."""
         return t * self.ranks + self.rank
 
@@ -229,37 +230,37 @@ class TwoBranchBatches:
         """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32
         one-hot).
         """
-        indices = np.repeat(self._next(SUPER, len(self.labeled_images), self.super_size // self.copies, t),
-                            self.copies)
-        inputs = {'super_data': self._augmented(SUPER, self.labeled_images[indices], t, self.flip)}
+        count = self.super_size // self.copies
+        indices = np.repeat(self._next_indices(SUPER, len(self.labeled_images), count, t), self.copies)
+        inputs = {'super_data': self._augment(SUPER, self.labeled_images[indices], t, self.flip)}
         targets = {'super_clf': self.labels[indices]}
         if self.unlabeled_images is not None:
-            indices = self._next(SELF, len(self.unlabeled_images), self.batch_size, t)
-            augmented = self._augmented(SELF, self.unlabeled_images[indices], t, flip=False)
-            inputs['self_data'], proxy_labels = proxy_views(augmented)
+            indices = self._next_indices(SELF, len(self.unlabeled_images), self.batch_size, t)
+            augmented = self._augment(SELF, self.unlabeled_images[indices], t, flip=False)
+            inputs['self_data'], proxy_labels = make_proxy_views(augmented)
             targets['self_clf'] = np.eye(len(PROXY_TRANSFORMS), dtype=np.float32)[proxy_labels]
         return inputs, targets
 
-    def _next(self, branch, n, count, t):
+    def _next_indices(self, branch, n, count, t):
         """The indices of the `count` images of a branch, which has n, that it comes to at step t."""
-        passes, places = np.divmod(self.number(t) * count + np.arange(count), n)
-        return np.concatenate([self._order(branch, n, number)[places[passes == number]]
+        passes, positions = np.divmod(self.batch_number(t) * count + np.arange(count), n)
+        return np.concatenate([self._order(branch, n, number)[positions[passes == number]]
                                for number in range(passes[0], passes[-1] + 1)])
 
-    def _augmented(self, branch, images, t, flip):
+    def _augment(self, branch, images, t, flip):
         """New images: shifted, with `flip` one in two flipped, with noise."""
-        rng = generator(self.seed, branch, t, self.rank)
+        rng = make_generator(self.seed, branch, t, self.rank)
         dy, dx = draw_shifts(rng, len(images))
-        images = shift(images, dy, dx, rng.integers(2, size=len(images)) == 1 if flip else slice(0))
+        images = shift_images(images, dy, dx, rng.integers(2, size=len(images)) == 1 if flip else slice(0))
         images += draw_noise(rng, images.shape)
         return images
 
     def _draw_order(self, branch, n, number):
         """The order of a branch's images in its pass `number`."""
-        return generator(self.seed, PASS, branch, number).permutation(n)
+        return make_generator(self.seed, PASS, branch, number).permutation(n)
 
 
-def test_views(images, first, seed, flip=True):
+def make_test_views(images, first, seed, flip=True):
     """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them
     at a time.
 
@@ -270,10 +271,10 @@ def test_views(images, first, seed, flip=True):
     dy, dx = np.empty((2, len(images)), int)
     noise = np.empty((len(images), 4 if flip else 2) + images.shape[1:], np.float32)
     for i in range(len(images)):
-        rng = generator(seed, TEST, first + i)
+        rng = make_generator(seed, TEST, first + i)
         dy[i:i + 1], dx[i:i + 1] = draw_shifts(rng, 1, TEST_SHIFTS)
         noise[i] = draw_noise(rng, noise.shape[1:])
-    shifted = shift(images, dy, dx)
+    shifted = shift_images(images, dy, dx)
     yield from (images, shifted, images + noise[:, 0], shifted + noise[:, 1])
     if flip:
         mirrored, mirrored_shifted = flip_left_right(images), flip_left_right(shifted)

@@ -13,18 +13,18 @@ import zlib
 import numpy as np
 
 from sesemi.data.pickles import read_pickle
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 from sesemi.system import signals
 from sesemi.system.files import open_regular
-from sesemi.system.pools import progress
+from sesemi.system.pools import show_progress
 
 ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
 FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
           'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
-UNFINISHED = 'download-'        # what a killed process leaves begins so
+PARTIAL_PREFIX = 'download-'        # what a killed process leaves begins so
 URL = 'https://www.cs.toronto.edu/~kriz/'
-BLOCK = 1 << 20         # bytes
+BLOCK_BYTES = 1 << 20         # bytes
 CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
 CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
 FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
@@ -46,7 +46,7 @@ def read_archive(path):
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         # gzip reports a cut-off file as EOFError
         raise InputError('%s: not a whole .tar.gz archive (%s); download it again.'
-                         % (path, reason(error))) from None
+                         % (path, describe_error(error))) from None
 
 
 def read_batches(folder):
@@ -67,28 +67,28 @@ def _read_batch(open_batch, what):
             return read_pickle(file.read())
     except Exception as error:      # a damaged pickle raises nearly anything
         raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.'
-                         % (what, reason(error))) from None
+                         % (what, describe_error(error))) from None
 
 
-def kind(files):
+def recognize(files):
     """'cifar10' or 'cifar100', whichever the files, at least one, are."""
     return 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
 
 
-def arrays(files, source):
+def extract_arrays(files, source):
     """(train images, train labels, test images, test labels, class names) of a data set's files.
 
     Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError naming `source` when the files are
     not a whole set.
     """
-    train, test, meta, labels_key, names_key = CIFAR10 if kind(files) == 'cifar10' else CIFAR100
+    train, test, meta, labels_key, names_key = CIFAR10 if recognize(files) == 'cifar10' else CIFAR100
     try:
         class_names = [name.decode() for name in files[meta][names_key]]
         parts = [_images_and_labels(files[name], labels_key, len(class_names)) for name in train + [test]]
         return (*map(np.concatenate, zip(*parts[:-1])), *parts[-1], class_names)
     except Exception as error:      # a pickle holds anything
         raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
-                         % (source, reason(error))) from None
+                         % (source, describe_error(error))) from None
 
 
 def _images_and_labels(batch, labels_key, classes):
@@ -108,14 +108,14 @@ def download(data, directory):
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, name)
         # no two processes write one file
-        beside = os.path.join(directory, UNFINISHED + secrets.token_hex(4))
-        with signals.removed_if_unfinished(beside):
+        beside = os.path.join(directory, PARTIAL_PREFIX + secrets.token_hex(4))
+        with signals.remove_if_unfinished(beside):
             if _fetch(URL + name, beside) != SHA256[data]:
                 raise ValueError('what came is not the official archive')
             os.replace(beside, path)
     except Exception as error:      # urllib and http.client raise many
         raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
-                         % (directory, reason(error), name)) from None
+                         % (directory, describe_error(error), name)) from None
     finally:
         if os.path.isdir(directory) and not os.listdir(directory):
             os.rmdir(directory)
@@ -127,9 +127,9 @@ def _fetch(url, path):
     """
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=60) as source, open(path, 'wb') as file:
-        size = int(source.headers['Content-Length'] or BLOCK)
-        blocks = iter(lambda: source.read(BLOCK), b'')
-        for block in progress(blocks, -(-size // BLOCK), 'Downloading %s' % url):
+        size = int(source.headers['Content-Length'] or BLOCK_BYTES)
+        blocks = iter(lambda: source.read(BLOCK_BYTES), b'')
+        for block in show_progress(blocks, -(-size // BLOCK_BYTES), 'Downloading %s' % url):
             digest.update(block)
             file.write(block)
         file.flush()

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from sesemi.data import cifar, svhn
-from sesemi.errors import InputError, reason
-from sesemi.images.folders import PassedOver, entries, find_images, why_not
+from sesemi.errors import InputError, describe_error
+from sesemi.images.folders import PassedOver, find_images, find_skip_reason, list_entries
 from sesemi.settings import default_directory
-from sesemi.system.files import locked
+from sesemi.system.files import hold_lock
 from utils import decode_images, hold_out, list_image_folder
 
-VALID = 'valid', 'validation', 'val'    # what a folder or a split of images for validation may be called
+VALIDATION_NAMES = 'valid', 'validation', 'val'     # accepted names of the folder or split for validation
 
 
 class Dataset(NamedTuple):
@@ -54,23 +54,23 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
         raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.'
                          % directory)
     for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
-        archive = _find(directory, [cifar.ARCHIVES[name]])
+        archive = _find_file(directory, [cifar.ARCHIVES[name]])
         if archive:
-            return _resized(_load_cifar(data, cifar.read_archive(archive), archive), image_size)
-        batch = _find(directory, cifar.FILES, inside=(cifar.FOLDERS[name], ''))
+            return _resize(_load_cifar(data, cifar.read_archive(archive), archive), image_size)
+        batch = _find_file(directory, cifar.FILES, inside=(cifar.FOLDERS[name], ''))
         if batch:
             folder = os.path.dirname(batch)
-            return _resized(_load_cifar(data, cifar.read_batches(folder), folder), image_size)
-    if _find(directory, svhn.FILES):
+            return _resize(_load_cifar(data, cifar.read_batches(folder), folder), image_size)
+    if _find_file(directory, svhn.FILES):
         _check_name(data, 'svhn', directory)
-        return _resized(_load_svhn(directory), image_size)
+        return _resize(_load_svhn(directory), image_size)
     if os.path.isfile(os.path.join(directory, 'list.csv')):
         directory = os.path.join(directory, 'list.csv')
     load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
     return load(directory, with_unlabeled, lambda paths: decode(paths, image_size, fit))
 
 
-def _find(directory, names, inside=('',)):
+def _find_file(directory, names, inside=('',)):
     """The first of `names` that is a file in `directory`, or `directory` itself if it is an archive; else
     None.
     """
@@ -99,7 +99,7 @@ def _fill_default_directory(data):
             raise InputError('%s: not found; put train_32x32.mat and test_32x32.mat from '
                              'http://ufldl.stanford.edu/housenumbers there, or give --dataset DIR.'
                              % directory)
-        with locked(directory + '.lock'):
+        with hold_lock(directory + '.lock'):
             if not _has_files(directory):       # another process may have downloaded them meanwhile
                 cifar.download(data, directory)
     return directory
@@ -107,14 +107,14 @@ def _fill_default_directory(data):
 
 def _has_files(directory):
     """Whether a folder is there with more in it than unfinished downloads."""
-    return os.path.isdir(directory) and any(not entry.name.startswith(cifar.UNFINISHED)
-                                            for part in entries(directory) for entry in part)
+    return os.path.isdir(directory) and any(not entry.name.startswith(cifar.PARTIAL_PREFIX)
+                                            for part in list_entries(directory) for entry in part)
 
 
 # Image files
 
 # how others name what here is train and test, and parts beside them
-PARTS = 'training', 'testing', 'tests', *VALID
+PART_ALIASES = 'training', 'testing', 'tests', *VALIDATION_NAMES
 
 
 def _load_folders(directory, with_unlabeled, decode):
@@ -125,26 +125,26 @@ def _load_folders(directory, with_unlabeled, decode):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give '
                          'one of these.'
                          % directory)
-    train, test = (_part(directory, name) for name in ('train', 'test'))
+    train, test = (_find_subfolder(directory, name) for name in ('train', 'test'))
     if os.path.isdir(test) and not os.path.isdir(train):
         raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
     passed_over = PassedOver()
     paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory, passed_over)
-    found = [part for part in (_part(directory, name) for name in VALID)
+    found = [part for part in (_find_subfolder(directory, name) for name in VALIDATION_NAMES)
              if os.path.isdir(part)] if os.path.isdir(train) else []
     if len(found) > 1:
         raise InputError('%s: has %s for validation; keep one of them.'
                          % (directory, ' and '.join(map(os.path.basename, found))))
     if os.path.isdir(train):
-        folders, files = entries(directory)
+        folders, files = list_entries(directory)
         passed_over.folders.update((folder.path, '') for folder in folders
                                    if folder.path not in (train, test, *found))
-        passed_over.files.update(why_not(file) or 'outside the class folders' for file in files)
+        passed_over.files.update(find_skip_reason(file) or 'outside the class folders' for file in files)
     else:
         _check_classes(directory, paths, class_names)
     parts = [_list_part(part, class_names, train, passed_over) for part in (test, *(found or ['']))]
     extra = []
-    for unlabeled in sorted({_part(place, 'unlabeled') for place in (directory, train)
+    for unlabeled in sorted({_find_subfolder(place, 'unlabeled') for place in (directory, train)
                              if os.path.isdir(place)} & set(passed_over.folders)):
         passed_over.folders[unlabeled] = 'for --method ssl'
         if with_unlabeled:
@@ -169,11 +169,11 @@ def _list_part(folder, class_names, train, passed_over):
     return paths, np.array([class_names.index(name) for name in found])[labels]
 
 
-def _part(directory, name):
+def _find_subfolder(directory, name):
     """The folder of this name in `directory`, in whatever case it is written; where it would be if there is
     none.
     """
-    found = [folder.name for folder in entries(directory)[0] if folder.name.lower() == name]
+    found = [folder.name for folder in list_entries(directory)[0] if folder.name.lower() == name]
     return os.path.join(directory, name if name in found or not found else found[0])
 
 
@@ -183,7 +183,7 @@ def _check_classes(directory, paths, class_names):
     """
     holding = {os.path.dirname(path) for path in paths}
     for name in class_names:
-        if name.lower() in PARTS and os.path.join(directory, name) not in holding:
+        if name.lower() in PART_ALIASES and os.path.join(directory, name) not in holding:
             raise InputError('%s: seems to be a part of a data set and no class; name the parts train and '
                              'test.' % os.path.join(directory, name))
 
@@ -198,7 +198,7 @@ def _load_list(path, with_unlabeled, decode):
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.'
-                         % (path, reason(error))) from None
+                         % (path, describe_error(error))) from None
     if not rows or not {'path', 'label'} <= set(rows[0]):
         raise InputError('%s: needs a header with the columns path, label and split, set apart by commas, '
                          'and a line for each image.' % path)
@@ -208,7 +208,7 @@ def _load_list(path, with_unlabeled, decode):
         if not row['path'] or '\0' in row['path']:      # the csv of Python 3.11 lets it through
             raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the '
                              'line.' % (path, line))
-        if part in VALID:
+        if part in VALIDATION_NAMES:
             part = 'valid'
         if part not in ('train', 'valid', 'test'):
             raise InputError('%s, line %d: split is %.40r; it must be train, valid or test.'
@@ -271,8 +271,8 @@ def _load_cifar(data, files, source):
     """The Dataset of CIFAR-10 or CIFAR-100, whichever the files, as cifar.read_archive has them, are."""
     if not files:
         raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
-    _check_name(data, cifar.kind(files), source)
-    train_images, train_labels, test_images, test_labels, class_names = cifar.arrays(files, source)
+    _check_name(data, cifar.recognize(files), source)
+    train_images, train_labels, test_images, test_labels, class_names = cifar.extract_arrays(files, source)
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
                    test_images, test_labels, [str(i) for i in range(len(test_labels))], class_names,
                    train_images)
@@ -299,13 +299,13 @@ def _load_digits(image_size):
     images = np.repeat(grey[..., None], 3, axis=-1)
     held = hold_out(digits.target, 1 / 5)
     names = np.arange(len(held)).astype(str)
-    return _resized(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held],
+    return _resize(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held],
                             digits.target[held],
                             list(names[held]), [str(digit) for digit in range(10)], images[~held]),
                             image_size)
 
 
-def _resized(dataset, image_size):
+def _resize(dataset, image_size):
     """The data set with its images brought to image_size, bilinearly as image files are."""
     def resize(images):
         if images.shape[1] == image_size:

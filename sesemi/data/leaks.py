@@ -3,7 +3,7 @@ data set or under two labels, and labels that only spaces or capitals keep apart
 """
 import numpy as np
 
-from sesemi.errors import listed
+from sesemi.errors import join_names
 
 
 def find_leaks(dataset, train, test, unlabeled, valid):
@@ -22,24 +22,24 @@ def find_leaks(dataset, train, test, unlabeled, valid):
         twice = np.flatnonzero(np.isin(part, other))
         first = [names[i] + (' is ' + other_names[np.argmax(other == part[i])] if other_names else '')
                  for i in twice[:3]]
-        found += _counted(len(twice), kind, 'in %s too' % inside, first)
+        found += _describe_leak(len(twice), kind, 'in %s too' % inside, first)
     names = [*dataset.train_names, *dataset.test_names, *dataset.valid_names]
     labels, digests = np.concatenate([dataset.train_labels, dataset.test_labels,
                                       dataset.valid_labels]), np.concatenate([train, test, valid])
     order = np.argsort(digests, kind='stable')
     differ = (digests[order[1:]] == digests[order[:-1]]) & (labels[order[1:]] != labels[order[:-1]])
     first = ['%s is %s' % (names[order[i]], names[order[i + 1]]) for i in np.flatnonzero(differ)[:3]]
-    found += _counted(len(np.unique(digests[order[1:]][differ])), 'labeled', 'under two labels', first)
+    found += _describe_leak(len(np.unique(digests[order[1:]][differ])), 'labeled', 'under two labels', first)
     spelled = {}
     for name in dataset.class_names:
         spelled.setdefault(''.join(name.split()).lower(), []).append(repr(name))
     alike = [' and '.join(names) for names in spelled.values() if len(names) > 1]
-    found += ['labels that differ in spaces or capitals only: %s' % listed(alike)] if alike else []
+    found += ['labels that differ in spaces or capitals only: %s' % join_names(alike)] if alike else []
     return 'Warning: %s.' % '; '.join(found) if found else ''
 
 
-def _counted(count, kind, what, first):
+def _describe_leak(count, kind, what, first):
     """['3 test images are in train too (a.png is b.png, ... and 1 more)'], or nothing of none."""
     more = ' and %d more' % (count - len(first)) if count > len(first) else ''
     return ['%d %s image%s %s (%s%s)'
-            % (count, kind, ' is' if count == 1 else 's are', what, listed(first), more)] if count else []
+            % (count, kind, ' is' if count == 1 else 's are', what, join_names(first), more)] if count else []

@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 
-WHOLE_NUMBERS = 'u1', 'u2', 'u4', 'u8', 'i1', 'i2', 'i4', 'i8'
+INTEGER_TYPES = 'u1', 'u2', 'u4', 'u8', 'i1', 'i2', 'i4', 'i8'
 BYTE_ORDERS = '<', '>', '|', '='
 
 
@@ -20,7 +20,7 @@ def read_pickle(data):
     exception when it is damaged.
     """
     content = Unpickler(io.BytesIO(data), encoding='bytes').load()
-    return {key: value.array if isinstance(value, Array) else value for key, value in content.items()}
+    return {key: value.array if isinstance(value, PickledArray) else value for key, value in content.items()}
 
 
 class Unpickler(pickle.Unpickler):
@@ -28,25 +28,25 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         wanted = '%s.%s' % (module.replace('numpy._core', 'numpy.core'), name)      # numpy 2 renamed it
-        if wanted not in NAMES:
+        if wanted not in ALLOWED_NAMES:
             raise ValueError('it asks for %.60s' % wanted)
-        return NAMES[wanted]
+        return ALLOWED_NAMES[wanted]
 
 
-class Type:
+class PickledDtype:
     """Stands for numpy.dtype: of whole numbers, made by its name, then given its byte order."""
 
     def __init__(self, name, *_):
-        self.name, self.dtype = _text(name), None
+        self.name, self.dtype = _decode_text(name), None
 
     def __setstate__(self, state):
-        order = _text(state[1])         # the rest of it is for other kinds of values
-        if self.name not in WHOLE_NUMBERS or order not in BYTE_ORDERS:
+        order = _decode_text(state[1])         # the rest of it is for other kinds of values
+        if self.name not in INTEGER_TYPES or order not in BYTE_ORDERS:
             raise ValueError('it asks for an array of %.20r' % (self.name,))
         self.dtype = np.dtype(order + self.name)
 
 
-class Array:
+class PickledArray:
     """Stands for numpy.ndarray: made empty, then filled."""
 
     def __init__(self, *_):
@@ -57,25 +57,26 @@ class Array:
         self.array = np.frombuffer(data, kind.dtype).reshape(shape, order='F' if is_fortran else 'C')
 
 
-def _filled_array(data, kind, shape, order, *_):
+def _make_array(data, kind, shape, order, *_):
     """How arrays are pickled since protocol 5."""
-    array = Array()
+    array = PickledArray()
     array.array = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
     return array
 
 
-def _number(kind, data):
+def _make_number(kind, data):
     """How numpy's scalars are pickled."""
     return int(np.frombuffer(data, kind.dtype)[0])
 
 
-def _text(value):
+def _decode_text(value):
     """A name, which is bytes if Python 2 pickled it."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 # Python 3 writes bytes for Python 2 as a call of _codecs.encode, which compresses, too; str.encode does not.
-NAMES = {
-    'numpy.ndarray': Array, 'numpy.dtype': Type, 'numpy.core.multiarray._reconstruct': Array,
-    'numpy.core.multiarray.scalar': _number, 'numpy.core.numeric._frombuffer': _filled_array,
+ALLOWED_NAMES = {
+    'numpy.ndarray': PickledArray, 'numpy.dtype': PickledDtype,
+    'numpy.core.multiarray._reconstruct': PickledArray,
+    'numpy.core.multiarray.scalar': _make_number, 'numpy.core.numeric._frombuffer': _make_array,
     '_codecs.encode': str.encode}

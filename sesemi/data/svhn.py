@@ -1,7 +1,7 @@
 """SVHN's official .mat files, read and checked."""
 import numpy as np
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 from sesemi.system.files import open_regular
 
 FILES = 'train_32x32.mat', 'test_32x32.mat'
@@ -24,5 +24,5 @@ def read_file(path):
             raise ValueError('labels that are not whole numbers from 0 to 10')
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError('%s: not a whole SVHN file (%s); download it again.'
-                         % (path, reason(error))) from None
+                         % (path, describe_error(error))) from None
     return np.ascontiguousarray(images), labels.astype(np.int64) % 10       # 10 means 0

@@ -238,7 +238,7 @@ class _Clock(threading.Thread):
             self.seconds += 1
             limit = self.limit
             if limit and self.seconds > limit[0]:       # the first second may have been a short one
-                signals.end(RunError.status, limit[1])
+                signals.end_process(RunError.status, limit[1])
 
 
 @functools.lru_cache(maxsize=None)

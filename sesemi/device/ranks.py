@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple, Tuple
 
 from sesemi.device.nvidia import has_card
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 
 
 class RankInfo(NamedTuple):
@@ -108,7 +108,7 @@ def _ranks_on_host(path, rank):
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise InputError('RANK_TABLE_FILE=%s: rank %d is not to be found in it (%s); set it to the rank '
                          'table, or give --workers and --rank.'
-                         % (path or '', rank, reason(error))) from None
+                         % (path or '', rank, describe_error(error))) from None
 
 
 def find_gpus(gpus, environment):

@@ -10,14 +10,14 @@ from typing import NamedTuple, Tuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 from sesemi.system.files import open_regular
 
 # others start programs (EPS) or are hardly ever met
 FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'TIFF', 'PPM', 'AVIF', 'HEIF')
 # at most, of one pixel while its image is decoded, turned and converted (WebP, floats); RGB takes 12
 PIXEL_BYTES = 22
-LEAST_PIXELS = 1 << 24      # that are read whatever the memory: a photograph
+MIN_PIXEL_LIMIT = 1 << 24      # that are read whatever the memory: a photograph
 RESIZING = {        # by the name of settings.FITS
     'stretch': lambda image, size: image.resize(size, Image.BILINEAR),
     # the middle, of the short side's length
@@ -26,30 +26,30 @@ RESIZING = {        # by the name of settings.FITS
 }
 
 
-class Readable(NamedTuple):
+class Formats(NamedTuple):
     """Of FORMATS, those that the installed Pillow reads, and their files' suffixes."""
-    formats: Tuple[str, ...]
+    names: Tuple[str, ...]
     suffixes: Tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=None)
-def readable():
+def find_formats():
     """The Readable of this installation; HEIF is what the package pillow-heif adds to Pillow."""
     with contextlib.suppress(ImportError):
         import pillow_heif
         pillow_heif.register_heif_opener()
     Image.init()
-    return Readable(tuple(name for name in FORMATS if name in Image.OPEN),
+    return Formats(tuple(name for name in FORMATS if name in Image.OPEN),
                     tuple(suffix
                           for suffix, name in Image.registered_extensions().items() if name in FORMATS))
 
 
-def most_pixels(memory, decoders):
+def compute_max_pixels(memory, decoders):
     """How many pixels an image may have for so many decoders at once to stay within so many bytes."""
-    return max(int(memory / decoders / PIXEL_BYTES), LEAST_PIXELS)
+    return max(int(memory / decoders / PIXEL_BYTES), MIN_PIXEL_LIMIT)
 
 
-def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=None):
+def decode_image(path, image_size=32, fit='stretch', max_pixels=math.inf, animated=None):
     """Read an image file as uint8 (s, s, 3): upright (EXIF), RGB whatever its mode, brought to size
     bilinearly.
 
@@ -60,13 +60,13 @@ def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=Non
     Raises InputError naming the file when it cannot be read as an image to its last byte.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=readable().formats) as source:
+        with open_regular(path) as file, Image.open(file, formats=find_formats().names) as source:
             # its coefficients, at any size
             whole = source.width * source.height // 2 if source.info.get('progressive') else 0
             source.draft(None, (2 * image_size, 2 * image_size))
-            if max(source.width * source.height, whole) > most:
+            if max(source.width * source.height, whole) > max_pixels:
                 raise ValueError('it has %d x %d pixels, and there is memory for %d million'
-                                 % (*source.size, most // 1000000))
+                                 % (*source.size, max_pixels // 1000000))
             image = ImageOps.exif_transpose(source)
             if image.mode[0] in 'IF':
                 image = Image.fromarray(_grey(np.asarray(image), source))
@@ -81,10 +81,10 @@ def decode_image(path, image_size=32, fit='stretch', most=math.inf, animated=Non
             return np.asarray(image)
     except UnidentifiedImageError:
         why = ('it is of none of the formats %s, or of a kind of one that Pillow does not read'
-               % ', '.join(readable().formats)
+               % ', '.join(find_formats().names)
                if os.path.getsize(path) else 'it is empty')
     except Exception as error:                       # Pillow's decoders raise a dozen types on damaged files
-        why = reason(error)
+        why = describe_error(error)
     raise InputError('%s: cannot be read as an image (%s); replace or remove the file.' % (path, why))
 
 

@@ -4,12 +4,12 @@ left out in silence.
 import os
 from collections import Counter
 
-from sesemi.errors import InputError, listed, printable
-from sesemi.images.decoding import readable
+from sesemi.errors import InputError, escape_controls, join_names
+from sesemi.images.decoding import find_formats
 
-JUNK = ('__MACOSX', '__pycache__')      # folders that programs leave
+JUNK_FOLDERS = ('__MACOSX', '__pycache__')      # folders that programs leave
 # of files that Pillow may not read
-READERS = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}
+NEEDED_PACKAGES = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}
 
 
 class PassedOver:
@@ -23,15 +23,15 @@ class PassedOver:
     def __str__(self):
         count = sum(self.files.values())
         files = ', '.join('%d %s' % (count, why) for why, count in self.files.most_common())
-        folders = listed(os.path.basename(path) + (why and ' (%s)' % why)
+        folders = join_names(os.path.basename(path) + (why and ' (%s)' % why)
                          for path, why in sorted(self.folders.items()))
         if folders:
             folders = '%solders passed over: %s.' % ('; f' if files else 'F', folders)
         return (files and '%d file%s passed over: %s'
-                % (count, '' if count == 1 else 's', printable(files))) + (folders or files and '.')
+                % (count, '' if count == 1 else 's', escape_controls(files))) + (folders or files and '.')
 
 
-def entries(directory):
+def list_entries(directory):
     """(folders, files) of a directory, os.DirEntry by name. Raises InputError when it cannot be listed."""
     try:
         with os.scandir(directory) as found:
@@ -44,7 +44,7 @@ def entries(directory):
             [entry for entry, folder in zip(found, folders) if not folder])
 
 
-def why_not(file):
+def find_skip_reason(file):
     """Why a file, an os.DirEntry, is passed over; '' for an image."""
     if file.name.startswith('.'):
         return 'hidden'
@@ -53,15 +53,15 @@ def why_not(file):
     if not os.path.isfile(file.path) if file.is_symlink() else not file.is_file():
         return 'that are no regular files'
     suffix = os.path.splitext(file.name)[1].lower()
-    if suffix in readable().suffixes:
+    if suffix in find_formats().suffixes:
         return ''
-    reader = ' (%s reads them)' % READERS[suffix] if suffix in READERS else ''
+    reader = ' (%s reads them)' % NEEDED_PACKAGES[suffix] if suffix in NEEDED_PACKAGES else ''
     return (suffix or 'without a suffix') + reader
 
 
 def is_junk(folder):
     """Whether a folder, an os.DirEntry, is hidden or one that programs leave."""
-    return folder.name.startswith('.') or folder.name in JUNK
+    return folder.name.startswith('.') or folder.name in JUNK_FOLDERS
 
 
 def find_images(directory, passed_over):
@@ -72,14 +72,14 @@ def find_images(directory, passed_over):
     """
     images, pending = [], [directory]
     while pending:
-        folders, files = entries(pending.pop())
+        folders, files = list_entries(pending.pop())
         for folder in folders:
             if is_junk(folder) or folder.is_symlink():
                 passed_over.folders[folder.path] = '' if is_junk(folder) else 'a link'
             else:
                 pending.append(folder.path)
         for file in files:
-            why = why_not(file)
+            why = find_skip_reason(file)
             if why:
                 passed_over.files[why] += 1
             else:

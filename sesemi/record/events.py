@@ -67,8 +67,8 @@ def view_grid(views):
     """The first images of a self batch, a row an image and its six proxy views side by side, as uint8 (rows *
     s, 6 * s, 3).
 
-    views: normalised float32 (6n, s, s, 3), one transform after the other, as batches.proxy_views gives them.
-    The least value of all is black, the greatest white.
+    views: normalised float32 (6n, s, s, 3), one transform after the other, as batches.make_proxy_views gives
+    them. The least value of all is black, the greatest white.
     """
     images = views.reshape(PROXY_CLASSES, -1, *views.shape[1:])[:, :IMAGES]
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images.swapaxes(0, 1)])

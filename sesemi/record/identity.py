@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from sesemi.flags import IDENTITY_FLAGS, spelled
+from sesemi.flags import IDENTITY_FLAGS, spell_flag
 from sesemi.system.versions import tensorflow_version
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -16,7 +16,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file
 def run_identity(args, checksum, labeled):
     """What must be the same for every rank of a run: JSON values by what a user calls them."""
     names = *IDENTITY_FLAGS, 'precision_mode', 'eval_every', 'runs'
-    return {**{spelled(name): getattr(args, name) for name in names}, 'the images': checksum,
+    return {**{spell_flag(name): getattr(args, name) for name in names}, 'the images': checksum,
             'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(),
             'the code': code_checksum(),
             'Python': '%d.%d' % sys.version_info[:2], 'numpy': np.__version__,

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 
 
 def lock(folder):
@@ -20,7 +20,7 @@ def lock(folder):
         file = open(os.path.join(folder, '.lock'), 'a+', encoding='utf-8', errors='replace')
     except OSError as error:
         raise InputError('--result %s: cannot be written (%s); give another --result.'
-                         % (folder, reason(error))) from None
+                         % (folder, describe_error(error))) from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

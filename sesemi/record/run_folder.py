@@ -12,13 +12,13 @@ import time
 import numpy as np
 
 from sesemi.device import precision
-from sesemi.errors import InputError, reason
-from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, spelled
+from sesemi.errors import InputError, describe_error
+from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, spell_flag
 from sesemi.record.identity import git_revision
 from sesemi.record.lock import is_held, lock
 from sesemi.settings import default_directory
-from sesemi.system.files import PART, write_json, write_table
-from sesemi.system.versions import versions
+from sesemi.system.files import PARTIAL_NAME, write_json, write_table
+from sesemi.system.versions import list_versions
 
 RECORD = 'flags', 'data_checksum'       # what args.json always has
 RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
@@ -60,7 +60,7 @@ class Run:
             self._check()
             result = stored_result(folder)
         self.error_rate = result['classification_error_rate'] if result else None
-        unfinished = PART % ('*', 8 * '[0-9a-f]')
+        unfinished = PARTIAL_NAME % ('*', 8 * '[0-9a-f]')
         for path in [*place.glob(unfinished), *place.glob('checkpoints/' + unfinished)]:
             path.unlink()       # of a run that was killed while it wrote
 
@@ -174,7 +174,7 @@ class Run:
             return np.array(labeled)
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise InputError('%s: not the labeled images of a run (%s); give another --result.'
-                             % (self.path('labeled.csv'), reason(error))) from None
+                             % (self.path('labeled.csv'), describe_error(error))) from None
 
     def log(self, rows):
         """Write log.csv, a row for each epoch so far."""
@@ -193,7 +193,7 @@ class Run:
             'seconds_per_step': seconds / rows[-1]['step'],
             'images_per_second': images_per_step * rows[-1]['step'] / seconds,
             'seconds': laps,
-            'versions': versions(),
+            'versions': list_versions(),
             'git_revision': git_revision(),
             **stored_record(self.folder),
             'device': self.device,
@@ -250,7 +250,7 @@ def read_json(path, names=()):
         return content
     except (OSError, ValueError, TypeError) as error:
         raise InputError('%s: not the record of a run (%s); give another --result.'
-                         % (path, reason(error))) from None
+                         % (path, describe_error(error))) from None
 
 
 def recorded_flags(folder):
@@ -260,7 +260,7 @@ def recorded_flags(folder):
     flags = (stored_record(folder) or {'flags': {}})['flags']
     known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, of earlier versions
     try:
-        parse_given(['%s=%s' % (spelled(name), value)
+        parse_given(['%s=%s' % (spell_flag(name), value)
                      for name, value in flags.items() if name in known and value is not None])
     except InputError as error:
         raise InputError('%s: begun by another version of this program (%s); finish the run with that one or '

@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError('%s; --help lists the flags.' % message)
 
 
-def program(main):
+def report_run_errors(main):
     """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it
     prints.
     """
@@ -32,7 +32,7 @@ def program(main):
     return status
 
 
-def whole(least, most=None):
+def whole_number(least, most=None):
     """The type of a flag that is a whole number from `least` up, to `most` if that is given."""
     def parse(text):
         if not text.isdecimal() or int(text) < least or most and int(text) > most:
@@ -42,7 +42,7 @@ def whole(least, most=None):
     return parse
 
 
-def positive(text):
+def positive_number(text):
     """The type of a flag that is a number above 0."""
     try:
         value = float(text)
@@ -53,16 +53,16 @@ def positive(text):
     return value
 
 
-def share(most):
+def fraction(most):
     """The type of a flag that is a number above 0 and up to `most`."""
     def parse(text):
-        if positive(text) > most:
+        if positive_number(text) > most:
             raise argparse.ArgumentTypeError('%s is not above 0 and up to %g' % (text, most))
         return float(text)
     return parse
 
 
-def switch(text):
+def true_or_false(text):
     """The type of a flag that is on, off, or on when it has no value, as SWITCH has it."""
     if text.lower() not in ('true', 'false'):
         raise argparse.ArgumentTypeError('%s is neither True nor False' % text)
@@ -70,4 +70,4 @@ def switch(text):
 
 
 # job parameters always have a value
-SWITCH = {'nargs': '?', 'const': True, 'type': switch, 'metavar': 'True|False'}
+SWITCH_OPTIONS = {'nargs': '?', 'const': True, 'type': true_or_false, 'metavar': 'True|False'}

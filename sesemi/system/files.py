@@ -11,12 +11,12 @@ import stat
 import sys
 import time
 
-from sesemi.errors import InputError, printable
+from sesemi.errors import InputError, escape_controls
 from sesemi.system import signals
 
 WAIT_SECONDS = 1800      # that processes of one run wait for each other
 # what is being written, with a number of its own, so that no two processes write one file
-PART = '%s.%s.part'
+PARTIAL_NAME = '%s.%s.part'
 
 
 def open_regular(path):
@@ -31,7 +31,7 @@ def open_regular(path):
 
 
 @contextlib.contextmanager
-def locked(path, seconds=WAIT_SECONDS):
+def hold_lock(path, seconds=WAIT_SECONDS):
     """The block that one process at a time is in, by a lock on the file `path`, which goes with it; its
     folder is made if it is not there.
 
@@ -42,13 +42,13 @@ def locked(path, seconds=WAIT_SECONDS):
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             file = stack.enter_context(open(path, 'a'))
-            locked = _try_lock(file)
-            if not locked:
+            is_locked = _try_lock(file)
+            if not is_locked:
                 print('%s: waiting for another process, which is at work on it.' % path, file=sys.stderr)
-            while not locked and seconds > 0:
+            while not is_locked and seconds > 0:
                 time.sleep(1)
-                seconds, locked = seconds - 1, _try_lock(file)
-            if locked:
+                seconds, is_locked = seconds - 1, _try_lock(file)
+            if is_locked:
                 stack.callback(_remove, path)
         yield
 
@@ -82,9 +82,9 @@ def write_atomic(path, data):
     Raises InputError naming the path when the disk is full or the folder cannot be written; what was there
     before stays.
     """
-    beside = PART % (path, secrets.token_hex(4))
+    beside = PARTIAL_NAME % (path, secrets.token_hex(4))
     try:
-        with signals.removed_if_unfinished(beside):
+        with signals.remove_if_unfinished(beside):
             with open(beside, 'xb') as file:
                 file.write(data)
                 file.flush()
@@ -106,7 +106,7 @@ def write_table(path, rows):
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
-    table.writerows({key: printable(value) if isinstance(value, str) else value for key, value in row.items()}
-                    for row in rows)
+    table.writerows({key: escape_controls(value) if isinstance(value, str) else value
+                     for key, value in row.items()} for row in rows)
     # file names may hold bytes that are no text
     write_atomic(path, text.getvalue().encode(errors='backslashreplace'))

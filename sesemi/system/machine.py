@@ -7,25 +7,25 @@ import os
 PROC, CGROUPS = '/proc/self/cgroup', '/sys/fs/cgroup'
 
 
-def cores():
+def count_cores():
     """How many cores it may use: as many as it may run on (taskset, cpusets), at most the quota of its
     control groups.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    limits = [*zip(_limits('cpu', 'cpu.cfs_quota_us'), _limits('cpu', 'cpu.cfs_period_us')),
-              *map(str.split, _limits('', 'cpu.max'))]
+    limits = [*zip(_read_limits('cpu', 'cpu.cfs_quota_us'), _read_limits('cpu', 'cpu.cfs_period_us')),
+              *map(str.split, _read_limits('', 'cpu.max'))]
     quotas = [float(quota) / float(period) for quota, period in limits if quota != 'max']
     return max(1, min([count] + [math.ceil(quota) for quota in quotas if quota > 0]))
 
 
-def memory():
+def get_memory_size():
     """How many bytes of memory it may take."""
-    limits = _limits('memory', 'memory.limit_in_bytes')
-    limits += [limit for limit in _limits('', 'memory.max') if limit != 'max']
+    limits = _read_limits('memory', 'memory.limit_in_bytes')
+    limits += [limit for limit in _read_limits('', 'memory.max') if limit != 'max']
     return min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')] + list(map(int, limits)))
 
 
-def _limits(controller, name):
+def _read_limits(controller, name):
     """What the files `name` say of the control groups that this process is in and of those above; controller:
     '' in version 2.
 

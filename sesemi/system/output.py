@@ -4,7 +4,7 @@ reads.
 import os
 import sys
 
-LOST = 'Standard output cannot be written (%s); the run goes on, and log.csv is its record.'
+STDOUT_FAILED = 'Standard output cannot be written (%s); the run goes on, and log.csv is its record.'
 
 
 def tolerate_write_errors():
@@ -20,9 +20,9 @@ def tolerate_write_errors():
                 os.close(nothing)
             stream = open(descriptor, 'w', closefd=False)
             if name == 'stdout':
-                print(LOST % 'closed', file=sys.stderr)
+                print(STDOUT_FAILED % 'closed', file=sys.stderr)
         stream.reconfigure(errors='backslashreplace')
-        setattr(sys, name, TolerantStream(stream, LOST if name == 'stdout' else None))
+        setattr(sys, name, TolerantStream(stream, STDOUT_FAILED if name == 'stdout' else None))
 
 
 class TolerantStream:
@@ -45,10 +45,10 @@ class TolerantStream:
         try:
             return act(*args)
         except OSError as error:
-            self._lose(error)
+            self._discard_output(error)
             return act(*args)
 
-    def _lose(self, error):
+    def _discard_output(self, error):
         """What is still buffered goes the same way, also when Python flushes its streams at its end."""
         with open(os.devnull, 'w') as nothing:
             os.dup2(nothing.fileno(), self.stream.fileno())

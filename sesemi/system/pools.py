@@ -27,7 +27,7 @@ def prefetch(make, keys, pool=None, ahead=4):
                 future.cancel()
 
 
-def processes(count):
+def make_process_pool(count):
     """A pool of so many processes, or of one thread where they cannot be had: TensorFlow's threads would not
     survive a fork.
     """
@@ -53,7 +53,7 @@ def _end_with_parent(parent):
         os._exit(1)
 
 
-def progress(steps, total, title):
+def show_progress(steps, total, title):
     """Pass `steps` on, drawing a bar on standard error when that is a terminal."""
     draw = sys.stderr.isatty()
     for done, step in enumerate(steps, 1):

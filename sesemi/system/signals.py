@@ -16,14 +16,14 @@ import time
 
 # seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the
 # child's group
-ECHO = 0.5
+REPEAT_SECONDS = 0.5
 
 _unfinished = set()     # paths of what is being written
-_take = None            # a function of a signal's number, or None: the process ends
-_first = {}             # when the first signal of a kind was taken
+_handler = None            # a function of a signal's number, or None: the process ends
+_first_received = {}             # when the first signal of a kind was taken
 
 
-def numbers():
+def list_stop_signals():
     """The signals that end a run: SIGHUP is one unless it is ignored, as after nohup."""
     return [signal.SIGINT,
             signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
@@ -35,7 +35,7 @@ def watch():
     To be called before any other thread is started, which would let a signal end the process without words.
     Programs that this one starts have the signals blocked, too, unless unblock() is called in them.
     """
-    heard = numbers()
+    heard = list_stop_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     threading.Thread(target=_wait, args=(heard,), daemon=True).start()
 
@@ -48,21 +48,21 @@ def unblock():
 
 
 @contextlib.contextmanager
-def taken_by(take):
+def handle_with(take):
     """Within the block take(number) gets a signal, in another thread; a second one of the same, ECHO later,
     ends the process.
     """
-    global _take
-    _first.clear()
-    _take = take
+    global _handler
+    _first_received.clear()
+    _handler = take
     try:
         yield
     finally:
-        _take = None
+        _handler = None
 
 
 @contextlib.contextmanager
-def removed_if_unfinished(path):
+def remove_if_unfinished(path):
     """Remove the file or folder `path` if the block does not end well, also if a signal ends the process
     within it.
     """
@@ -76,7 +76,7 @@ def removed_if_unfinished(path):
         _unfinished.discard(path)
 
 
-def end(status, sentence):
+def end_process(status, sentence):
     """End the process, whatever its other threads do, with a sentence on standard error."""
     for path in list(_unfinished):
         _remove(path)
@@ -101,8 +101,8 @@ def _remove(path):
 
 def _wait(heard):
     while True:
-        number, now, take = signal.sigwait(heard), time.monotonic(), _take
-        if not take or now - _first.get(number, now) > ECHO:
-            end(128 + number, 'Stopped by %s.' % signal.Signals(number).name)
-        if _first.setdefault(number, now) == now:
+        number, now, take = signal.sigwait(heard), time.monotonic(), _handler
+        if not take or now - _first_received.get(number, now) > REPEAT_SECONDS:
+            end_process(128 + number, 'Stopped by %s.' % signal.Signals(number).name)
+        if _first_received.setdefault(number, now) == now:
             take(number)

@@ -23,7 +23,7 @@ def tensorflow_version():
     return None
 
 
-def versions():
+def list_versions():
     """The versions that could change a result."""
     return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__,
             'pillow': PIL.__version__,

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 
 from sesemi.device.runtime import step_variable
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 from sesemi.system.files import write_atomic
 from sesemi.training.training import Diverged, Progress, assign, read
 
@@ -102,8 +102,9 @@ class Checkpoints:
                 return data
             except Exception as error:      # a damaged file raises nearly anything
                 print('%s: damaged (%s); %s.'
-                      % (path, reason(error), 'the run starts again from its first step' if path == paths[0]
-                       else 'the checkpoint before it is used'), file=sys.stderr)
+                      % (path, describe_error(error),
+                         'the run starts again from its first step' if path == paths[0] else
+                         'the checkpoint before it is used'), file=sys.stderr)
         return b''
 
     def pack(self, progress):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sesemi.data.batches import test_views
+from sesemi.data.batches import make_test_views
 from sesemi.device.backend import keras
 from sesemi.settings import NORM_BATCHES
 from sesemi.system.pools import prefetch
@@ -88,7 +88,7 @@ def make_evaluators(model, images, args, stop, ranks):
     size = evaluation_batch(*counts, image_size=args.image_size)
 
     def views(part, first):
-        return test_views(part, first, args.seed, args.flip)
+        return make_test_views(part, first, args.seed, args.flip)
     return Evaluators(*(DenseEvaluator(model, part, views, stop, ranks, size)
                         for part in (images.test, images.valid, images.labeled)))
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 
-from sesemi.errors import InputError, reason
+from sesemi.errors import InputError, describe_error
 from sesemi.settings import FITS
 
 # The settings each layer needs at inference, under the names that every Keras reads. All others
@@ -36,7 +36,7 @@ def open_model(path):
             yield file
     except Exception as error:      # h5py and Keras raise nearly anything for a damaged or foreign file
         raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
-                         % (path, reason(error))) from None
+                         % (path, describe_error(error))) from None
 
 
 def read_metadata(path):

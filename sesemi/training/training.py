@@ -254,7 +254,7 @@ class StopSignals:
 
     def __init__(self, sum_over_ranks=lambda counts: counts):
         self.received = np.zeros(len(SIGNALS), np.int32)        # by this process
-        self._sum, self._block = sum_over_ranks, signals.taken_by(self._note)
+        self._sum, self._block = sum_over_ranks, signals.handle_with(self._note)
 
     def __enter__(self):
         self._block.__enter__()
