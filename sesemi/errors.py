@@ -1,15 +1,13 @@
-"""The errors that end a program in one plain sentence, and what such sentences are made of."""
+"""Errors that end a program with one plain sentence, and helpers to word such sentences."""
 import re
 
-# also what turns the direction of text
+# control characters, and those that change the direction of text
 CONTROL_CHARACTERS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')
-MAX_DESCRIPTION = 300           # characters of a reason
+MAX_DESCRIPTION = 300   # characters of an error's description
 
 
 def escape_controls(text):
-    """Text from elsewhere for a line of a message or table: control characters, as file names may hold, as
-    \\n, \\x1b, \\u202e.
-    """
+    """Write control characters as \\n, \\x1b or \\u202e, so that text from elsewhere stays one line."""
     return CONTROL_CHARACTERS.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
 
 
@@ -27,15 +25,13 @@ class InputError(RunError, ValueError):
 
 
 def describe_error(error):
-    """What an exception says, in one line: those of pickle and the downloads have several, MemoryError has
-    none.
-    """
+    """An exception's message as one line of limited length; the name of its type if it has no message."""
     words = ' '.join(str(error).split()) or type(error).__name__
     return words if len(words) <= MAX_DESCRIPTION else words[:MAX_DESCRIPTION] + '...'
 
 
 def join_names(names, most=3):
-    """The first names, and how many more there are."""
+    """The first `most` names, separated by commas, and how many more there are."""
     names = list(names)
     more = ' and %d more' % (len(names) - most) if len(names) > most else ''
     return escape_controls(', '.join(names[:most])) + more

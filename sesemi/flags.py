@@ -1,6 +1,4 @@
-"""The flags of train_evaluate_sesemi.py in one table, and what becomes of them: parser, defaults, what a
-resumed run keeps.
-"""
+"""The flags of train_evaluate_sesemi.py in one table: their parser, defaults and part in --resume."""
 import argparse
 from typing import NamedTuple
 
@@ -8,14 +6,16 @@ from sesemi.errors import InputError
 from sesemi.settings import FITS, LEARNING_RATE, MAX_WHITENED_SIZE, METHODS, NETWORKS, PRESETS, SPLIT_SEED
 from sesemi.system.command_line import SWITCH_OPTIONS, Parser, fraction, positive_number, whole_number
 
-# What --resume does with a flag: IDENTITY: keeps it, for another value makes another run; KEPT: keeps it
-# unless it is given anew; ANEW: forgets it.
+# What --resume does with a flag. IDENTITY: the recorded value stays, since another one would be another run.
+# KEPT: the recorded value stays unless the flag is given again. NOT_KEPT: the recorded value is ignored.
 IDENTITY, KEPT, NOT_KEPT = 'identity', 'kept', 'not kept'
 
 
 class Flag(NamedTuple):
-    """A row of the table. default: None where it depends on other flags or on the data; options: of
-    argparse.
+    """A row of the table.
+
+    default: None if it depends on other flags or on the data; resumed: IDENTITY, KEPT or NOT_KEPT; options:
+    further arguments of argparse's add_argument.
     """
     name: str
     default: object
@@ -49,116 +49,119 @@ def _gpus(text):
 
 
 PRECISION_HELP = (
-    'cpu and gpu: float32 (the default) or mixed, which is float16 on a gpu and bfloat16 on a cpu, where the '
-    'processor (amx_bf16 or avx512_bf16) and TensorFlow 2 have it; npu: allow_fp32_to_fp16 (the default '
-    'there), force_fp16, must_keep_origin_dtype, allow_mix_precision')
+    'cpu, gpu: float32 (default) or mixed; mixed is float16 on a gpu and bfloat16 on a cpu, which needs '
+    'TensorFlow 2 and a processor with amx_bf16 or avx512_bf16. npu: allow_fp32_to_fp16 (default), '
+    'force_fp16, must_keep_origin_dtype or allow_mix_precision')
 
 TABLE = {
     'data': [
-        _flag('data', 'cifar10', IDENTITY, 'data set, which also chooses its preset (default: cifar10)',
+        _flag('data', 'cifar10', IDENTITY, 'data set; it sets the defaults of other flags (default: cifar10)',
               choices=list(PRESETS)),
         _flag('dataset', None, KEPT,
-              'its files: train/CLASS/* and test/CLASS/*, or CLASS/*, or list.csv, or the official CIFAR '
-              'batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)',
+              'folder of the data set: with train/CLASS/* and test/CLASS/*, CLASS/*, list.csv, the official '
+              'CIFAR batches or archive, or the SVHN .mat files (default: dataset/cifar-10, downloaded once)',
               metavar='DIR'),
-        _flag('labels', 1000, IDENTITY, 'labeled images in all (default: 1000)', type=_labels,
+        _flag('labels', 1000, IDENTITY, 'total number of labeled images (default: 1000)', type=_labels,
               metavar='N|all'),
         _flag('validation', None, IDENTITY,
-              'take this share of the labeled images, of each class, out of training to measure the error '
-              'during it, as 0.1; for data without validation images of its own', type=fraction(0.5),
+              'hold out this fraction of the labeled images of each class, as 0.1, to measure the error '
+              'during training; for data without validation images of its own', type=fraction(0.5),
               metavar='X'),
         _flag('split_seed', SPLIT_SEED, IDENTITY,
-              'seed of the choice of labeled images (default: 1, the published split)',
+              'seed that chooses the labeled images (default: 1, the published split)',
               type=whole_number(0, 2 ** 32 - 1), metavar='N'),
-        _flag('image_size', 32, IDENTITY, 'pixels a side, a multiple of 4 from 16 to 128 (default: 32)',
-              type=_image_size, metavar='N'),
-        _flag('fit', 'stretch', IDENTITY, 'what happens to images that are not square (default: stretch)',
-              choices=FITS),
+        _flag('image_size', 32, IDENTITY,
+              'side of the images in pixels, a multiple of 4 from 16 to 128 (default: 32)', type=_image_size,
+              metavar='N'),
+        _flag('fit', 'stretch', IDENTITY, 'how to make images square (default: stretch)', choices=FITS),
         _flag('whitening', None, IDENTITY,
-              'what follows contrast normalisation: ZCA whitening; channel: a mean and a deviation for each '
-              'color; or nothing (default: auto: by the number of images for folder, none for svhn and '
-              'digits, else zca)',
+              'after contrast normalisation, apply ZCA whitening (zca), standardise each color (channel), or '
+              'do nothing (none). Default: auto, which is none for svhn and digits, zca for cifar10 and '
+              'cifar100, and for folder depends on the number of images',
               choices=['auto', 'zca', 'channel', 'none']),
         _flag('memory_limit', None, KEPT,
-              'more images than fit into this are kept in the cache and normalised as they are drawn '
-              '(default: half of the memory, shared by the processes of a host)', type=positive_number,
-              metavar='GB'),
-        _switch('no_cache', NOT_KEPT, 'decode all images and fit the whitening anew'),
-        _switch('no_flip', IDENTITY, 'no left-right flips: a mirrored image is not of the same class (always '
-                                     'so for svhn and digits)'),
+              'images that need more memory than this are read from disk during training (default: half '
+              'of the memory, divided by the processes of the host)', type=positive_number, metavar='GB'),
+        _switch('no_cache', NOT_KEPT, 'neither read nor write the cache of decoded images and whitening'),
+        _switch('no_flip', IDENTITY, 'no left-right flips, for images whose mirror image is of another class '
+                                     '(always for svhn and digits)'),
     ],
     'method': [
-        _flag('network', 'convnet', IDENTITY, '(default: convnet)', choices=NETWORKS),
+        _flag('network', 'convnet', IDENTITY, 'trunk to train (default: convnet)', choices=NETWORKS),
         _flag('method', 'asl', IDENTITY,
-              'self-supervision on the labeled images, on all training images, or none (default: asl)',
-              choices=METHODS),
+              'asl: self-supervision on the labeled images; ssl: on all training images; supervised: none '
+              '(default: asl)', choices=METHODS),
         _flag('epochs', None, IDENTITY,
-              '(default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one epoch)',
-              type=whole_number(1), metavar='N'),
+              'epochs to train (default: 300; ssl: 50, on svhn 30; digits: about 75 steps, at least one '
+              'epoch)', type=whole_number(1), metavar='N'),
         _flag('batch_size', None, IDENTITY,
-              'images of the self branch a step, six views of each, beside six times as many labeled ones '
-              '(default: 16; digits: 4)', type=whole_number(1), metavar='N'),
+              'self-branch images a step, six views of each; a step also has six times as many labeled '
+              'images (default: 16; digits: 4)', type=whole_number(1), metavar='N'),
         _flag('lr', LEARNING_RATE, IDENTITY, 'learning rate of the first step (default: 0.05)',
               type=positive_number, metavar='X'),
         _switch('no_oversample', IDENTITY,
-                'draw only as many labeled images a step as self-supervised ones, each augmented six times'),
+                'use only as many labeled images a step as self-branch images, each augmented six times'),
         _switch('recompute_norm', IDENTITY,
-                'evaluate and save with batch-norm statistics measured anew on training batches for the '
-                'weights as they are, not with averages that lag behind (default: on for digits and folder)',
+                'measure the batch-norm statistics again, on training batches, before evaluating and saving; '
+                'the averages kept in training lag behind (default: True for digits and folder)',
                 default=None),
         _flag('class_weights', None, IDENTITY,
-              'multiply the cross-entropy of a labeled image by a weight, the larger the fewer its class '
-              'has, so that all classes count the same', choices=['balanced']),
-        _flag('seed', 0, IDENTITY, 'initial weights, batches, dropout (default: 0)',
+              'weight the loss of labeled images so that small classes count as much as large ones',
+              choices=['balanced']),
+        _flag('seed', 0, IDENTITY, 'seed of the initial weights, batches and dropout (default: 0)',
               type=whole_number(0), metavar='N'),
     ],
     'run': [
         _flag('result', 'result', NOT_KEPT,
-              'folder for the model and the record of the run (default: result)', metavar='DIR'),
-        _flag('resume', None, NOT_KEPT, 'go on with the run in --result; auto: start it if there is none',
+              'folder for the model and all other results (default: result)', metavar='DIR'),
+        _flag('resume', None, NOT_KEPT, 'continue the run in --result; auto: start it if there is none',
               nargs='?', const='yes', choices=['yes', 'auto']),
         _flag('runs', 1, NOT_KEPT,
-              'train N times, with seeds --seed, --seed + 1, ..., each in a folder of its own below --result '
+              'train N times with seeds --seed, --seed + 1, ..., each in its own folder in --result '
               '(default: 1)', type=whole_number(1), metavar='N'),
-        _switch('quiet', NOT_KEPT, 'a line an epoch, no progress line'),
-        _switch('verbose', NOT_KEPT, "TensorFlow's own messages too"),
+        _switch('quiet', NOT_KEPT, 'print one line an epoch instead of a progress line'),
+        _switch('verbose', NOT_KEPT, "print TensorFlow's messages too"),
         _flag('eval_every', None, KEPT,
-              'evaluate every N epochs, not only at the end: the validation images, without these the test '
-              'images (default: 0, not; 1 with validation images, and for ssl)',
+              'also evaluate every N epochs, on the validation images or, without these, on the test images; '
+              '0: only at the end (default: 1 with validation images or ssl, else 0)',
               type=whole_number(0), metavar='N'),
         _flag('keep', 'last', IDENTITY,
-              'which weights are evaluated on the test images and saved: those of the last epoch, or of the '
-              'least validation error (default: last)', choices=['last', 'best']),
-        _flag('checkpoint_minutes', 10.0, KEPT, 'longest time between checkpoints (default: 10)',
+              'weights to test and save: those of the last epoch, or those with the lowest validation error '
+              '(default: last)', choices=['last', 'best']),
+        _flag('checkpoint_minutes', 10.0, KEPT, 'save a checkpoint at least every X minutes (default: 10)',
               type=positive_number, metavar='X'),
     ],
     'device': [
-        _flag('device', 'auto', NOT_KEPT, '(default: auto)', choices=['auto', 'cpu', 'gpu', 'npu']),
+        _flag('device', 'auto', NOT_KEPT, 'device to train on (default: auto)',
+              choices=['auto', 'cpu', 'gpu', 'npu']),
         _flag('precision_mode', None, KEPT, PRECISION_HELP, metavar='MODE'),
-        _switch('profiling', NOT_KEPT, 'trace into RESULT/profiling'),
+        _switch('profiling', NOT_KEPT, 'write a trace to RESULT/profiling'),
         _switch('autotune', NOT_KEPT, 'npu: tune the operators (RL, GA)'),
-        _switch('over_dump', NOT_KEPT, 'npu: overflow detection into RESULT/over_dump'),
-        _switch('data_dump', NOT_KEPT, "npu: operators' inputs and outputs into RESULT/data_dump"),
-        _flag('data_dump_step', None, NOT_KEPT, 'which steps, as in 0|5|10-20 (default: 0)', metavar='STEPS'),
+        _switch('over_dump', NOT_KEPT, 'npu: write detected overflows to RESULT/over_dump'),
+        _switch('data_dump', NOT_KEPT, "npu: write operators' inputs and outputs to RESULT/data_dump"),
+        _flag('data_dump_step', None, NOT_KEPT, 'steps for --data-dump, as 0|5|10-20 (default: 0)',
+              metavar='STEPS'),
     ],
     'several devices': [
-        _flag('gpus', None, NOT_KEPT, 'a process for each of these GPUs of this host', type=_gpus,
+        _flag('gpus', None, NOT_KEPT, 'start a process for each of these GPUs of this host', type=_gpus,
               metavar='all|N,N'),
         _flag('workers', None, NOT_KEPT,
-              'an address for each of the processes that train together, the same list for all (default: of '
-              'TF_CONFIG, if that is set)', metavar='HOST:PORT,HOST:PORT'),
-        _flag('rank', None, NOT_KEPT, "this process's number among them, from 0; rank 0 writes and prints",
-              type=whole_number(0), metavar='N'),
-        _flag('join_timeout', None, NOT_KEPT, 'seconds to wait at the start for all to come (default: 1800)',
-              type=positive_number, metavar='X'),
+              'the addresses of all processes that train together, the same list for each (default: from '
+              'TF_CONFIG, if set)', metavar='HOST:PORT,HOST:PORT'),
+        _flag('rank', None, NOT_KEPT,
+              "this process's position in --workers, from 0; rank 0 writes and prints", type=whole_number(0),
+              metavar='N'),
+        _flag('join_timeout', None, NOT_KEPT,
+              'seconds to wait at the start for all processes (default: 1800)', type=positive_number,
+              metavar='X'),
         _flag('peer_timeout', None, NOT_KEPT,
-              'seconds that all may take for what they compute together, before the run ends '
-              '(default: 600)', type=positive_number, metavar='X'),
-        _switch('scale_lr', IDENTITY, 'multiply --lr by the number of processes (default: the same rate)'),
+              'end the run if a process keeps the others waiting for this many seconds (default: 600)',
+              type=positive_number, metavar='X'),
+        _switch('scale_lr', IDENTITY, 'multiply --lr by the number of processes'),
     ],
     "older ports' flags": [
-        _flag('gpu_id', None, NOT_KEPT, 'the GPU to use, as CUDA_VISIBLE_DEVICES has it', metavar='N'),
-        _flag('obs_url', None, NOT_KEPT, 'not used: boot_modelarts.py copies the results', metavar='URL'),
+        _flag('gpu_id', None, NOT_KEPT, 'the GPU to use, a value for CUDA_VISIBLE_DEVICES', metavar='N'),
+        _flag('obs_url', None, NOT_KEPT, 'ignored: boot_modelarts.py copies the results', metavar='URL'),
     ],
 }
 FLAGS = [flag for group in TABLE.values() for flag in group]
@@ -168,38 +171,37 @@ RESUMED_FLAGS = [flag.name for flag in FLAGS if flag.resumed != NOT_KEPT]
 
 
 def spell_flag(name):
-    """A flag as one types it."""
+    """Return a flag as it is typed on the command line: '--batch-size' for 'batch_size'."""
     return '--' + name.replace('_', '-')
 
 
 def parse_given(argv):
-    """The flags that are given, by name: {name: value}. Raises InputError naming the flag.
+    """Parse the flags in argv: returns {name: value} of those given. Raises InputError naming a wrong flag.
 
-    Flags may be spelled with underscores too, as ModelArts and older ports have them.
+    Flags may be spelled with underscores too, as on ModelArts and in older ports.
     """
     argv = [word.split('=')[0].replace('_', '-') + word[len(word.split('=')[0]):] if word.startswith('--')
-            else word
-            for word in argv]
+            else word for word in argv]
     parser = Parser(prog='train_evaluate_sesemi.py',
                     description='Train and evaluate SESEMI: image classification from few labels, '
-                                'regularised by predicting '
-                    'rotations and flips. --flag value and --flag=value are the same.')
+                                'regularised by predicting rotations and flips. --flag value and '
+                                '--flag=value are the same.')
     for title, flags in TABLE.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            # no default: what was given must be seen
+            # no default, so that the flags that were given can be told from the others
             group.add_argument(spell_flag(flag.name), help=flag.help, **flag.options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    if given.get('whitening') == 'auto':        # what the run was started with, or the preset's
+    if given.get('whitening') == 'auto':        # resolve() finds the value
         del given['whitening']
     return given
 
 
 def resolve(given, recorded):
-    """Every flag as given, else as recorded of the run to be resumed, else as its default or its data set's:
-    a dict, with `flip`.
+    """Return all flags as {name: value}, with a `flip` beside them.
 
-    Raises InputError where flags do not go together.
+    A flag has its value in `given`, else in `recorded`, which is from the run to resume, else its default or
+    its data set's. Raises InputError if flags contradict each other.
     """
     args = {**DEFAULTS, **recorded, **given}
     if args['over_dump'] and args['data_dump']:
@@ -224,7 +226,7 @@ def resolve(given, recorded):
 
 
 def unused_flags(args, ranks):
-    """A sentence for each flag that was given and does nothing here, for want of what it belongs to."""
+    """Yield a sentence for each flag that was given but has no effect."""
     if args.data == 'digits' and args.dataset:
         yield '--dataset %s: not read, for digits come with scikit-learn.' % args.dataset
     if args.data_dump_step is not None and not args.data_dump:

@@ -88,11 +88,11 @@ def test_an_entry_that_was_cut_off_is_made_anew(files, store, no_decoding, lengt
 
 @pytest.mark.parametrize('length', [0, 1, 30, 200, -100, -1])
 def test_whitening_that_was_cut_off_is_fitted_anew(store, length, capsys):
-    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    fitted = store.get_whitener(utils.ChannelStandardizer, 'checksum', standardizer)
     cut_to(store, length)
     calls = []
     for _ in range(2):
-        again = store.whitener(utils.ChannelStandardizer, 'checksum',
+        again = store.get_whitener(utils.ChannelStandardizer, 'checksum',
                                lambda: calls.append(1) or standardizer())
         np.testing.assert_array_equal(again, fitted)
     assert len(calls) == 1 and capsys.readouterr().err == ''
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys)
     (tmp_path / 'file').write_text('')
     store = cache.Cache(str(tmp_path / 'file'))
     np.testing.assert_array_equal(store.decode_images(paths, 16), images)
-    assert store.whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
+    assert store.get_whitener(utils.ChannelStandardizer, 'checksum', standardizer).mean[0] == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
@@ -210,14 +210,14 @@ def standardizer():
 def test_whitening_is_fitted_once_for_the_same_images(store):
     def refuse():
         raise AssertionError('fitted again')
-    fitted = store.whitener(utils.ChannelStandardizer, 'checksum', standardizer)
-    again = store.whitener(utils.ChannelStandardizer, 'checksum', refuse)
+    fitted = store.get_whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    again = store.get_whitener(utils.ChannelStandardizer, 'checksum', refuse)
     assert isinstance(again, utils.ChannelStandardizer)
     for ours, theirs in zip(fitted, again):
         np.testing.assert_array_equal(ours, theirs)
     for kind, checksum in ((utils.ChannelStandardizer, 'another'), (utils.Whitener, 'checksum')):
         with pytest.raises(AssertionError, match='fitted again'):
-            store.whitener(kind, checksum, refuse)
+            store.get_whitener(kind, checksum, refuse)
 
 
 def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files, store, monkeypatch):

@@ -1,7 +1,7 @@
-"""From normalised images to the two-branch batch and the test views.
+"""Makes the two-branch batches and the test views from normalised images.
 
-Everything random is a pure function of a seed and a number (a step, a pass, an image), so nothing here keeps
-state. numpy only.
+Everything random is a pure function of a seed and a number (of a step, a pass or an image), so nothing here
+keeps state. numpy only.
 """
 import functools
 from typing import NamedTuple
@@ -29,17 +29,16 @@ from utils import (
     zca_whitener,
 )
 
-SELF, SUPER, TEST, PASS = range(4)  # what a random stream is for: part of its key
+SELF, SUPER, TEST, PASS = range(4)  # purposes of random streams, part of their keys
 
 
 # Normalised images
 
 class NormalizedImages:
-    """Images as a network takes them, computed when they are indexed: uint8 ones contrast normalised and
-    whitened.
+    """uint8 images that are contrast normalised and whitened when they are indexed.
 
     images: uint8 (n, s, s, 3), an array or cache.StoredImages; whitener: a utils.Whitener, a
-    utils.ChannelStandardizer or None; places: int (k,), which of the images they are, by default all.
+    utils.ChannelStandardizer or None; indices: int (k,), the images to use, by default all.
     """
 
     def __init__(self, images, whitener=None, indices=None):
@@ -56,24 +55,22 @@ class NormalizedImages:
         return self.whitener(images) if self.whitener else images
 
     def __array__(self, dtype=None, copy=None):
-        whole = np.empty(self.shape, np.float32)
-        for done in range(0, len(whole), CHUNK):
-            whole[done:done + CHUNK] = self[done:done + CHUNK]
-        return whole
+        array = np.empty(self.shape, np.float32)
+        for done in range(0, len(array), CHUNK):
+            array[done:done + CHUNK] = self[done:done + CHUNK]
+        return array
 
 
 class Images(NamedTuple):
-    """Normalised images (n, s, s, 3) by what they are for: float32 arrays, or NormalizedImages where these
-    are too large.
-    """
+    """Normalised images (n, s, s, 3): float32 arrays, or NormalizedImages where these would be too large."""
     labeled: object
-    unlabeled: object       # what the self branch draws from; None without a self branch
+    unlabeled: object       # the images of the self branch; None without a self branch
     test: NormalizedImages
     valid: NormalizedImages
     whitener: object        # utils.Whitener, utils.ChannelStandardizer or None
 
 
-# What may follow contrast normalisation: its class, and how it is fitted to an iterable of parts of the
+# What follows contrast normalisation: its class, and the function that fits it to an iterable of parts of the
 # training images.
 WHITENINGS = {
     'zca': (Whitener, zca_whitener),
@@ -83,13 +80,10 @@ WHITENINGS = {
 
 
 def choose_whitening(whitening, images, image_size):
-    """Choose the whitening for so many training images of image_size pixels: (a key of WHITENINGS, the
-    reason, '' if it was asked for).
+    """Choose the whitening: returns a key of WHITENINGS, and the reason or '' if it is the one asked for.
 
-    whitening: a key, which may ask too much, or auto.
-
-    A covariance that few images are fitted to is theirs and not that of the next image:
-    benchmarks/whitening.py.
+    whitening: a key of WHITENINGS, or auto; images: the number of training images; image_size: their side in
+    pixels. A covariance of few images says little about other images: see benchmarks/whitening.py.
     """
     if whitening in ('auto', 'zca') and image_size > MAX_WHITENED_SIZE:
         return 'channel', 'a matrix for images of more than %d pixels would be too large' % MAX_WHITENED_SIZE
@@ -101,15 +95,17 @@ def choose_whitening(whitening, images, image_size):
 
 
 def prepare_images(dataset, checksum, labeled, method, whitening, cache):
-    """Contrast normalise, and whiten by the statistics of all training images. whitening: a key of
-    WHITENINGS; cache: a cache.Cache.
+    """Contrast normalise all images, and whiten them with statistics of all training images: returns Images.
+
+    dataset: a datasets.Dataset; checksum: its checksum.data_checksum; labeled: int (labels,) indices of the
+    labeled training images; whitening: a key of WHITENINGS; cache: a cache.Cache.
     """
     kind, fit = WHITENINGS[whitening]
     whitener = None
     if kind:
         parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
         key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
-        whitener = cache.whitener(kind, key, lambda: fit(parts))
+        whitener = cache.get_whitener(kind, key, lambda: fit(parts))
 
     def prepare(images, indices=None):
         images = NormalizedImages(images, whitener, indices)
@@ -123,26 +119,23 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
                   NormalizedImages(dataset.valid_images, whitener), whitener)
 
 
-# Augmenting: the random choice apart from the deterministic act
+# Augmentation: random draws, and the deterministic functions that apply them
 
 def make_generator(*key):
-    """A fresh generator that depends on the numbers of `key` alone. SFC64 draws normals fastest of
-    numpy's.
-    """
+    """Make a generator that depends only on the integers in `key`. numpy's SFC64 draws normals fastest."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
 def draw_shifts(rng, n, choices=SHIFTS):
-    """Draw (dy, dx), each int (n,), pixels downwards and to the right."""
+    """Draw random shifts (dy, dx), each int (n,), in pixels downwards and to the right."""
     return rng.choice(choices, n), rng.choice(choices, n)
 
 
 def shift_images(images, dy, dx, flipped=slice(0)):
-    """Shift image k by dy[k], dx[k] pixels, the border filled by mirroring with the edge pixel (scipy's
-    'reflect').
+    """Shift image k by dy[k], dx[k] pixels and fill its border by mirroring, edge pixel included.
 
-    images: (n, h, w, c). flipped: a mask (n,) or a slice of those that are then flipped left to right.
-    Returns a new array.
+    scipy calls this mode 'reflect'. images: (n, h, w, c). flipped: a mask (n,) or a slice of the images to
+    flip left to right after the shift. Returns a new array.
     """
     n, h, w, c = images.shape
     rows, columns = _mirror_indices(h, dy), _mirror_indices(w, dx)
@@ -152,24 +145,24 @@ def shift_images(images, dy, dx, flipped=slice(0)):
 
 
 def _mirror_indices(size, shifts):
-    """Which source pixel each pixel of a shifted axis comes from: int (n, size)."""
+    """The source index of each pixel along a shifted axis: int (n, size)."""
     source = (np.arange(size) - shifts[:, None]) % (2 * size)
     return np.where(source < size, source, 2 * size - 1 - source)
 
 
 def draw_noise(rng, shape):
-    """Gaussian noise of the method's strength: float32 of `shape`."""
+    """Draw Gaussian noise with standard deviation NOISE: float32 of `shape`."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     noise *= np.float32(NOISE)
     return noise
 
 
 def flip_left_right(images):
-    """Mirror images (n, h, w, c) left to right: a view, nothing is copied."""
+    """Mirror images (n, h, w, c) left to right; returns a view, not a copy."""
     return images[:, :, ::-1]
 
 
-# The proxy task: a transform's place in the table is its label. Rotations are counter-clockwise.
+# The proxy task. A transform's index is its proxy label. Rotations are counter-clockwise.
 PROXY_TRANSFORMS = (
     ('rotate by 0', lambda images: images),
     ('rotate by 90', lambda images: np.rot90(images, 1, axes=(1, 2))),
@@ -181,10 +174,11 @@ PROXY_TRANSFORMS = (
 
 
 def make_proxy_views(images):
-    """The six transforms of square images (n, s, s, c), one transform after the other: (views (6n, s, s, c),
-    labels (6n,)).
+    """Apply the six transforms to square images (n, s, s, c): returns (views (6n, s, s, c), labels (6n,)).
+
+    The n views of one transform come after those of the one before.
     """
-    # copied as a whole, not color by color
+    # a pixel is copied as one value, which is faster than color by color
     pixel = np.dtype((np.void, images.itemsize * images.shape[-1]))
     pixels = np.ascontiguousarray(images).view(pixel)[..., 0]
     views = np.concatenate([transform(pixels) for _, transform in PROXY_TRANSFORMS])
@@ -197,12 +191,13 @@ def make_proxy_views(images):
 class TwoBranchBatches:
     """batches[t] is the batch of step t: a pure function of (seed, t, rank), for any t >= 0, in any thread.
 
-    labeled_images, unlabeled_images: normalised float32 (n, s, s, 3); unlabeled_images is what the self
-    branch draws from (for asl the labeled images again; None for the supervised method, which has no self
-    branch). labels_one_hot: (n, classes). A step takes batch_size images for the self branch, six views of
-    each, and as many labeled images as there are views; without `oversample` only batch_size labeled images,
-    each augmented six times. Each branch walks through its images pass after pass, each in a fresh order; the
-    steps of all ranks together make up a pass, rank r of `ranks` taking its slice of each step.
+    labeled_images: normalised float32 (n, s, s, 3); labels_one_hot: (n, classes).
+    unlabeled_images: normalised float32 (n, s, s, 3), the images of the self branch: for asl the labeled
+    images again; None for the supervised method, which has no self branch.
+    A step takes batch_size images for the self branch, six views of each, and as many labeled images as there
+    are views. Without `oversample` it takes only batch_size labeled images and augments each six times.
+    Each branch goes through all its images, in a new random order each time, before any image comes again.
+    All ranks use the same orders: at each step, rank r of `ranks` takes the r-th slice.
     """
 
     def __init__(  # noqa: PLR0913, a public signature
@@ -214,21 +209,23 @@ class TwoBranchBatches:
         self.super_size = batch_size * len(PROXY_TRANSFORMS)
         self.copies = 1 if oversample else len(PROXY_TRANSFORMS)
         self.seed, self.rank, self.ranks = seed, rank, ranks
-        # spares drawing a long pass at every step
+        # a long order is not drawn again at every step
         self._order = functools.lru_cache(maxsize=8)(self._draw_order)
 
     @property
     def images_per_step(self):
-        """How many images a step processes, both branches of all ranks together."""
+        """The number of images in a step: both branches, all ranks."""
         return self.ranks * self.super_size * (1 if self.unlabeled_images is None else 2)
 
     def batch_number(self, t):
-        """The number of this rank's batch of step t among those of all ranks and steps."""
+        """This rank's batch of step t, counted over all ranks and steps from 0."""
         return t * self.ranks + self.rank
 
     def __getitem__(self, t):
-        """Step t's ({'self_data', 'super_data'} float32 (n, s, s, 3), {'self_clf', 'super_clf'} float32
-        one-hot).
+        """Make step t's batch: (inputs, targets).
+
+        inputs: 'super_data' and 'self_data', float32 (n, s, s, 3); targets: 'super_clf' and 'self_clf',
+        one-hot float32 (n, classes). Without a self branch there is no 'self_data' and no 'self_clf'.
         """
         count = self.super_size // self.copies
         indices = np.repeat(self._next_indices(SUPER, len(self.labeled_images), count, t), self.copies)
@@ -242,13 +239,13 @@ class TwoBranchBatches:
         return inputs, targets
 
     def _next_indices(self, branch, n, count, t):
-        """The indices of the `count` images of a branch, which has n, that it comes to at step t."""
+        """The indices of the `count` images that a branch with n images takes at step t."""
         passes, positions = np.divmod(self.batch_number(t) * count + np.arange(count), n)
         return np.concatenate([self._order(branch, n, number)[positions[passes == number]]
                                for number in range(passes[0], passes[-1] + 1)])
 
     def _augment(self, branch, images, t, flip):
-        """New images: shifted, with `flip` one in two flipped, with noise."""
+        """Shift the images, with `flip` mirror each with probability 1/2, and add noise: a new array."""
         rng = make_generator(self.seed, branch, t, self.rank)
         dy, dx = draw_shifts(rng, len(images))
         images = shift_images(images, dy, dx, rng.integers(2, size=len(images)) == 1 if flip else slice(0))
@@ -256,17 +253,16 @@ class TwoBranchBatches:
         return images
 
     def _draw_order(self, branch, n, number):
-        """The order of a branch's images in its pass `number`."""
+        """Draw the order in which a branch goes through its n images for the `number`-th time."""
         return make_generator(self.seed, PASS, branch, number).permutation(n)
 
 
 def make_test_views(images, first, seed, flip=True):
-    """Yield the 8 views (4 without `flip`) of test images number first, first + 1, …, one view of all of them
-    at a time.
+    """Yield the 8 views (4 without `flip`) of the test images, each view float32 (n, s, s, 3).
 
-    images: normalised float32 (n, s, s, 3). The first view is the images themselves; then shifted, with
-    noise, shifted with noise, and the left-right flip of each with fresh noise. Each depends on the seed and
-    the image's number alone.
+    images: normalised float32 (n, s, s, 3), the test images numbered first, first + 1, …
+    The views are: the images, shifted, with noise, shifted with noise; then the left-right flips of these
+    with fresh noise. They depend only on the seed and the image's number.
     """
     dy, dx = np.empty((2, len(images)), int)
     noise = np.empty((len(images), 4 if flip else 2) + images.shape[1:], np.float32)

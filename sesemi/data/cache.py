@@ -1,9 +1,8 @@
-"""What start-up computes from the files, kept for the next start: decoded images and whitening, in files that
-are whole or not there.
+"""Keeps decoded images and the fitted whitening in files, so that the next run starts faster.
 
-An entry's name holds a digest of all it depends on; one that was cut off, or that cannot be written, is
-computed as if there were no cache. Decoded images that would not fit into memory stay in their entry, or
-without a cache in a temporary file, and are read as they are drawn.
+Each is an entry: one file, whose name holds a hash of everything the content depends on. If an entry is cut
+off or cannot be written, its content is computed as without a cache. Images that do not fit in memory stay in
+their entry, or without a cache in a temporary file, and are read from there batch by batch.
 """
 import contextlib
 import hashlib
@@ -24,58 +23,54 @@ from sesemi.system.files import WAIT_SECONDS, hold_lock
 from sesemi.system.machine import get_memory_size
 from utils import decode_blocks, decode_images
 
-FORMAT_VERSION = 2              # part of every digest: to be raised when the same files give another entry
-MAX_BYTES = 16 << 30        # bytes of all entries together
-LOCK_SUFFIX = '.lock'          # behind the name of the entry that is being made
-STALE_SECONDS = 86400   # since the last block of an entry that nobody can still be writing
+FORMAT_VERSION = 2      # part of every hash; increase it when the same files give another entry
+MAX_BYTES = 16 << 30    # of all entries together
+LOCK_SUFFIX = '.lock'   # added to the name of an entry while it is being made
+STALE_SECONDS = 86400   # an unfinished entry not written to for this long is abandoned
 
 
 def default_folder():
-    """Below $SESEMI_CACHE, else where the system keeps what can be computed again; None for a user without a
-    home.
-    """
-    place = (os.environ.get('SESEMI_CACHE') or os.environ.get('XDG_CACHE_HOME')
-             or os.path.join(os.path.expanduser('~'), '.cache'))
-    return None if place.startswith('~') else os.path.join(place, 'sesemi')
+    """The folder `sesemi` in $SESEMI_CACHE, $XDG_CACHE_HOME or ~/.cache; None if there is no home folder."""
+    folder = (os.environ.get('SESEMI_CACHE') or os.environ.get('XDG_CACHE_HOME')
+              or os.path.join(os.path.expanduser('~'), '.cache'))
+    return None if folder.startswith('~') else os.path.join(folder, 'sesemi')
 
 
 class StoredImages:
-    """uint8 images (n, s, s, 3) of an open file, which are read when indexed and not kept.
+    """uint8 images (n, s, s, 3) in an open file, read each time they are indexed.
 
-    A slice or a mask gives a part of them, an index or an int array of indices an array; np.asarray reads
-    them all.
+    file: an open file of images; indices: int (n,), the images of the file to use. A slice or a mask gives
+    StoredImages, an index or an int array of indices gives an array, and np.asarray reads all images.
     """
 
     def __init__(self, file, indices, image_size):
-        self.file, self.indices = file, indices       # int (n,): which of the file's images they are
+        self.file, self.indices = file, indices
         self.shape = (len(indices), image_size, image_size, 3)
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, index):
-        indices = self.indices[index]
+        chosen = self.indices[index]
         if isinstance(index, slice) or np.asarray(index).dtype == bool:
-            return StoredImages(self.file, indices, self.shape[1])
-        return self._read(indices)
+            return StoredImages(self.file, chosen, self.shape[1])
+        return self._read(chosen)
 
     def __array__(self, dtype=None, copy=None):
         images = self._read(self.indices)
         return images if dtype is None else images.astype(dtype)
 
     def _read(self, indices):
-        """A copy of the file's images at these places. Mapped anew each time: what stays mapped counts as the
-        process's memory.
-        """
+        """Read images of the file, mapped anew each time: mapped pages count as the process's memory."""
         mapped = np.asarray(np.memmap(self.file, np.uint8, 'r'))
         return mapped.reshape(-1, *self.shape[1:]).take(indices, axis=0)
 
 
 class Cache:
-    """The entries in `folder`, or no cache when that is None.
+    """A cache in `folder`, or no cache if that is None.
 
-    memory_limit: GB that a set of images may take; by default half of machine.memory(), shared by so many
-    `processes`. An entry is made by one process; the others wait for it, at most so many seconds.
+    memory_limit: GB that a set of images may take in memory; by default half of machine.get_memory_size(),
+    divided by `processes`. One process makes an entry; the others wait for it, at most `seconds`.
     """
 
     def __init__(self, folder, memory_limit=None, processes=1, seconds=None):
@@ -83,14 +78,14 @@ class Cache:
         self.memory_limit = 1e9 * memory_limit if memory_limit else get_memory_size() / 2 / processes
 
     def fits_in_memory(self, images, image_size):
-        """Whether so many images are to be held in memory, as bytes and as float32."""
+        """Whether so many images, as uint8 and as float32, fit within the memory limit."""
         return images * image_size ** 2 * 3 * (1 + 4) <= self.memory_limit
 
     def decode_images(self, paths, image_size=32, fit='stretch'):
-        """What utils.decode_images gives, in memory or, beyond the limit, as StoredImages.
+        """Decode as utils.decode_images does: returns an array, or StoredImages beyond the memory limit.
 
-        Depends on each file's path, size and times of change, and on Pillow. Raises InputError naming an
-        unreadable image.
+        An entry is used again while each file's path, size and times of change and Pillow's version stay the
+        same. Raises InputError naming an unreadable image.
         """
         fits_in_memory = self.fits_in_memory(len(paths), image_size)
         images = self._load_or_decode(paths, image_size, fit) if self.folder is not None else None
@@ -101,11 +96,11 @@ class Cache:
         return self._decode_to_temporary_file(paths, image_size, fit)
 
     def _load_or_decode(self, paths, image_size, fit):
-        """The StoredImages of an entry, which is made if there is none; None if it cannot be."""
+        """The StoredImages of an entry, which is made if it is missing; None if that fails."""
         try:
             key = hash_key(itertools.chain(('images', image_size, fit, PIL.__version__),
                                            map(_describe_file, paths)))
-        except OSError:         # a file is missing, which reading it says better
+        except OSError:         # a file is missing: decoding it reports that better
             return None
         path, size = os.path.join(self.folder, 'images-%s.uint8' % key), len(paths) * image_size ** 2 * 3
 
@@ -124,7 +119,7 @@ class Cache:
         return images
 
     def _decode_to_temporary_file(self, paths, image_size, fit):
-        """The StoredImages of a temporary file, which goes with the process."""
+        """Decode into a temporary file that ends with the process: returns its StoredImages."""
         try:
             file = tempfile.TemporaryFile()
             file.writelines(decode_blocks(paths, image_size, fit, self.memory_limit))
@@ -135,9 +130,11 @@ class Cache:
                              % (tempfile.tempdir or 'The temporary folder', describe_error(error))) from None
         return StoredImages(file, np.arange(len(paths)), image_size)
 
-    def whitener(self, kind, key, fit):
-        """fit(), a `kind` (utils.Whitener or utils.ChannelStandardizer), or what it gave for this key
-        before.
+    def get_whitener(self, kind, key, fit):
+        """Return fit(), or what it returned for this key before.
+
+        kind: the class of the result, utils.Whitener or utils.ChannelStandardizer; key: all that the result
+        depends on.
         """
         if self.folder is None:
             return fit()
@@ -159,27 +156,24 @@ class Cache:
         return whitener
 
     def _write_entry(self, path, blocks, what):
-        """Write an entry block by block, whole or not at all, and remove old ones; when it cannot be, say
-        so.
-        """
+        """Write an entry from blocks of bytes and remove old entries; print why if it cannot be written."""
         try:
             os.makedirs(self.folder, exist_ok=True)
-            handle, beside = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
-            # it may be of gigabytes
-            with signals.remove_if_unfinished(beside), open(handle, 'wb') as file:
+            handle, temporary = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
+            with signals.remove_if_unfinished(temporary), open(handle, 'wb') as file:
                 file.writelines(blocks)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(beside, path)
+                os.replace(temporary, path)
             self._remove_old_entries(path)
         except OSError as error:
             print('%s: the %s cannot be kept there (%s); the run goes on without.'
                   % (self.folder, what, describe_error(error)), file=sys.stderr)
 
     def _remove_old_entries(self, kept):
-        """Remove the entries not used for the longest time, but `kept`, until all take at most LIMIT bytes.
+        """Remove the least recently used entries, except `kept`, until all take at most MAX_BYTES.
 
-        What other processes are writing stays, unless they were killed, and so do the locks.
+        Locks and entries that other processes are writing stay; abandoned ones are removed.
         """
         entries = []
         for entry in os.scandir(self.folder):
@@ -198,27 +192,28 @@ class Cache:
 
 
 def _load_entry(path, load):
-    """What load() gives of an entry, or None where there is none that is whole."""
+    """Return load(), or None if the entry is missing or damaged; marks the entry as used."""
     try:
         stored = load()
     except Exception:       # numpy and zipfile raise nine types for damaged files
         return None
-    with contextlib.suppress(OSError):      # another user's
+    with contextlib.suppress(OSError):      # the entry of another user
         os.utime(path)
     return stored
 
 
 def hash_key(key):
-    """Hexadecimal digits that stand for a key, an iterable of values."""
-    whole = hashlib.sha256()
+    """Hash a key, an iterable of values, to 32 hexadecimal digits."""
+    checksum = hashlib.sha256()
     for value in itertools.chain([FORMAT_VERSION], key):
-        whole.update(repr(value).encode('utf-8', 'surrogateescape') + b'\n')
-    return whole.hexdigest()[:32]
+        checksum.update(repr(value).encode('utf-8', 'surrogateescape') + b'\n')
+    return checksum.hexdigest()[:32]
 
 
 def _describe_file(path):
-    """What changes when a file does: its time of change tells more than that of its content, which programs
-    set.
+    """A file's path, size and times: these change with its content.
+
+    st_ctime is among them because programs can set st_mtime back.
     """
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,6 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their official files, a .tar.gz archive or the pickled batches it holds ->
-arrays; and their download.
-"""
+"""Downloads CIFAR-10 and CIFAR-100, and reads their official .tar.gz archive or the pickled batches in it."""
 import gzip
 import hashlib
 import io
@@ -22,22 +20,23 @@ ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.t
 FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
 SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
           'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
-PARTIAL_PREFIX = 'download-'        # what a killed process leaves begins so
+PARTIAL_PREFIX = 'download-'    # of an unfinished download, which a killed process leaves
 URL = 'https://www.cs.toronto.edu/~kriz/'
-BLOCK_BYTES = 1 << 20         # bytes
+BLOCK_BYTES = 1 << 20           # downloaded at a time
+# training files, test file, file with the class names, key of the labels, key of the class names
 CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'
 CIFAR100 = ['train'], 'test', 'meta', b'fine_labels', b'fine_label_names'
 FILES = [*CIFAR10[0], *CIFAR10[1:3], *CIFAR100[0], *CIFAR100[1:3]]
 
 
 def read_archive(path):
-    """{file name: content of the pickle} of an archive. Raises InputError when it is not whole."""
+    """Read an archive: {file name: content of the pickle}. Raises InputError if it is cut off or damaged."""
     try:
-        # to its end, where the checksum is: nothing of a damaged archive is used
+        # read to the end, where the checksum is, before anything is used
         with gzip.open(path) as file:
-            whole = io.BytesIO(file.read())
+            unpacked = io.BytesIO(file.read())
         files = {}
-        with tarfile.open(fileobj=whole) as archive:
+        with tarfile.open(fileobj=unpacked) as archive:
             for member in archive:
                 name = os.path.basename(member.name)
                 if member.isreg() and name in FILES:
@@ -50,9 +49,7 @@ def read_archive(path):
 
 
 def read_batches(folder):
-    """{file name: content of the pickle} of the files in a folder. Raises InputError naming one that is not
-    whole.
-    """
+    """Read the batches in a folder: {file name: content of the pickle}. Raises InputError for a bad file."""
     files = {}
     for name in FILES:
         path = os.path.join(folder, name)
@@ -61,59 +58,57 @@ def read_batches(folder):
     return files
 
 
-def _read_batch(open_batch, what):
+def _read_batch(open_batch, name):
     try:
         with open_batch() as file:
             return read_pickle(file.read())
     except Exception as error:      # a damaged pickle raises nearly anything
         raise InputError('%s: not a whole CIFAR batch (%s); download the official files again.'
-                         % (what, describe_error(error))) from None
+                         % (name, describe_error(error))) from None
 
 
 def recognize(files):
-    """'cifar10' or 'cifar100', whichever the files, at least one, are."""
+    """Tell by their names whether the files, at least one, are of 'cifar10' or 'cifar100'."""
     return 'cifar10' if set(files) & {*CIFAR10[0], *CIFAR10[1:3]} else 'cifar100'
 
 
 def extract_arrays(files, source):
-    """(train images, train labels, test images, test labels, class names) of a data set's files.
+    """Return (train images, train labels, test images, test labels, class names) of a data set's files.
 
-    Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError naming `source` when the files are
-    not a whole set.
+    files: as read_archive returns them. Images are uint8 (n, 32, 32, 3), labels int64 (n,). Raises InputError
+    naming `source` if a file is missing or damaged.
     """
     train, test, meta, labels_key, names_key = CIFAR10 if recognize(files) == 'cifar10' else CIFAR100
     try:
         class_names = [name.decode() for name in files[meta][names_key]]
         parts = [_images_and_labels(files[name], labels_key, len(class_names)) for name in train + [test]]
         return (*map(np.concatenate, zip(*parts[:-1])), *parts[-1], class_names)
-    except Exception as error:      # a pickle holds anything
+    except Exception as error:      # a pickle can hold anything
         raise InputError('%s: not a whole set of CIFAR batches (%s); unpack or download it again.'
                          % (source, describe_error(error))) from None
 
 
 def _images_and_labels(batch, labels_key, classes):
     images, labels = batch[b'data'].reshape(-1, 3, 32, 32), np.array(batch[labels_key], np.int64)
-    fit = images.dtype == np.uint8 and labels.shape == images.shape[:1]
-    if not (fit and 0 <= labels.min() <= labels.max() < classes):
+    matching = images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    if not (matching and 0 <= labels.min() <= labels.max() < classes):
         raise ValueError('labels do not fit the images')
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
 
 
 def download(data, directory):
-    """Fetch the official archive of `data` into a folder: it is whole, of the official checksum, or not
-    there. Raises InputError.
-    """
+    """Download the official archive of `data` into a folder and check its SHA-256. Raises InputError."""
     name = ARCHIVES[data]
     try:
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, name)
-        # no two processes write one file
-        beside = os.path.join(directory, PARTIAL_PREFIX + secrets.token_hex(4))
-        with signals.remove_if_unfinished(beside):
-            if _fetch(URL + name, beside) != SHA256[data]:
+        # the random part keeps two processes from writing the same file
+        temporary = os.path.join(directory, PARTIAL_PREFIX + secrets.token_hex(4))
+        with signals.remove_if_unfinished(temporary):
+            if _fetch(URL + name, temporary) != SHA256[data]:
                 raise ValueError('what came is not the official archive')
-            os.replace(beside, path)
-    except Exception as error:      # urllib and http.client raise many
+            os.replace(temporary, path)
+    except Exception as error:      # urllib and http.client raise many types
         raise InputError('%s: not found, and downloading it failed (%s); put %s there or give --dataset DIR.'
                          % (directory, describe_error(error), name)) from None
     finally:
@@ -122,9 +117,7 @@ def download(data, directory):
 
 
 def _fetch(url, path):
-    """Write what is at a URL to a file, drawing a bar if standard error is a terminal; returns its SHA-256 in
-    hexadecimal digits.
-    """
+    """Download a URL into a file, with a progress bar; returns its SHA-256 in hexadecimal digits."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=60) as source, open(path, 'wb') as file:
         size = int(source.headers['Content-Length'] or BLOCK_BYTES)

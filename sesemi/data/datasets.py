@@ -1,6 +1,7 @@
-"""A data set's name -> its images, labels and names. The form of the files (image folders, a list of files,
-the official CIFAR batches, SVHN's .mat files) is recognised from what lies in the folder; everything is
-decoded and checked here, before TensorFlow is imported.
+"""Reads a data set by its name: its images, labels, file names and class names.
+
+The form of the files (image folders, a CSV list, the official CIFAR files, SVHN's .mat files) is recognised
+from the content of the folder. Everything is decoded and checked before TensorFlow is imported.
 """
 import csv
 import os
@@ -20,9 +21,7 @@ VALIDATION_NAMES = 'valid', 'validation', 'val'     # accepted names of the fold
 
 
 class Dataset(NamedTuple):
-    """Images are uint8 (n, s, s, 3), labels int64 (n,), names the files' paths below the data folder or their
-    indices.
-    """
+    """Images are uint8 (n, s, s, 3), labels int64 (n,); names are paths in the data folder or indices."""
     train_images: np.ndarray
     train_labels: np.ndarray
     train_names: List[str]
@@ -30,8 +29,8 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     test_names: List[str]
     class_names: List[str]
-    unlabeled_images: np.ndarray    # the training images, and behind them those of an `unlabeled` folder
-    # for the error during training; none of them is among those above
+    unlabeled_images: np.ndarray    # the training images, then those without a label
+    # measure the error during training; not part of any images above
     valid_images: np.ndarray = np.zeros((0, 1, 1, 3), np.uint8)
     valid_labels: np.ndarray = np.zeros(0, np.int64)
     valid_names: List[str] = []
@@ -39,12 +38,12 @@ class Dataset(NamedTuple):
 
 def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabeled=True,
                  decode=decode_images):
-    """Read the data set `data` (a key of settings.PRESETS) from `directory`, or from where it is looked for
-    by default.
+    """Read a data set: returns a Dataset.
 
-    fit: of settings.FITS, for images that are not square. with_unlabeled: whether to read those beyond the
-    training images. decode: reads image files; cache.Cache has one that keeps what it read.
-    Raises InputError naming the file or folder that is missing, damaged or not of a known form.
+    data: a key of settings.PRESETS; directory: the folder or file to read, by default the data set's own
+    folder; image_size: pixels a side; fit: one of settings.FITS; with_unlabeled: whether to read images
+    without a label; decode: a function like utils.decode_images, or a cache.Cache's decode_images.
+    Raises InputError naming the file or folder that is missing, damaged or of an unknown form.
     """
     if data == 'digits':
         return _load_digits(image_size)
@@ -53,7 +52,7 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
     if not os.path.exists(directory):
         raise InputError('--dataset %s: no such file or folder; give the folder that holds the images.'
                          % directory)
-    for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # where both are, the one asked for
+    for name in sorted(cifar.ARCHIVES, key=lambda name: name != data):     # the one asked for first
         archive = _find_file(directory, [cifar.ARCHIVES[name]])
         if archive:
             return _resize(_load_cifar(data, cifar.read_archive(archive), archive), image_size)
@@ -71,9 +70,7 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
 
 
 def _find_file(directory, names, inside=('',)):
-    """The first of `names` that is a file in `directory`, or `directory` itself if it is an archive; else
-    None.
-    """
+    """Find the first file of `names` in `directory`; returns `directory` if that is an archive, else None."""
     if os.path.isfile(directory):
         return directory if directory.endswith(('.tar.gz', '.tgz')) else None
     paths = (os.path.join(directory, folder, name) for folder in inside for name in names)
@@ -81,15 +78,13 @@ def _find_file(directory, names, inside=('',)):
 
 
 def _check_name(data, found, source):
-    """Raises InputError when official files are of another data set, whose preset would then be the wrong
-    one.
-    """
+    """Raise InputError if the files are of another data set than --data says: its preset would be wrong."""
     if data not in (found, 'folder'):
         raise InputError('--data %s: %s holds %s; say --data %s.' % (data, source, found, found))
 
 
 def _fill_default_directory(data):
-    """default_directory, with the files in it: CIFAR is downloaded if it is not there. Raises InputError."""
+    """Return settings.default_directory, and download CIFAR into it if needed. Raises InputError."""
     directory = default_directory(data)
     if directory is None:
         raise InputError('--data folder needs --dataset DIR, a folder that holds train/CLASS/* and '
@@ -106,20 +101,22 @@ def _fill_default_directory(data):
 
 
 def _has_files(directory):
-    """Whether a folder is there with more in it than unfinished downloads."""
+    """Whether a folder exists and holds more than unfinished downloads."""
     return os.path.isdir(directory) and any(not entry.name.startswith(cifar.PARTIAL_PREFIX)
                                             for part in list_entries(directory) for entry in part)
 
 
 # Image files
 
-# how others name what here is train and test, and parts beside them
+# names of folders that look like parts of a data set and not like classes
 PART_ALIASES = 'training', 'testing', 'tests', *VALIDATION_NAMES
 
 
 def _load_folders(directory, with_unlabeled, decode):
-    """train/CLASS/* with test/CLASS/* and valid/CLASS/*; or CLASS/*, below train or directly. Beside them,
-    unlabeled/*.
+    """Read train/CLASS/*, or without a train folder CLASS/*; and test/CLASS/*, valid/CLASS/*, unlabeled/*.
+
+    The last three are optional; test and valid need a train folder. decode: a function of a list of paths.
+    Returns a Dataset. Raises InputError.
     """
     if not os.path.isdir(directory):
         raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give '
@@ -156,8 +153,9 @@ def _load_folders(directory, with_unlabeled, decode):
 
 
 def _list_part(folder, class_names, train, passed_over):
-    """list_image_folder's paths and labels, the labels those of the training classes; none without the
-    folder. Raises InputError.
+    """List a part's paths and labels, numbered as the training classes; none if the folder is missing.
+
+    Raises InputError for a class without training images.
     """
     if not os.path.isdir(folder):
         return [], np.zeros(0, np.int64)
@@ -170,16 +168,15 @@ def _list_part(folder, class_names, train, passed_over):
 
 
 def _find_subfolder(directory, name):
-    """The folder of this name in `directory`, in whatever case it is written; where it would be if there is
-    none.
-    """
+    """Return the path of the folder `name` in `directory`, upper or lower case; it need not exist."""
     found = [folder.name for folder in list_entries(directory)[0] if folder.name.lower() == name]
     return os.path.join(directory, name if name in found or not found else found[0])
 
 
 def _check_classes(directory, paths, class_names):
-    """Raises InputError when a folder has the name of a part of a data set, and folders in it, but no images:
-    taken for a class it would teach nonsense in silence.
+    """Raise InputError for a class folder that looks like a part of a data set.
+
+    It has the name of a part, and no image lies directly in it. As a class it would teach nonsense unnoticed.
     """
     holding = {os.path.dirname(path) for path in paths}
     for name in class_names:
@@ -189,8 +186,10 @@ def _check_classes(directory, paths, class_names):
 
 
 def _load_list(path, with_unlabeled, decode):
-    """A CSV file with columns path (from the file's folder), label (empty: unlabeled) and split (train, the
-    default, valid or test).
+    """Read the images that a CSV file lists, with the columns path, label and split. Returns a Dataset.
+
+    path: relative to the CSV file's folder; label: empty for an unlabeled image; split: train (the default),
+    valid or test. decode: a function of a list of paths. Raises InputError.
     """
     directory = os.path.dirname(path)
     try:
@@ -205,7 +204,7 @@ def _load_list(path, with_unlabeled, decode):
     parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
     for line, row in enumerate(rows, 2):
         part, label = row.get('split') or 'train', row['label'] if (row['label'] or '').strip() else ''
-        if not row['path'] or '\0' in row['path']:      # the csv of Python 3.11 lets it through
+        if not row['path'] or '\0' in row['path']:      # Python 3.11's csv lets \0 through
             raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the '
                              'line.' % (path, line))
         if part in VALIDATION_NAMES:
@@ -238,24 +237,24 @@ def _load_list(path, with_unlabeled, decode):
 
 
 def _read_files(directory, class_names, parts, extra, decode):
-    """Decode the files into a Dataset; without test files, a sixth of each class, the same at every run, is
-    held out for test.
+    """Decode the files into a Dataset; without test files, hold out a sixth of each class for test.
 
-    parts: (paths, labels) of the training, test and validation images; extra: paths.
+    Every run holds out the same images. parts: (paths, labels) of the training, test and validation images;
+    extra: paths of the unlabeled images; decode: a function of a list of paths.
     """
     (paths, labels), (test_paths, test_labels), (valid_paths, valid_labels) = parts
     if not test_paths:
-        held = hold_out(labels, 1 / 6)
-        alone = np.flatnonzero(np.bincount(labels[~held], minlength=len(class_names)) == 0)
+        held_out = hold_out(labels, 1 / 6)
+        alone = np.flatnonzero(np.bincount(labels[~held_out], minlength=len(class_names)) == 0)
         if len(alone):
             raise InputError('%s: class %s has one image, and one of each class is kept for test; add '
                              'images, or test files.'
                              % (directory, class_names[alone[0]]))
         print('No test images: a sixth of each class, %d of %d images, the same at every run, is held out '
               'for test.'
-              % (held.sum(), len(held)))
-        test_paths, test_labels = [path for path, is_held in zip(paths, held) if is_held], labels[held]
-        paths, labels = [path for path, is_held in zip(paths, held) if not is_held], labels[~held]
+              % (held_out.sum(), len(held_out)))
+        test_paths, test_labels = [path for path, out in zip(paths, held_out) if out], labels[held_out]
+        paths, labels = [path for path, out in zip(paths, held_out) if not out], labels[~held_out]
     images, test_from = decode(paths + extra + test_paths + valid_paths), len(paths) + len(extra)
     valid_from = test_from + len(test_paths)
     names, test_names, valid_names = ([os.path.relpath(path, directory or '.') for path in part]
@@ -268,7 +267,7 @@ def _read_files(directory, class_names, parts, extra, decode):
 # CIFAR
 
 def _load_cifar(data, files, source):
-    """The Dataset of CIFAR-10 or CIFAR-100, whichever the files, as cifar.read_archive has them, are."""
+    """Return the Dataset of CIFAR-10 or CIFAR-100; files: as cifar.read_archive returns them."""
     if not files:
         raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
     _check_name(data, cifar.recognize(files), source)
@@ -281,7 +280,7 @@ def _load_cifar(data, files, source):
 # SVHN and digits
 
 def _load_svhn(directory):
-    """The Dataset of the folder's two files."""
+    """Read SVHN's two files in a folder: returns a Dataset."""
     parts = []
     for images, labels in map(svhn.read_file, (os.path.join(directory, name) for name in svhn.FILES)):
         parts += [images, labels, [str(i) for i in range(len(labels))]]
@@ -289,7 +288,7 @@ def _load_svhn(directory):
 
 
 def _load_digits(image_size):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 values 0-16, a stratified fifth held out for test."""
+    """Load scikit-learn's 1,797 digits of 8 x 8 pixels, and hold out a fifth of each class for test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -297,16 +296,16 @@ def _load_digits(image_size):
     digits = load_digits()
     grey = (digits.images * (255 / 16)).round().astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    held = hold_out(digits.target, 1 / 5)
-    names = np.arange(len(held)).astype(str)
-    return _resize(Dataset(images[~held], digits.target[~held], list(names[~held]), images[held],
-                            digits.target[held],
-                            list(names[held]), [str(digit) for digit in range(10)], images[~held]),
-                            image_size)
+    held_out = hold_out(digits.target, 1 / 5)
+    names = np.arange(len(held_out)).astype(str)
+    return _resize(Dataset(images[~held_out], digits.target[~held_out], list(names[~held_out]),
+                           images[held_out], digits.target[held_out], list(names[held_out]),
+                           [str(digit) for digit in range(10)], images[~held_out]),
+                   image_size)
 
 
 def _resize(dataset, image_size):
-    """The data set with its images brought to image_size, bilinearly as image files are."""
+    """Resize the images of a Dataset to image_size, bilinearly as decode_image does."""
     def resize(images):
         if images.shape[1] == image_size:
             return images

@@ -1,5 +1,6 @@
-"""What makes an error rate mean less than it seems though every file can be read: one image in two parts of a
-data set or under two labels, and labels that only spaces or capitals keep apart.
+"""Finds images in two parts of a data set or under two labels, and labels that differ only in spaces or case.
+
+Each makes the error rate misleading although every file can be read.
 """
 import numpy as np
 
@@ -7,10 +8,10 @@ from sesemi.errors import join_names
 
 
 def find_leaks(dataset, train, test, unlabeled, valid):
-    """One line that counts them and names the first, '' if there are none.
+    """Return a one-line warning that counts the leaks and names the first ones; '' if there are none.
 
-    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images as
-    checksum.data_checksum gives them.
+    dataset: a datasets.Dataset; train, test, unlabeled, valid: S16 (n,), digests of its images from
+    checksum.data_checksum.
     """
     found = []
     for kind, part, names, inside, other, other_names in (
@@ -30,16 +31,16 @@ def find_leaks(dataset, train, test, unlabeled, valid):
     differ = (digests[order[1:]] == digests[order[:-1]]) & (labels[order[1:]] != labels[order[:-1]])
     first = ['%s is %s' % (names[order[i]], names[order[i + 1]]) for i in np.flatnonzero(differ)[:3]]
     found += _describe_leak(len(np.unique(digests[order[1:]][differ])), 'labeled', 'under two labels', first)
-    spelled = {}
+    spellings = {}
     for name in dataset.class_names:
-        spelled.setdefault(''.join(name.split()).lower(), []).append(repr(name))
-    alike = [' and '.join(names) for names in spelled.values() if len(names) > 1]
+        spellings.setdefault(''.join(name.split()).lower(), []).append(repr(name))
+    alike = [' and '.join(names) for names in spellings.values() if len(names) > 1]
     found += ['labels that differ in spaces or capitals only: %s' % join_names(alike)] if alike else []
     return 'Warning: %s.' % '; '.join(found) if found else ''
 
 
 def _describe_leak(count, kind, what, first):
-    """['3 test images are in train too (a.png is b.png, ... and 1 more)'], or nothing of none."""
+    """['3 test images are in train too (a.png is b.png, ... and 1 more)'], or [] if count is 0."""
     more = ' and %d more' % (count - len(first)) if count > len(first) else ''
     return ['%d %s image%s %s (%s%s)'
             % (count, kind, ' is' if count == 1 else 's are', what, join_names(first), more)] if count else []

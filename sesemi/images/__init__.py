@@ -1,1 +1,1 @@
-"""One image file to an array; what lies in a folder, and what of it is passed over."""
+"""Decoding one image file, and finding the image files in a folder."""

@@ -1,20 +1,19 @@
-"""What lies in a folder of images: the image files at any depth, and what is passed over, so that nothing is
-left out in silence.
-"""
+"""Finds the image files in a folder, at any depth, and records what was passed over."""
 import os
 from collections import Counter
 
 from sesemi.errors import InputError, escape_controls, join_names
 from sesemi.images.decoding import find_formats
 
-JUNK_FOLDERS = ('__MACOSX', '__pycache__')      # folders that programs leave
-# of files that Pillow may not read
+JUNK_FOLDERS = ('__MACOSX', '__pycache__')      # left behind by other programs
+# what reads a suffix that the installed Pillow may not read
 NEEDED_PACKAGES = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}
 
 
 class PassedOver:
-    """What of a data folder is not read: files, a Counter of reasons; folders, {path: reason or ''}. Its text
-    is one sentence, or ''.
+    """The part of a data folder that is not read; str() gives it as one sentence, '' if there is none.
+
+    files: a Counter of the reasons; folders: {path: reason, or '' without one}.
     """
 
     def __init__(self):
@@ -32,7 +31,7 @@ class PassedOver:
 
 
 def list_entries(directory):
-    """(folders, files) of a directory, os.DirEntry by name. Raises InputError when it cannot be listed."""
+    """List (folders, files) of a directory as os.DirEntry, sorted by name. Raises InputError if it cannot."""
     try:
         with os.scandir(directory) as found:
             found = sorted(found, key=lambda entry: entry.name)
@@ -45,7 +44,7 @@ def list_entries(directory):
 
 
 def find_skip_reason(file):
-    """Why a file, an os.DirEntry, is passed over; '' for an image."""
+    """Find out why a file, an os.DirEntry, is passed over; '' for an image."""
     if file.name.startswith('.'):
         return 'hidden'
     if file.is_symlink() and not os.path.exists(file.path):
@@ -60,15 +59,15 @@ def find_skip_reason(file):
 
 
 def is_junk(folder):
-    """Whether a folder, an os.DirEntry, is hidden or one that programs leave."""
+    """Whether a folder, an os.DirEntry, is hidden or one of JUNK_FOLDERS."""
     return folder.name.startswith('.') or folder.name in JUNK_FOLDERS
 
 
 def find_images(directory, passed_over):
-    """The image files of a folder and of those below it, sorted. Links to folders below it are not followed:
-    they may form a ring.
+    """Find the image files in a folder and in the folders below it: a sorted list of paths.
 
-    passed_over: a PassedOver that gets all else. Raises InputError when a folder cannot be listed.
+    passed_over: a PassedOver that records everything else. Links to folders are not followed, since they may
+    form a circle. Raises InputError if a folder cannot be listed.
     """
     images, pending = [], [directory]
     while pending:

@@ -1,1 +1,1 @@
-"""Files written whole, cores and memory, worker pools, signals, output, the manners of the command line."""
+"""Safe file writing, cores and memory, worker pools, signals, output, command-line parsing."""

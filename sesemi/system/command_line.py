@@ -1,6 +1,4 @@
-"""What the command lines of the programs share: a parser that refuses in one sentence, types of flags, and
-how a program ends.
-"""
+"""What all programs use for their command line: the parser, types of flags, and the exit status."""
 import argparse
 import functools
 import sys
@@ -9,7 +7,7 @@ from sesemi.errors import InputError, RunError
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviated flags and raises InputError instead of printing its usage."""
+    """Accepts no abbreviated flags, and raises InputError instead of printing the usage."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -19,9 +17,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def report_run_errors(main):
-    """Decorates a main(argv): its exit status is what it returns, else 0; that of a RunError, which it
-    prints.
-    """
+    """Decorate main(argv) to return an exit status, and to print a RunError and return its status."""
     @functools.wraps(main)
     def status(argv):
         try:
@@ -33,7 +29,7 @@ def report_run_errors(main):
 
 
 def whole_number(least, most=None):
-    """The type of a flag that is a whole number from `least` up, to `most` if that is given."""
+    """The argparse type of a whole number of at least `least` and, if given, at most `most`."""
     def parse(text):
         if not text.isdecimal() or int(text) < least or most and int(text) > most:
             raise argparse.ArgumentTypeError('%s is not a whole number from %d %s' % (
@@ -43,7 +39,7 @@ def whole_number(least, most=None):
 
 
 def positive_number(text):
-    """The type of a flag that is a number above 0."""
+    """The argparse type of a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -54,7 +50,7 @@ def positive_number(text):
 
 
 def fraction(most):
-    """The type of a flag that is a number above 0 and up to `most`."""
+    """The argparse type of a number above 0 and at most `most`."""
     def parse(text):
         if positive_number(text) > most:
             raise argparse.ArgumentTypeError('%s is not above 0 and up to %g' % (text, most))
@@ -63,11 +59,11 @@ def fraction(most):
 
 
 def true_or_false(text):
-    """The type of a flag that is on, off, or on when it has no value, as SWITCH has it."""
+    """The argparse type of a flag that is True or False."""
     if text.lower() not in ('true', 'false'):
         raise argparse.ArgumentTypeError('%s is neither True nor False' % text)
     return text.lower() == 'true'
 
 
-# job parameters always have a value
+# --flag alone means True; a value is allowed because job parameters always have one
 SWITCH_OPTIONS = {'nargs': '?', 'const': True, 'type': true_or_false, 'metavar': 'True|False'}

@@ -1,4 +1,4 @@
-"""Files: those of others opened for reading, those of a run written whole or not at all."""
+"""Opening, locking and writing files. A file is written completely or not at all."""
 import contextlib
 import csv
 import errno
@@ -14,14 +14,15 @@ import time
 from sesemi.errors import InputError, escape_controls
 from sesemi.system import signals
 
-WAIT_SECONDS = 1800      # that processes of one run wait for each other
-# what is being written, with a number of its own, so that no two processes write one file
+WAIT_SECONDS = 1800     # how long processes of one run wait for each other
+# name of a file that is being written: the random part keeps two processes from writing the same file
 PARTIAL_NAME = '%s.%s.part'
 
 
 def open_regular(path):
-    """Open a file to read its bytes. Raises OSError when it is none: opening a FIFO would wait for ever, a
-    device take what it gives.
+    """Open a regular file to read its bytes.
+
+    Raises OSError for anything else: opening a FIFO could block forever, and a device could have no end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -32,11 +33,10 @@ def open_regular(path):
 
 @contextlib.contextmanager
 def hold_lock(path, seconds=WAIT_SECONDS):
-    """The block that one process at a time is in, by a lock on the file `path`, which goes with it; its
-    folder is made if it is not there.
+    """Let one process at a time run the block, by a lock on the file `path`, which is removed afterwards.
 
-    Where the file system has no locks, or after so many seconds of waiting, the process enters all the same:
-    it does the work once more.
+    Makes the file's folder if needed. A process runs the block without the lock if the file system has no
+    locks or after waiting for `seconds`: then the work is done twice.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def _remove(path):
 
 
 def _try_lock(file):
-    """Whether the lock could be taken. Raises OSError where there are no locks."""
+    """Take the lock if it is free; returns whether it was. Raises OSError if the file system has no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -70,26 +70,26 @@ def _try_lock(file):
 
 
 def check_writable(path, name):
-    """Raises InputError, calling it `name`, when a file could not be written to `path`."""
+    """Raise InputError, with `name` for the file, if it cannot be written to `path`."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.exists(path) and not os.path.isfile(path) or not os.access(folder, os.W_OK):
         raise InputError('%s: cannot be written there; give a file in a folder that is there.' % name)
 
 
 def write_atomic(path, data):
-    """Write bytes to `path`, whole or not at all: beside it, flushed to the disk, then renamed.
+    """Write bytes to a temporary file, flush it to the disk, and rename it to `path`.
 
-    Raises InputError naming the path when the disk is full or the folder cannot be written; what was there
-    before stays.
+    Raises InputError naming the path if the disk is full or the folder cannot be written; an earlier file at
+    `path` is kept.
     """
-    beside = PARTIAL_NAME % (path, secrets.token_hex(4))
+    temporary = PARTIAL_NAME % (path, secrets.token_hex(4))
     try:
-        with signals.remove_if_unfinished(beside):
-            with open(beside, 'xb') as file:
+        with signals.remove_if_unfinished(temporary):
+            with open(temporary, 'xb') as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
     except OSError as error:
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved '
                          'before is whole.'
@@ -97,16 +97,16 @@ def write_atomic(path, data):
 
 
 def write_json(path, content):
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file with write_atomic."""
     write_atomic(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 def write_table(path, rows):
-    """Write dicts as a CSV file, a line for each, whole or not at all; its columns are all their keys."""
+    """Write dicts as the lines of a CSV file with write_atomic; the columns are all their keys."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
     table.writeheader()
     table.writerows({key: escape_controls(value) if isinstance(value, str) else value
                      for key, value in row.items()} for row in rows)
-    # file names may hold bytes that are no text
+    # file names may hold bytes that are not UTF-8
     write_atomic(path, text.getvalue().encode(errors='backslashreplace'))

@@ -1,6 +1,4 @@
-"""What this process may have of the machine: its cores and memory, within the container or job that it runs
-in. Standard library only.
-"""
+"""The cores and memory that this process may use, within its container or job. Standard library only."""
 import math
 import os
 
@@ -8,9 +6,7 @@ PROC, CGROUPS = '/proc/self/cgroup', '/sys/fs/cgroup'
 
 
 def count_cores():
-    """How many cores it may use: as many as it may run on (taskset, cpusets), at most the quota of its
-    control groups.
-    """
+    """The number of cores this process may run on (taskset, cpusets), at most its control groups' quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     limits = [*zip(_read_limits('cpu', 'cpu.cfs_quota_us'), _read_limits('cpu', 'cpu.cfs_period_us')),
               *map(str.split, _read_limits('', 'cpu.max'))]
@@ -19,17 +15,17 @@ def count_cores():
 
 
 def get_memory_size():
-    """How many bytes of memory it may take."""
+    """The machine's memory in bytes, or the limit of this process's control groups if that is less."""
     limits = _read_limits('memory', 'memory.limit_in_bytes')
     limits += [limit for limit in _read_limits('', 'memory.max') if limit != 'max']
     return min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')] + list(map(int, limits)))
 
 
 def _read_limits(controller, name):
-    """What the files `name` say of the control groups that this process is in and of those above; controller:
-    '' in version 2.
+    """The contents of the files `name` of this process's control groups and all groups above them.
 
-    A container often sees the path that its group has outside, and its own group as the root.
+    controller: the name of a version 1 controller; '' for version 2. Every level of a group's path is tried,
+    because a container often sees its group's path on the host but has its own group mounted as the root.
     """
     found = []
     try:

@@ -1,6 +1,4 @@
-"""Standard output and error that may be closed or full: a run of days does not end for a line that nobody
-reads.
-"""
+"""Keeps a run of days going when standard output or standard error is closed or full."""
 import os
 import sys
 
@@ -8,12 +6,10 @@ STDOUT_FAILED = 'Standard output cannot be written (%s); the run goes on, and lo
 
 
 def tolerate_write_errors():
-    """Let sys.stdout and sys.stderr take everything, also when they were closed from the start, and text that
-    they cannot encode.
-    """
+    """Let a program write to sys.stdout and sys.stderr when they are closed or full, and any character."""
     for descriptor, name in (2, 'stderr'), (1, 'stdout'):
         stream = getattr(sys, name)
-        if stream is None:      # closed: the next file to be opened would become standard output
+        if stream is None:      # closed: without this the next file opened would become standard output
             nothing = os.open(os.devnull, os.O_WRONLY)
             if nothing != descriptor:
                 os.dup2(nothing, descriptor)
@@ -26,11 +22,13 @@ def tolerate_write_errors():
 
 
 class TolerantStream:
-    """A text stream that, once it cannot be written, takes everything and keeps nothing. sentence: said then
-    on standard error, if it is not None."""
+    """A text stream that discards all further text once a write fails.
 
-    def __init__(self, stream, sentence):
-        self.stream, self.sentence = stream, sentence
+    message: printed on standard error when that happens, with the reason for its %s; None for no message.
+    """
+
+    def __init__(self, stream, message):
+        self.stream, self.message = stream, message
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -49,8 +47,8 @@ class TolerantStream:
             return act(*args)
 
     def _discard_output(self, error):
-        """What is still buffered goes the same way, also when Python flushes its streams at its end."""
+        """Point the stream at the null device, so that flushing its buffer at exit does not fail either."""
         with open(os.devnull, 'w') as nothing:
             os.dup2(nothing.fileno(), self.stream.fileno())
-        if self.sentence:
-            print(self.sentence % (error.strerror or error), file=sys.stderr)
+        if self.message:
+            print(self.message % (error.strerror or error), file=sys.stderr)

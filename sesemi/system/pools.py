@@ -1,4 +1,4 @@
-"""Work done ahead of its use, in threads or in processes, and how far it has come. Standard library only."""
+"""Work done in advance by threads or processes, and a progress bar. Standard library only."""
 import collections
 import ctypes
 import multiprocessing
@@ -11,8 +11,10 @@ from sesemi.system import signals
 
 
 def prefetch(make, keys, pool=None, ahead=4):
-    """Yield make(key) for each key in order, made ahead by `pool`, which is shut down at the end. By default
-    by two threads: numpy's generators and copies release the interpreter.
+    """Yield make(key) for each key in order; `pool` computes up to `ahead` of them in advance.
+
+    pool: is shut down at the end; by default two threads, because numpy's random generators and copies
+    release the interpreter lock.
     """
     keys, pending = iter(keys), collections.deque()
     with pool or ThreadPoolExecutor(2) as pool:
@@ -22,14 +24,15 @@ def prefetch(make, keys, pool=None, ahead=4):
                 if not pending:
                     return
                 yield pending.popleft().result()
-        finally:        # whoever stops taking them, as after Ctrl-C, does not wait for those not begun
+        finally:        # a caller that stops early, as after Ctrl-C, does not wait for those not begun
             for future in pending:
                 future.cancel()
 
 
 def make_process_pool(count):
-    """A pool of so many processes, or of one thread where they cannot be had: TensorFlow's threads would not
-    survive a fork.
+    """A pool of `count` processes, or of one thread where forking is impossible.
+
+    Does not fork once TensorFlow is imported: its threads would not survive that.
     """
     if count > 1 and 'tensorflow' not in sys.modules and sys.platform.startswith('linux'):
         try:
@@ -41,20 +44,18 @@ def make_process_pool(count):
 
 
 def _end_with_parent(parent):
-    """Ctrl-C is the parent's business; and when it is killed this process, which would wait for work for
-    ever, ends too.
-    """
+    """Leave Ctrl-C to the parent, and end this process, which would wait forever, if the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signals.unblock()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
-    if os.getppid() != parent:      # it was gone before
+    if os.getppid() != parent:      # the parent died before the line above
         os._exit(1)
 
 
 def show_progress(steps, total, title):
-    """Pass `steps` on, drawing a bar on standard error when that is a terminal."""
+    """Yield each of `steps` and draw a progress bar on standard error if that is a terminal."""
     draw = sys.stderr.isatty()
     for done, step in enumerate(steps, 1):
         if draw:

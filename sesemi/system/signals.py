@@ -1,10 +1,9 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do: they end the program in words, with status 128 and their number; in
-training, after the step.
+"""Ctrl-C, SIGTERM and SIGHUP end the program with a message and status 128 + their number.
 
-After watch() one thread waits for them and all others have them blocked, so each is heard at once, also while
-a library computes or is imported. Files and folders that are being written are removed. Without watch(), as
-in a program that imports this one, signals do what they did. Standard library only: it is imported before all
-that takes time.
+In training they end it after the current step. After watch() one thread waits for these signals and all other
+threads block them, so each is handled at once, even while a library computes or is imported. Unfinished files
+and folders are removed. Without watch(), as in a program that imports this one, signals keep their handlers.
+Standard library only, because this module is imported before those that take time.
 """
 import contextlib
 import os
@@ -14,47 +13,46 @@ import sys
 import threading
 import time
 
-# seconds within which a signal of a kind is the same one: timeout(1) sends each to its child and to the
+# seconds in which a repeated signal is ignored: timeout(1) sends each signal twice, to its child and to the
 # child's group
 REPEAT_SECONDS = 0.5
 
-_unfinished = set()     # paths of what is being written
-_handler = None            # a function of a signal's number, or None: the process ends
-_first_received = {}             # when the first signal of a kind was taken
+_unfinished = set()     # paths of files and folders that are being written
+_handler = None         # called with a signal's number; None: a signal ends the process
+_first_received = {}    # when each signal was first passed to _handler, by its number
 
 
 def list_stop_signals():
-    """The signals that end a run: SIGHUP is one unless it is ignored, as after nohup."""
+    """The signals that end a run: SIGINT, SIGTERM, and SIGHUP unless it is ignored, as after nohup."""
     return [signal.SIGINT,
             signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
 
 
 def watch():
-    """From here on a signal ends the process at once, or goes to `taken_by`.
+    """From now on a signal ends the process at once, or within handle_with() calls its handler.
 
-    To be called before any other thread is started, which would let a signal end the process without words.
-    Programs that this one starts have the signals blocked, too, unless unblock() is called in them.
+    Call this before any other thread is started: such a thread would let a signal end the process without a
+    message. Programs that this one starts block the signals too, unless unblock() is called in them.
     """
-    heard = list_stop_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
-    threading.Thread(target=_wait, args=(heard,), daemon=True).start()
+    watched = list_stop_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    threading.Thread(target=_wait, args=(watched,), daemon=True).start()
 
 
 def unblock():
-    """Let signals end this process as they end any other: before it becomes another program, and in one
-    forked from it.
-    """
+    """Let signals end this process as usual: for a forked process, and before becoming another program."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 @contextlib.contextmanager
-def handle_with(take):
-    """Within the block take(number) gets a signal, in another thread; a second one of the same, ECHO later,
-    ends the process.
+def handle_with(handler):
+    """Within the block a signal calls handler(number) in another thread; its second one ends the process.
+
+    A second one within REPEAT_SECONDS is ignored.
     """
     global _handler
     _first_received.clear()
-    _handler = take
+    _handler = handler
     try:
         yield
     finally:
@@ -63,9 +61,7 @@ def handle_with(take):
 
 @contextlib.contextmanager
 def remove_if_unfinished(path):
-    """Remove the file or folder `path` if the block does not end well, also if a signal ends the process
-    within it.
-    """
+    """Remove the file or folder `path` if an exception or a signal ends the block."""
     _unfinished.add(path)
     try:
         yield
@@ -77,10 +73,10 @@ def remove_if_unfinished(path):
 
 
 def end_process(status, sentence):
-    """End the process, whatever its other threads do, with a sentence on standard error."""
+    """Remove unfinished files, print a sentence on standard error, and end the process at once."""
     for path in list(_unfinished):
         _remove(path)
-    flush = threading.Thread(target=_flush, daemon=True)        # another thread may hold the stream for ever
+    flush = threading.Thread(target=_flush, daemon=True)        # another thread may hold the stream forever
     flush.start()
     flush.join(1)
     with contextlib.suppress(OSError):
@@ -89,7 +85,7 @@ def end_process(status, sentence):
 
 
 def _flush():
-    with contextlib.suppress(OSError, AttributeError):      # nobody reads it, or it was closed from the start
+    with contextlib.suppress(OSError, AttributeError):      # it is closed
         sys.stdout.flush()
 
 
@@ -99,10 +95,10 @@ def _remove(path):
         remove(path)
 
 
-def _wait(heard):
+def _wait(watched):
     while True:
-        number, now, take = signal.sigwait(heard), time.monotonic(), _handler
-        if not take or now - _first_received.get(number, now) > REPEAT_SECONDS:
+        number, now, handler = signal.sigwait(watched), time.monotonic(), _handler
+        if not handler or now - _first_received.get(number, now) > REPEAT_SECONDS:
             end_process(128 + number, 'Stopped by %s.' % signal.Signals(number).name)
         if _first_received.setdefault(number, now) == now:
-            take(number)
+            handler(number)

@@ -1,4 +1,4 @@
-"""Which versions of other software are here."""
+"""The versions of the software that a run uses."""
 import contextlib
 import platform
 import sys
@@ -8,9 +8,7 @@ import PIL
 
 
 def tensorflow_version():
-    """That of the package's metadata, which has several names, without the seconds of an import; None where
-    there is none.
-    """
+    """TensorFlow's version, from the metadata of its package, without importing it; None if there is none."""
     with contextlib.suppress(ImportError):
         if sys.version_info >= (3, 8):
             from importlib.metadata import version
@@ -24,7 +22,7 @@ def tensorflow_version():
 
 
 def list_versions():
-    """The versions that could change a result."""
+    """The versions that can change a result, by name."""
     return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__,
             'pillow': PIL.__version__,
             'platform': platform.platform()}
