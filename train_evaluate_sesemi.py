@@ -1,11 +1,10 @@
-"""Train and evaluate SESEMI: image classification from few labels, regularised by predicting rotations and
-flips.
+"""Train and evaluate SESEMI: image classification from few labels with a self-supervised second task.
 
 Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv
-1906.10343. Ends with `classification error rate: 0.xxxx` on standard output, of several --runs with their
-mean and deviation. Exit status 1: a rank or a process was lost; 2: wrong input; 3: training diverged; 130,
-143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP, in training after saving a checkpoint, from which --resume
-goes on.
+1906.10343. The last line of standard output is `classification error rate: 0.xxxx`; with --runs it has the
+mean and the standard deviation. Exit status 1: a rank or a process was lost; 2: wrong input; 3: training
+diverged; 130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP. When a signal stops the training, it saves
+a checkpoint first, and --resume continues from there.
 """
 import argparse
 import contextlib
@@ -17,7 +16,7 @@ from typing import NamedTuple
 if __name__ == '__main__':
     from sesemi.system import output, signals
     output.tolerate_write_errors()
-    signals.watch()     # before the imports that take a second
+    signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np
 
@@ -41,9 +40,9 @@ from sesemi.system.versions import tensorflow_version
 
 
 def parse_args(argv):
-    """Every flag as given, else as the run to be resumed was started with, else as its default: a Namespace,
-    with `flip` beside them.
+    """Parse the flags into a Namespace that has every flag, and `flip`.
 
+    A flag that is not given has the value recorded by the run to resume, if there is one, else its default.
     Raises InputError naming the flag.
     """
     given = flags.parse_given(argv)
@@ -54,39 +53,36 @@ def parse_args(argv):
     except InputError:
         if 'precision_mode' in given or 'device' not in given:
             raise
-        args['precision_mode'] = None       # the run to be resumed was on another device
+        args['precision_mode'] = None       # it was recorded on another device
     return argparse.Namespace(**args)
 
 
 class Plan(NamedTuple):
-    """What a run does."""
+    """The settings of a run, after those that depend on the data are known."""
     args: argparse.Namespace    # every flag with its value
     steps_per_epoch: int
-    why_whitening: str          # '' if it was asked for
+    whitening_reason: str       # why this whitening was chosen; '' if --whitening names it
 
 
 class Data(NamedTuple):
-    """What a run learns from and is measured by."""
+    """The data of a run, before and after --validation takes out images."""
     dataset: Dataset        # as read
-    checksum: str           # of all its images and labels
-    chosen: np.ndarray      # int64 (--labels,): which of its training images are labeled
-    trained: Dataset        # what is trained on: less the images that --validation takes out
-    labeled: np.ndarray     # int64: which of its training images are labeled
+    checksum: str           # of all images and labels of `dataset`
+    chosen: np.ndarray      # int64 (--labels,): indices of the labeled training images of `dataset`
+    trained: Dataset        # `dataset` with the images that --validation takes out as validation images
+    labeled: np.ndarray     # int64 (n,): indices of the labeled training images of `trained`
 
     @property
-    def held_out(self):
-        """The names of the labeled images that --validation takes out; none if `dataset` has its own
-        validation images.
-        """
+    def validation_names(self):
+        """The names of the labeled images that --validation takes out; empty without --validation."""
         return () if self.trained is self.dataset else self.trained.valid_names
 
 
 def train_and_evaluate(args, info=RankInfo()):
-    """One run, from the files to the error rate, which it returns; leaves the model and its record in
-    args.result.
+    """Train and evaluate one run, write the model and the record to args.result and return the error rate.
 
-    args: what parse_args returns, left as it is; info: which rank this process is. All ranks do the same;
-    rank 0 alone reads and writes the folder of the run. Raises InputError, training.Diverged and
+    args: the Namespace of parse_args, not changed; info: the rank of this process. All ranks compute the
+    same; only rank 0 reads and writes the folder of the run. Raises InputError, training.Diverged and
     training.Interrupted.
     """
     clock = Clock()
@@ -94,7 +90,7 @@ def train_and_evaluate(args, info=RankInfo()):
         # 1. Read
         cache = Cache(None if args.no_cache else default_folder(), args.memory_limit, info.local_size,
                       args.join_timeout)
-        dataset, checksum = read(args, cache)
+        dataset, checksum = read_dataset(args, cache)
 
         # 2. Choose the labels
         if run and run.resuming:
@@ -111,10 +107,12 @@ def train_and_evaluate(args, info=RankInfo()):
 
 
 def train_on(data, plan, info, run, cache, clock):
-    """Steps 3 to 7 of a run: the error rate. plan: a Plan; run: the Run of rank 0, None on other ranks;
-    clock: a Clock.
+    """Do steps 3 to 7 of a run and return the error rate.
+
+    data: a Data; plan: a Plan; run: the run_folder.Run on rank 0, None on other ranks; cache: a Cache; clock:
+    a Clock.
     """
-    import networks  # these import TensorFlow: only now, when all that can be checked without it has been
+    import networks  # imported late: these load TensorFlow, and wrong input is reported before that
     from sesemi.device import collective, devices, runtime
     from sesemi.record.observer import Observer
     from sesemi.training import training
@@ -122,8 +120,8 @@ def train_on(data, plan, info, run, cache, clock):
     from sesemi.training.classifier import Classifier
     from sesemi.training.evaluation import Evaluation, evaluation_statistics, make_evaluators
     args = plan.args
-    device, options, why_device = devices.choose_for_run(args, info)
-    print(in_words(data, plan, device, why_device))
+    device, options, device_reason = devices.choose_for_run(args, info)
+    print(describe_run(data, plan, device, device_reason))
 
     # 3. Normalise and whiten
     checksum = data.checksum if data.trained is data.dataset else data_checksum(data.trained)
@@ -158,8 +156,8 @@ def train_on(data, plan, info, run, cache, clock):
                                          args.epochs)
             optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps),
                                           MOMENTUM, options, ranks)
-            weights = training.balanced_weights(labels) if args.class_weights else None
-            train_step = training.training_function(model, optimizer, weights, ranks)
+            class_weights = training.balanced_weights(labels) if args.class_weights else None
+            train_step = training.training_function(model, optimizer, class_weights, ranks)
             checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer,
                                       plan.steps_per_epoch, args.checkpoint_minutes, ranks)
             progress = checkpoints.restore()
@@ -168,26 +166,27 @@ def train_on(data, plan, info, run, cache, clock):
             evaluation = Evaluation(evaluators, data.trained, data.labeled, statistics, checkpoints, args)
             observer = run and Observer(run, plan, device, data, batches, progress)
             callbacks = runtime.profiler(device, options, model, schedule.steps)
-            hooks = training_hooks(evaluation, checkpoints, observer, callbacks, not args.quiet)
+            hooks = make_hooks(evaluation, checkpoints, observer, callbacks, not args.quiet)
             progress = training.train(train_step, batches, schedule, progress, stop, hooks)
             hooks.save(progress)
             clock.lap('training')
 
             # 7. Evaluate: the mean softmax over the test views
-            with evaluation.kept_weights(progress.rows) as kept:
+            with evaluation.kept_weights(progress.rows) as row:
                 probabilities, metrics = evaluation.test()
-                kept_weights = classifier.read()
-            metrics.update(validation_error_rate=kept.get('validation_error'), saved_epoch=kept['epoch'])
+                weights = classifier.read()
+            metrics.update(validation_error_rate=row.get('validation_error'), saved_epoch=row['epoch'])
             clock.lap('evaluating')
             if observer:
-                classifier.save(os.path.join(args.result, 'sesemi.h5'), kept_weights)
+                classifier.save(os.path.join(args.result, 'sesemi.h5'), weights)
                 observer.finish(progress.rows, probabilities, metrics, clock.laps)
             return metrics['classification_error_rate']
 
 
-def read(args, cache):
-    """(the datasets.Dataset that the flags ask for, its checksum); warns of images that are in two parts of
-    it or under two labels.
+def read_dataset(args, cache):
+    """Read the data set of the flags: (Dataset, its checksum).
+
+    Prints a warning if images are in two parts of the data set or under two labels.
     """
     dataset = load_dataset(args.data, args.dataset, args.image_size, args.fit, args.method == 'ssl',
                            cache.decode_images)
@@ -200,11 +199,10 @@ def read(args, cache):
 
 
 def make_plan(args, data, info):
-    """The Plan of a run: the flags that depend on the data, on where it lies and on the number of ranks get
-    their values.
+    """Choose the settings that depend on the data and the number of ranks; returns a Plan.
 
-    An epoch is a pass of the self branches of all ranks: over the labeled images, in ssl over all. Raises
-    InputError when --keep best has nothing to choose by.
+    In an epoch the self branches of all ranks together pass once over the labeled images, in ssl over all
+    training images. Raises InputError if --keep best has no validation error to choose by.
     """
     dataset = data.trained
     validated = len(dataset.valid_labels) > 0
@@ -218,16 +216,16 @@ def make_plan(args, data, info):
     steps_per_epoch = max(1, images // (args.batch_size * info.world_size))
     if preset.steps:
         epochs = max(1, round(preset.steps / steps_per_epoch))
-    whitening, why = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
+    whitening, reason = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
     mode = precision.resolve(precision.known_device(args.device), args.precision_mode)
     resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data),
                     epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening,
                     precision_mode=mode, rank=info.rank, ranks=info.world_size)
-    return Plan(argparse.Namespace(**resolved), steps_per_epoch, why)
+    return Plan(argparse.Namespace(**resolved), steps_per_epoch, reason)
 
 
-def in_words(data, plan, device, why_device):
-    """What a run is about to do: two lines."""
+def describe_run(data, plan, device, device_reason):
+    """The two lines that are printed before a run: data, epochs and device; whitening and precision."""
     args, dataset = plan.args, data.trained
     return (
         '%s, %s, %s: %d of %d training images labeled, %d for validation, %d for test, %d classes; %d epochs '
@@ -236,14 +234,15 @@ def in_words(data, plan, device, why_device):
             args.data, args.network, args.method, len(data.labeled), len(dataset.train_images),
             len(dataset.valid_labels),
             len(dataset.test_labels), len(dataset.class_names), args.epochs, plan.steps_per_epoch,
-            '%d x ' % args.ranks if args.ranks > 1 else '', device, why_device,
-            args.whitening, ' (%s)' % plan.why_whitening if plan.why_whitening else '',
+            '%d x ' % args.ranks if args.ranks > 1 else '', device, device_reason,
+            args.whitening, ' (%s)' % plan.whitening_reason if plan.whitening_reason else '',
             precision.opening_words(device, args.precision_mode, tensorflow_version()))
 
 
-def training_hooks(evaluation, checkpoints, observer, callbacks, verbose):
-    """What is done beside the steps: the evaluations, checkpoints and, on rank 0, what the observer writes
-    and prints.
+def make_hooks(evaluation, checkpoints, observer, callbacks, verbose):
+    """The training.Hooks that evaluate, save checkpoints and, on rank 0, record and print the progress.
+
+    observer: an Observer on rank 0, None on other ranks.
     """
     from sesemi.training.training import Hooks
 
@@ -260,10 +259,9 @@ def training_hooks(evaluation, checkpoints, observer, callbacks, verbose):
 
 
 def train_runs(args, info):
-    """The run, or the runs with one seed after another that --runs asks for, each in its own folder; prints
-    the error rate.
+    """Do the run, or the --runs runs with consecutive seeds, and print the error rate.
 
-    Several runs also leave one plot of their errors, runs.png.
+    Each of several runs has a folder of its own; a plot of their errors is written to runs.png.
     """
     if args.runs == 1:
         error = train_and_evaluate(args, info)
@@ -278,9 +276,9 @@ def train_runs(args, info):
                          % args.result)
     errors = []
     for seed, folder in folders.items():
-        resume = args.resume and 'auto'         # of several runs the later ones may not have been started yet
-        own = dict(vars(args), seed=seed, result=folder, resume=resume)
-        error = train_and_evaluate(argparse.Namespace(**own), info)
+        resume = args.resume and 'auto'         # the later runs may not have been started yet
+        run_args = dict(vars(args), seed=seed, result=folder, resume=resume)
+        error = train_and_evaluate(argparse.Namespace(**run_args), info)
         if not info.rank:
             errors.append(error)
             print('Seed %d: error rate %.4f, in %s.' % (seed, error, folder))
@@ -289,14 +287,15 @@ def train_runs(args, info):
     print(comparison.compare(folders.values()))
     try:
         comparison.plot(folders.values(), os.path.join(args.result, 'runs.png'))
-    except Exception as error:      # without a plot the runs are as good, whatever a plotting library does
+    except Exception as error:      # a plotting library may raise anything, and the runs are done
         print('No runs.png: %s' % error, file=sys.stderr)
     print(comparison.summary(errors))
 
 
 def select_gpu(args, info, argv):
-    """Let this process see only the GPU that --gpu-id or --gpus gives it; one that --gpus makes several
-    becomes run_local.sh.
+    """Restrict this process to its GPU of --gpu-id or --gpus.
+
+    If --gpus names several GPUs and this is the only process, run_local.sh replaces it and starts one each.
     """
     if args.gpus:
         gpus = find_gpus(args.gpus, os.environ)
@@ -312,16 +311,16 @@ def select_gpu(args, info, argv):
 @report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
-    # of an odd image file; one that cannot be read ends the run
+    # Pillow warns of odd image files; a file that it cannot read raises an error
     warnings.filterwarnings('ignore', module='PIL')
     args = parse_args(argv)
     info = find_rank(args.workers, args.rank, os.environ)
     select_gpu(args, info, argv)
     if args.verbose:
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'
-    for words in flags.unused_flags(args, info.world_size):
-        print(words, file=sys.stderr)
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
+    for sentence in flags.unused_flags(args, info.world_size):
+        print(sentence, file=sys.stderr)
+    with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null if info.rank else sys.stdout):
         train_runs(args, info)
 
 

@@ -11,7 +11,7 @@ class Observer:
     """
 
     def __init__(self, run, plan, device, data, batches, progress):
-        run.start(vars(plan.args), device, data.dataset, data.chosen, data.checksum, data.held_out)
+        run.start(vars(plan.args), device, data.dataset, data.chosen, data.checksum, data.validation_names)
         self.run, self.args, self.steps_per_epoch = run, plan.args, plan.steps_per_epoch
         self.images_per_step = batches.images_per_step
         self.page = Report(run.folder, data.trained, data.labeled, plan.args.epochs)
