@@ -2,11 +2,14 @@
 
     python export_pb.py result/sesemi.h5 sesemi.pb --batch 10000
 
-The graph is for atc, the compiler of the Ascend 310: constants instead of variables, one batch size, no
-learning phase. It begins behind contrast normalisation and whitening, because atc computes in float16, where
-the normalisation of values 0-255 overflows; --from-images gives the whole graph for CPUs and GPUs. --bins
-writes what msame feeds to the compiled graph, the views of the run's test images; --score reads what msame
-made of them and ends with `classification error rate: 0.xxxx`, the result.json's. Exit status 2: wrong input.
+The graph is for atc, the compiler for the Ascend 310. It has constants instead of variables, one batch size
+and no learning phase. It takes images that are contrast normalised and whitened already, because atc computes
+in float16, where normalising values 0-255 overflows. --from-images exports the complete graph instead, for
+CPUs and GPUs.
+
+--bins writes the views of the run's test images to files that msame, which runs the compiled graph, reads.
+--score reads msame's outputs; its last line is `classification error rate: 0.xxxx`, as in result.json. Exit
+status 2: wrong input.
 """
 import json
 import math
@@ -18,7 +21,7 @@ from pathlib import Path
 
 if __name__ == '__main__':
     from sesemi.system import signals
-    signals.watch()     # before the imports that take a second
+    signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np
 
@@ -37,17 +40,16 @@ LABELS, MANIFEST, VIEWS = 'labels.bin', 'manifest.json', 'views'     # in the fo
 
 
 def export(args):
-    """Write the frozen graph, and the test images' views if args.bins asks for them. Raises InputError."""
+    """Write the frozen graph and, with args.bins, the test images' views. Raises InputError."""
     classes = len(model_file.read_metadata(args.model)['class_names'])
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
+    # imported late: these load TensorFlow, and wrong input is reported before that
     from sesemi.device.backend import keras
     from sesemi.device.runtime import open_session
-    from sesemi.training import (
-        classifier,  # imports TensorFlow: only now, when all that can be checked without it has been
-    )
+    from sesemi.training import classifier
     with open_session('cpu'):
-        # before the layers are made: later their Switch and Merge nodes are there
+        # set before the layers are made, which would otherwise add Switch and Merge nodes for both phases
         keras.backend.set_learning_phase(0)
         model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
@@ -72,10 +74,10 @@ def export(args):
 
 
 def freeze(model, start, name, batch):
-    """The part of `model` between the tensor `start` and its output, as a GraphDef of constants.
+    """Freeze the part of `model` from the tensor `start` to its output into a GraphDef of constants.
 
-    The place of `start` is taken by a placeholder of that name, float32 (batch, s, s, 3). The model must have
-    been made in learning phase 0, in the current Keras session.
+    A placeholder called `name`, float32 (batch, s, s, 3), replaces `start`. The model must have been made in
+    learning phase 0 and in the current Keras session.
     """
     from sesemi.device.backend import keras, tf
     output = [model.output.op.name]
@@ -85,19 +87,17 @@ def freeze(model, start, name, batch):
         placeholder = tf.placeholder(tf.float32, [batch] + start.shape.as_list()[1:], name=name)
         tf.import_graph_def(frozen, {start.name: placeholder}, name='')
     part = tf.graph_util.extract_sub_graph(graph.as_graph_def(), output)
-    # without the settings at their default, of which TensorFlow 2 has some that TensorFlow 1.15 and so atc do
-    # not know
+    # leave out attributes at their default: TensorFlow 1.15, and so atc, does not know some of TensorFlow 2's
     return tf.train.export_meta_graph(graph_def=part, strip_default_attrs=True).graph_def
 
 
-# The test images' views, and what became of them
+# The test images' views and their score
 
 def read_run(model_path, directory):
-    """(flags, Dataset) of the run that saved the model. directory: where its data is now; None: where it was
-    then.
+    """The flags and the data of the run that saved the model: (flags, Dataset).
 
-    Raises InputError when the record of the run is not beside the model, or the images are not those of the
-    run.
+    directory: where the data is now; None: where the run found it. Raises InputError when the record of the
+    run is not beside the model, or the images are not those of the run.
     """
     folder = os.path.dirname(model_path)
     stored = run_folder.stored_record(folder)
@@ -114,12 +114,12 @@ def read_run(model_path, directory):
 
 
 def write_bins(folder, normalise, dataset, seed, flip, batch):
-    """Write the views that evaluation.DenseEvaluator has of the test images, float32 NHWC, a file for each
-    batch and view.
+    """Write the views of the test images, the labels and the manifest to a folder.
 
-    normalise: a Keras model from values 0-255 to what the frozen graph takes. The last batch is filled up
-    with zeros. Beside the folder of views, of which msame reads every file, go the labels, int32 (images,),
-    and the manifest, as the last.
+    The views are those of evaluation.DenseEvaluator: float32 NHWC, a file for each batch and view, zeros at
+    the end of the last batch. They have a folder of their own, because msame reads every file in it. The
+    labels, int32 (images,), and the manifest are beside it; the manifest is written last. normalise: a Keras
+    model from values 0-255 to the input of the frozen graph. Raises InputError if a folder cannot be made.
     """
     try:
         os.makedirs(os.path.join(folder, VIEWS), exist_ok=True)
@@ -141,18 +141,19 @@ def write_bins(folder, normalise, dataset, seed, flip, batch):
 
 
 def view_name(batch, view):
-    """The name, without .bin, of the file of one view of one batch; msame's output is named after it."""
+    """The file name, without .bin, of one view of one batch; msame names its output after it."""
     return 'batch_%04d_view_%d' % (batch, view)
 
 
 def score(bins, outputs):
-    """The error rate of msame's outputs, the softmax of each file of views, averaged over the views. Raises
-    InputError.
+    """The error rate of msame's outputs, softmax probabilities that are averaged over the views of an image.
+
+    bins: the folder of --bins; outputs: msame's. Raises InputError.
     """
     manifest, labels = read_manifest(bins)
     found = defaultdict(list)
-    for path in sorted(Path(outputs).rglob('*_0.bin')):     # below a folder that msame names after the time
-        found[path.name.replace('_output', '')].append(path)        # older msame: without `output`
+    for path in sorted(Path(outputs).rglob('*_0.bin')):     # msame makes a folder named after the time
+        found[path.name.replace('_output', '')].append(path)        # older versions of msame omit `_output`
     shape = manifest['batch'], manifest['classes']
     dense = []
     for batch in range(math.ceil(len(labels) / manifest['batch'])):
@@ -163,8 +164,9 @@ def score(bins, outputs):
 
 
 def read_manifest(folder):
-    """What --bins left beside the views: (manifest, labels int32 (images,)). Raises InputError when it is not
-    whole.
+    """Read what --bins wrote beside the views: (manifest, labels int32 (images,)).
+
+    Raises InputError when a file is missing or damaged.
     """
     try:
         with open(os.path.join(folder, MANIFEST)) as file:
@@ -173,17 +175,20 @@ def read_manifest(folder):
         if len(labels) != manifest['images']:
             raise ValueError('%s and %s do not fit' % (MANIFEST, LABELS))
     except (OSError, ValueError) as error:
-        raise InputError('--score %s: not a whole folder that --bins wrote (%s); write it again.'
+        raise InputError('--score %s: not a complete folder written by --bins (%s); write it again.'
                          % (folder, error)) from None
     return manifest, labels
 
 
 def read_output(outputs, paths, name, shape):
-    """msame's output for the views `name`: float32 of `shape`. paths: the files of it. Raises InputError."""
+    """Read msame's output for the views `name`: float32 of `shape`, (batch, classes).
+
+    paths: the output files found under that name, which should be one. Raises InputError.
+    """
     if len(paths) != 1:
-        wrong = 'holds %s and %s' % tuple(paths[:2]) if paths else 'there is no %s_output_0.bin' % name
+        problem = 'holds %s and %s' % tuple(paths[:2]) if paths else 'there is no %s_output_0.bin' % name
         raise InputError('%s: %s; give the folder of one run of msame, with --outfmt BIN, over all the views.'
-                         % (outputs, wrong))
+                         % (outputs, problem))
     probabilities = np.fromfile(str(paths[0]), '<f4')
     if probabilities.size != shape[0] * shape[1] or not np.isfinite(probabilities).all():
         raise InputError('%s: does not hold finite float32 values of shape %s; convert the .pb that was made '
@@ -200,16 +205,16 @@ def parse_args(argv):
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
     parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
     parser.add_argument('--batch', type=whole_number(1), metavar='N',
-                        help='images the graph takes at once (default: %d)' % BATCH)
+                        help='number of images in a batch (default: %d)' % BATCH)
     parser.add_argument('--from-images', action='store_true',
-                        help='the graph takes values 0-255; for CPUs and GPUs, not for atc')
+                        help='export a graph that takes values 0-255, for CPUs and GPUs, not for atc')
     parser.add_argument('--bins', metavar='DIR',
-                        help="also write the views of the run's test images for msame, to a new folder")
+                        help="also write the views of the run's test images for msame to this new folder")
     parser.add_argument('--dataset', metavar='DIR',
-                        help='their files, if they are not where the run found them')
+                        help='for --bins: the data of the run, if it is not where the run found it')
     parser.add_argument('--score', nargs=2, metavar=('BINS', 'OUTPUTS'),
-                        help='instead of all this: print the error rate of what '
-                        'msame left in OUTPUTS for the folder of --bins')
+                        help="export nothing, but print the error rate of msame's outputs in OUTPUTS "
+                        'for the folder BINS that --bins wrote')
     args = parser.parse_intermixed_args(argv)
     if args.score:
         if any(value for name, value in vars(args).items() if name != 'score'):

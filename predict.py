@@ -1,8 +1,9 @@
 """Classify new images with a saved model: python predict.py result/sesemi.h5 FILE|FOLDER...
 
-Prints a line for each image, its path and its most probable classes, or writes them to a CSV file. With
---evaluate scores a folder that holds a folder of images for each class, and ends with `classification error
-rate: 0.xxxx`. Exit status 1: some images could not be read, all others are done; 2: wrong input.
+Prints a line for each image with its path and its most probable classes, or writes these to a CSV file. With
+--evaluate it measures the error on a folder that holds a folder of images for each class; the last line is
+`classification error rate: 0.xxxx`. Exit status 1: some images could not be read, the others were classified;
+2: wrong input.
 """
 import math
 import os
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 if __name__ == '__main__':
     from sesemi.system import signals
-    signals.watch()     # before the imports that take a second
+    signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np
 
@@ -29,14 +30,15 @@ from sesemi.system.versions import tensorflow_version
 from sesemi.training import metrics, model_file
 from utils import list_image_folder
 
-UNKNOWN = 'unknown'         # the class below --threshold
-# 256 images of 32 x 32; what the network makes of them takes memory, not the images
+UNKNOWN = 'unknown'         # named instead of a class whose probability is below --threshold
+# pixels a batch, 256 images of 32 x 32; a limit for the network's activations, which take the most memory
 BATCH_PIXELS = 2 ** 18
 
 
 def predict(args):
-    """Classify the images that `args` (of parse_args) names and report on them; returns the exit status.
-    Raises RunError.
+    """Classify the images named by `args`, of parse_args, and print or write the classes; returns the status.
+
+    The exit status is 1 if an image could not be read, else 0. Raises RunError.
     """
     metadata = model_file.read_metadata(args.model)
     class_names = metadata['class_names']
@@ -74,10 +76,10 @@ def predict(args):
 
 
 def list_images(paths, passed_over):
-    """The files among `paths`, whatever their names, and of each folder all images below it, sorted.
+    """The files in `paths`, whatever their names, and the images below each folder in `paths`, sorted.
 
-    passed_over: a folders.PassedOver that gets all else. Raises InputError naming a path that is missing or a
-    folder without images.
+    passed_over: a folders.PassedOver, which collects what is not read. Raises InputError naming a path that
+    is missing or a folder without images.
     """
     found = []
     for path in paths:
@@ -92,17 +94,13 @@ def list_images(paths, passed_over):
 
 
 def classify(paths, model_path, fit, device, precision_mode=None):
-    """Each class's probability for each image file: (float32 (n, classes), {index of an unreadable file:
-    InputError}).
+    """Classify image files: (probabilities float32 (n, classes), {index of an unreadable file: InputError}).
 
-    fit: of settings.FITS; precision_mode: None: the device's default. The row of an unreadable file means
-    nothing. Raises InputError when the device cannot be used.
+    fit: one of settings.FITS; precision_mode: None for the device's default. Ignore the rows of unreadable
+    files. Raises InputError when the device cannot be used.
     """
-    # imports TensorFlow: only now, when all that can be checked without it has been
-    from sesemi.device import (
-        devices,
-        runtime,
-    )
+    # imported late: these load TensorFlow, and wrong input is reported before that
+    from sesemi.device import devices, runtime
     from sesemi.training import classifier
     device, _ = devices.choose_device(device)
     precision.check(device, precision_mode, runtime.tf.__version__)
@@ -120,28 +118,27 @@ def classify(paths, model_path, fit, device, precision_mode=None):
 
 
 def decode_batches(paths, image_size, fit, size):
-    """Yield (images float32 (size, s, s, 3) of values 0-255, {index in paths: InputError}), while the next
-    ones are decoded.
+    """Yield batches: (images float32 (size, s, s, 3), {index of an unreadable file: InputError}).
 
-    Unreadable images, and what the last batch lacks, are black: a batch of another size would be another
-    graph on an NPU.
+    Values are 0-255. The next batches are decoded meanwhile. Unreadable images are black, and black images
+    fill up the last batch, because an NPU compiles a graph for each batch size.
     """
-    most = compute_max_pixels(get_memory_size() / 2, count_cores())
+    max_pixels = compute_max_pixels(get_memory_size() / 2, count_cores())
 
     def decode(path):
         try:
-            return decode_image(path, image_size, fit, most)
+            return decode_image(path, image_size, fit, max_pixels)
         except InputError as error:
             return error
 
     decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(count_cores()), size + count_cores()))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
-        for place, (i, image) in zip(range(size), decoded):
+        for row, (i, image) in zip(range(size), decoded):
             if isinstance(image, InputError):
                 errors[i] = image
             else:
-                images[place] = image
+                images[row] = image
         yield images, errors
 
 
@@ -150,7 +147,7 @@ def decode_batches(paths, image_size, fit, size):
 def rank(probabilities, class_names, top, threshold=0.0):
     """The `top` most probable classes as (name, probability), the most probable one first.
 
-    If that has less than `threshold`, 'unknown' comes before it, with its probability.
+    If its probability is below `threshold`, 'unknown' comes first, with the same probability.
     """
     best = [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
     if best[0][1] < threshold:
@@ -159,20 +156,20 @@ def rank(probabilities, class_names, top, threshold=0.0):
 
 
 def table_row(path, best):
-    """A file's row of the CSV file: file, class, probability, class_2, probability_2, ..."""
+    """The CSV row of a file: {'file', 'class', 'probability', 'class_2', 'probability_2', ...}."""
     row = {'file': path, 'class': 'unreadable', 'probability': ''}
-    for place, (name, probability) in enumerate(best, 1):
-        suffix = '_%d' % place if place > 1 else ''
+    for number, (name, probability) in enumerate(best, 1):
+        suffix = '_%d' % number if number > 1 else ''
         row['class' + suffix], row['probability' + suffix] = name, '%.6f' % probability
     return row
 
 
 def print_evaluation(probabilities, labels, class_names, threshold=0.0):
-    """Print each class's error and its row of the confusion matrix, then the error rate of all images, one
-    view of each.
+    """Print each class's error and its row of the confusion matrix, then the error rate of all images.
 
-    With a threshold also how many images are below it, and the error rate of the others. probabilities:
-    float32 (n, classes); labels: int64 (n,). Raises RunError when there are no images.
+    With a threshold, also print how many images are below it and the error rate of the others.
+    probabilities: float32 (n, classes), of one view of each image; labels: int64 (n,). Raises RunError when
+    there are no images.
     """
     if not len(labels):
         raise RunError('No image could be read, so there is nothing to evaluate.')
@@ -183,7 +180,7 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
         table.append([escape_controls(class_names[label]), str(counts.sum()),
                       '%.4f' % (1 - counts[label] / counts.sum()), *map(str, counts)])
     widths = [max(map(len, column)) for column in zip(*table)]
-    print('In the row of each class, how many of its images were taken for each class:')
+    print('Each row shows how many images of that class were classified as each class:')
     for name, *cells in table:
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
         print('  '.join([name.ljust(widths[0])] + cells))
@@ -207,16 +204,16 @@ def parse_args(argv):
     parser.add_argument('--top', type=whole_number(1), default=3, metavar='N',
                         help='how many classes to name for an image (default: 3)')
     parser.add_argument('--threshold', type=fraction(1), default=0.0, metavar='P',
-                        help='call an image unknown whose most probable class '
-                        'has less than this probability, as 0.8')
+                        help='call an image unknown if its most probable class '
+                        'has less than this probability, such as 0.8')
     parser.add_argument('--csv', metavar='FILE',
-                        help='write the classes to this CSV file, and print only how often each was found')
+                        help='write the classes to this CSV file, and print only how many images each has')
     parser.add_argument('--evaluate', metavar='DIR',
-                        help='instead of naming images: score those of DIR/CLASS/*')
+                        help='measure the error on the images DIR/CLASS/*; give no other images then')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto',
                         help='(default: auto)')
     parser.add_argument('--precision-mode', metavar='MODE', help=PRECISION_HELP)
-    args = parser.parse_intermixed_args(argv)       # so that flags may stand between the paths
+    args = parser.parse_intermixed_args(argv)       # allows flags between the paths
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')
     if args.csv:
@@ -229,12 +226,12 @@ def parse_args(argv):
 def main(argv):
     """Run the program; returns its exit status."""
     try:
-        sys.stdout.reconfigure(errors='backslashreplace')   # file names may hold bytes that are no text
+        sys.stdout.reconfigure(errors='backslashreplace')   # file names may hold bytes that are not text
         status = predict(parse_args(argv))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # `| head` has seen enough; Python's own flush at exit must not fail on it again
+        # the reader, such as `| head`, has closed the pipe; keep Python's flush at exit from failing too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

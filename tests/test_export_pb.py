@@ -215,7 +215,7 @@ MODEL = 'moved/sesemi.h5 new.pb '
      'alone/args.json: not there, and --bins takes the data, seed and flips'),
     ('--score bins', '--score: expected 2 arguments'),
     ('--score bins outputs --batch 7', '--score BINS OUTPUTS takes no other'),
-    ('--score nowhere outputs', '--score nowhere: not a whole folder that --bins wrote'),
+    ('--score nowhere outputs', '--score nowhere: not a complete folder written by --bins'),
     ('--score bins outputs', 'outputs: there is no batch_0000_view_0_output_0.bin')])
 def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, refuses, flags, words):
     content = json.loads((here / 'moved/args.json').read_text())
@@ -248,6 +248,6 @@ def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):
 def test_bins_that_are_not_whole(here, refuses):
     (here / 'bins/labels.bin').write_bytes(bytes(4))
     refuses('--score bins outputs',
-            '--score bins: not a whole folder that --bins wrote (manifest.json and labels.bin')
+            '--score bins: not a complete folder written by --bins (manifest.json and labels.bin')
     (here / 'bins/manifest.json').write_text('{"batch": 7')
-    refuses('--score bins outputs', '--score bins: not a whole folder that --bins wrote (')
+    refuses('--score bins outputs', '--score bins: not a complete folder written by --bins (')
