@@ -1,12 +1,12 @@
-"""The boot file of a ModelArts job: brings the data in, trains by run_1p.sh, brings results and log out.
+"""The boot file of a ModelArts job: copies the data in, trains with run_1p.sh, copies results and log out.
 
     python boot_modelarts.py --data_url obs://bucket/cifar-10 --train_url obs://bucket/out --method ssl
 
-URLs (obs://, s3://) are copied to the local disk and back; anything else is a folder that is used in place,
-so that a job can be tried on any machine: --data_url ./dataset --train_url ./out --data digits. A job that
-the platform starts again goes on where the first one stopped. The exit status is the training's; 1 when only
-the results could not be brought out, 2 when the job could not be started. Any Python from 3.7 on runs this
-file: run_1p.sh finds the one to train with.
+URLs (obs://, s3://) are copied to and from the local disk. Anything else is a local folder, used in place, so
+a job can be tried on any machine: --data_url ./dataset --train_url ./out --data digits. A job that the
+platform starts again continues where the first one stopped. The exit status is that of the training; 1 if
+only copying the results out failed; 2 if the job could not be started. Any Python from 3.7 on can run this
+file, because run_1p.sh finds the Python to train with.
 """
 import argparse
 import contextlib
@@ -21,12 +21,12 @@ import help_modelarts
 from help_modelarts import ModelArtsError
 
 PROJECT = os.path.dirname(os.path.abspath(__file__))
-LOG = 'train.log'       # among the results; where it is, a job has been before
+LOG = 'train.log'       # in the folder of the results; if it is there, an earlier start has written there
 
-# What ModelArts itself adds to a job's parameters, for scripts that build a cluster by hand. Only these are
-# dropped: an argument that nobody knows must stop the job, because it may be a misspelled flag.
-OF_THE_PLATFORM = ('num_gpus', 'init_method', 'rank', 'world_size', 'ps_hosts', 'worker_hosts', 'job_name',
-                   'task_index')
+# Arguments that ModelArts adds for scripts that build a cluster by hand. Only these are dropped. An unknown
+# argument must stop the job, because it may be a misspelled flag.
+PLATFORM_ARGUMENTS = ('num_gpus', 'init_method', 'rank', 'world_size', 'ps_hosts', 'worker_hosts', 'job_name',
+                      'task_index')
 
 
 def main(argv):
@@ -43,23 +43,24 @@ def main(argv):
 
 
 def parse_args(argv):
-    """(the arguments this file uses, the flags for the training script). Raises ModelArtsError naming the
-    argument.
+    """Split the arguments: (those of this file, the list of flags for the training script).
+
+    Raises ModelArtsError naming the argument.
     """
     parser = _Parser(prog='boot_modelarts.py', allow_abbrev=False,
                      description='Run train_evaluate_sesemi.py as a ModelArts job. '
-                     'All other flags go to it; its --help lists them.')
+                     'All other flags are passed to it; its --help lists them.')
     parser.add_argument('--data_url', metavar='DIR|URL',
-                        help='the data, handed on as --dataset unless that is given')
-    parser.add_argument('--train_url', metavar='DIR|URL', help='where the results and train.log are left')
+                        help='the data, passed on as --dataset unless that is given')
+    parser.add_argument('--train_url', metavar='DIR|URL', help='where to write the results and train.log')
     parser.add_argument('--result', help=argparse.SUPPRESS)
-    for name in OF_THE_PLATFORM:
+    for name in PLATFORM_ARGUMENTS:
         parser.add_argument('--' + name, nargs='?', help=argparse.SUPPRESS)
     job, flags = parser.parse_known_args(argv)
     if not job.train_url:
         raise ModelArtsError('--train_url is missing: give the folder or the obs:// URL that the results are '
                              'to be left in.')
-    if job.rank and given('--workers', flags):      # of a cluster that the user builds
+    if job.rank and has_flag('--workers', flags):       # the user builds a cluster, which needs the rank
         flags += ['--rank', job.rank]
     if job.result:
         raise ModelArtsError('--result: here the results are left in --train_url; leave the flag out.')
@@ -72,24 +73,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(data_url, train_url, flags, rank):
-    """Bring the data in, train, bring the results out in every case; returns the exit status.
+    """Copy the data in, train, copy the results out even if the training fails; returns the exit status.
 
-    The platform starts a process for each card: every rank has its own folders here, and all but rank 0 their
-    own results.
+    The platform starts a process for each card. Each rank has its own local folders; ranks other than 0 write
+    their results to the folder rank-N of train_url.
     """
-    results = train_url if rank == '0' else help_modelarts.below(train_url, 'rank-' + rank)
+    results = train_url if rank == '0' else help_modelarts.join(train_url, 'rank-' + rank)
     folder = results
     if help_modelarts.is_url(results):
-        folder = local_folder('result', rank)
-        if help_modelarts.exists(help_modelarts.below(results, LOG)):
+        folder = make_local_folder('result', rank)
+        if help_modelarts.exists(help_modelarts.join(results, LOG)):
             print('Bringing back what an earlier start left in', help_modelarts.without_secrets(results),
                   flush=True)
             help_modelarts.copy_in(results, folder)
-    if data_url and not given('--dataset', flags):
+    if data_url and not has_flag('--dataset', flags):
         if help_modelarts.is_url(data_url):
-            data_url = help_modelarts.copy_in(data_url, local_folder('data', rank))
+            data_url = help_modelarts.copy_in(data_url, make_local_folder('data', rank))
         flags = ['--dataset', data_url] + flags
-    if not given('--resume', flags):
+    if not has_flag('--resume', flags):
         flags = ['--resume', 'auto'] + flags
     try:
         os.makedirs(folder, exist_ok=True)
@@ -97,23 +98,24 @@ def run(data_url, train_url, flags, rank):
         raise ModelArtsError('--train_url %s: cannot be made (%s); give a folder that can be written.'
                              % (folder, error.strerror)) from None
 
-    with noted_signals() as signals:
+    with collected_signals() as signals:
         try:
             status = run_logged(['bash', os.path.join(PROJECT, 'run_1p.sh'), '--result', folder] + flags,
                                 os.path.join(folder, LOG), signals)
         finally:
-            brought_out = not help_modelarts.is_url(results) or bring_out(folder, results)
-    return status or int(not brought_out)
+            copied = not help_modelarts.is_url(results) or copy_results_out(folder, results)
+    return status or int(not copied)
 
 
-def given(flag, flags):
-    """Whether `flag` is among the flags, in either form."""
+def has_flag(flag, flags):
+    """Whether `flag` is among the flags, as --flag or --flag=value."""
     return any(word.split('=')[0] == flag for word in flags)
 
 
-def local_folder(purpose, rank):
-    """A new folder on the platform's fast local disk, or where SESEMI_CACHE says. Raises ModelArtsError when
-    it cannot be made.
+def make_local_folder(purpose, rank):
+    """Make a new folder in $SESEMI_CACHE, by default /cache, ModelArts' fast local disk; returns its path.
+
+    Raises ModelArtsError when it cannot be made.
     """
     cache = os.environ.get('SESEMI_CACHE') or '/cache'
     try:
@@ -126,10 +128,8 @@ def local_folder(purpose, rank):
 
 
 @contextlib.contextmanager
-def noted_signals():
-    """Within the block SIGTERM and Ctrl-C are appended to the list it gives, instead of ending this
-    process.
-    """
+def collected_signals():
+    """Within the block, append SIGTERM and Ctrl-C to the list it yields instead of ending this process."""
     signals = []
     before = {number: signal.signal(number, lambda number, frame: signals.append(number))
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -141,11 +141,10 @@ def noted_signals():
 
 
 def run_logged(command, log, signals):
-    """Run a command, its output on the screen and, as it comes, at the end of the file `log`; returns its
-    exit status.
+    """Run a command, print its output and append it to the file `log` at once; returns the exit status.
 
-    Numbers in the list `signals` are sent on to the command and its children: the training then saves a
-    checkpoint and ends.
+    The signal numbers that appear in the list `signals` are sent to the command and its children; the
+    training then saves a checkpoint and ends.
     """
     with open(log, 'ab', buffering=0) as file, subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
@@ -161,14 +160,13 @@ def run_logged(command, log, signals):
                 sys.stdout.buffer.write(output)
                 sys.stdout.flush()
             elif ended:
-                # something it left running still holds its output open, as compilers of the NPU may after a
-                # crash
+                # a child that still runs holds the output open, as the NPU's compilers may after a crash
                 break
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def bring_out(folder, url):
-    """Copy the results to the URL; returns whether that worked, having said so if not."""
+def copy_results_out(folder, url):
+    """Copy the results to the URL; returns whether that worked, and prints where they are if it did not."""
     try:
         help_modelarts.copy_out(folder, url)
     except ModelArtsError as error:

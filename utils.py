@@ -1,8 +1,7 @@
-"""Image folders as numpy arrays: reading, contrast normalisation, whitening, the choice of the labeled
-images.
+"""Image folders as numpy arrays: reading, contrast normalisation, whitening, the labeled subset.
 
-An image travels through this file from top to bottom: it is read and brought to one size (uint8), contrast
-normalised and whitened (float32), chosen into the labeled subset. numpy and Pillow only.
+The parts stand in the order of their use: images are read and resized (uint8), contrast normalised and
+whitened (float32), and the labeled ones are chosen. Needs only numpy and Pillow.
 """
 import functools
 import itertools
@@ -26,45 +25,45 @@ from sesemi.settings import (
 from sesemi.system import machine
 from sesemi.system.pools import make_process_pool, prefetch, show_progress
 
-SMALL_FILE = 16 << 10               # bytes, below which decoding is the lesser part of reading an image
-MANY_FILES = 4000                   # from which on reading small files is worth starting processes
-CHUNK = 5000                        # images that are normalised at once
+SMALL_FILE = 16 << 10       # bytes; for smaller files, decoding takes less than half of the time to read them
+MANY_FILES = 4000           # so many small files or more are worth starting processes
+CHUNK = 5000                # images that are normalised at once
 
 
 # Reading
 
 def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
-    """Decode the files on all cores, with a progress bar on a terminal: yield uint8 (up to 64, s, s, 3) in
-    the order of `paths`.
+    """Decode image files on all cores: yield uint8 (up to 64, s, s, 3) in the order of `paths`.
 
-    memory: bytes that decoding may take, by default half of all. Raises InputError naming the first file that
-    cannot be read.
+    Shows a progress bar on a terminal. memory: bytes that decoding may take, by default half of the memory.
+    Raises InputError naming the first file that cannot be read.
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
-    cores = min(machine.count_cores(), 16)        # more processes take longer to start than they save
+    cores = min(machine.count_cores(), 16)        # more processes would take longer to start than they save
     decode = functools.partial(_decode_block, image_size=image_size, fit=fit,
-                               most=compute_max_pixels(memory or machine.get_memory_size() / 2, cores))
-    decoded, several = prefetch(decode, blocks, _readers(paths, cores), 4 * cores), []
+                               max_pixels=compute_max_pixels(memory or machine.get_memory_size() / 2, cores))
+    decoded, animated = prefetch(decode, blocks, _make_pool(paths, cores), 4 * cores), []
     try:
-        for images, animated in show_progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
-            several += animated
+        for images, found in show_progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
+            animated += found
             yield images
     except BrokenProcessPool:
-        raise RunError('A process that read images was killed, perhaps for want of memory; start '
+        raise RunError('A process that read images was killed, perhaps for lack of memory; start '
                        'again.') from None
-    if several:
-        print('Of %d files with several frames the first is read: %s.' % (len(several), join_names(several)))
+    if animated:
+        print('%d files have several frames; only the first is read: %s.' % (len(animated), join_names(animated)))
 
 
-def _decode_block(paths, image_size, fit, most):
+def _decode_block(paths, image_size, fit, max_pixels):
     animated = []
-    return np.stack([decode_image(path, image_size, fit, most, animated) for path in paths]), animated
+    return np.stack([decode_image(path, image_size, fit, max_pixels, animated) for path in paths]), animated
 
 
-def _readers(paths, cores):
-    """The pool that decodes `paths`: threads for large files, whose decoder releases the interpreter. Of
-    small files the interpreter, which serves one thread at a time, is the larger part: one thread, or for
-    many of them a process for each core.
+def _make_pool(paths, cores):
+    """Make the pool that decodes `paths`, judged by the size of the first file.
+
+    Large files get a thread for each core, because their decoder releases Python's global lock. Reading small
+    files mostly holds the lock: few of them get one thread, many a process for each core.
     """
     if any(os.path.isfile(path) and os.path.getsize(path) > SMALL_FILE for path in paths[:1]):
         return ThreadPoolExecutor(cores)
@@ -81,12 +80,11 @@ def decode_images(paths, image_size=32, fit='stretch', memory=None):
 
 
 def list_image_folder(directory, passed_over=None, least=2):
-    """The images of a folder that holds a folder a class: (paths, labels int64 (n,), class names), all in
-    sorted order.
+    """List the images of a folder of class folders: (paths, labels int64 (n,), class names).
 
-    A class's images lie in its folder or below it. A folder named `unlabeled` is not a class. passed_over: a
-    folders.PassedOver that gets all that is not read. Raises InputError when the folder, the `least` classes
-    or a class's images are missing.
+    Classes and paths are sorted. A class's images are in its folder or below it. A folder named `unlabeled`
+    is not a class. passed_over: a folders.PassedOver, which collects what is not read. Raises InputError when
+    the folder is missing, has fewer than `least` classes, or a class has no images.
     """
     if not os.path.isdir(directory):
         raise InputError('%s: no such folder; give one that holds a folder of images for each class.'
@@ -105,18 +103,19 @@ def list_image_folder(directory, passed_over=None, least=2):
     found = [find_images(os.path.join(directory, name), passed_over) for name in class_names]
     for name, images in zip(class_names, found):
         if not images:
-            here = PassedOver()
-            find_images(os.path.join(directory, name), here)
+            skipped = PassedOver()
+            find_images(os.path.join(directory, name), skipped)
             raise InputError('%s: holds no images%s; add some or remove the folder.' % (
-                os.path.join(directory, name), ' that are read (%s)' % str(here)[:-1] if str(here) else ''))
+                os.path.join(directory, name),
+                ' that are read (%s)' % str(skipped)[:-1] if str(skipped) else ''))
     labels = np.repeat(np.arange(len(class_names)), [len(images) for images in found])
     return list(itertools.chain(*found)), labels, class_names
 
 
 def load_image_folder(directory, image_size=32):
-    """Read a folder that holds a folder a class: (images uint8 (n, s, s, 3), labels int64 (n,), class names).
+    """Read a folder of class folders: (images uint8 (n, s, s, 3), labels int64 (n,), class names).
 
-    Classes and files come in sorted order. Raises InputError as list_image_folder and decode_images do.
+    Classes and files are sorted. Raises InputError as list_image_folder and decode_images do.
     """
     paths, labels, class_names = list_image_folder(directory)
     return decode_images(paths, image_size), labels, class_names
@@ -125,11 +124,11 @@ def load_image_folder(directory, image_size=32):
 # Normalising
 
 def global_contrast_normalize(images, scale=CONTRAST_SCALE, eps=CONTRAST_EPSILON):
-    """Subtract each image's mean over all its values and divide by its L2 norm, times `scale`.
+    """Subtract each image's mean over all its values, divide by its L2 norm and multiply by `scale`.
 
-    images: (n, h, w, 3), values 0-255, any dtype, left as they were. Returns float32 (n, h, w, 3). An image
-    whose norm is below `eps` becomes zero. The mean is summed in float64, so that a constant image is exactly
-    its mean.
+    images: (n, h, w, 3), values 0-255, any dtype, not changed. Returns float32 (n, h, w, 3). An image whose
+    norm is below `eps` becomes zero. The mean is summed in float64, so that a constant image becomes exactly
+    zero.
     """
     flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -150,19 +149,17 @@ class Whitener(NamedTuple):
 
 
 class ChannelStandardizer(NamedTuple):
-    """(images - mean) / deviation for each color channel: in place of whitening where its matrix grows too
-    large.
-    """
+    """(images - mean) / deviation for each color channel, where a whitening matrix would be too large."""
     mean: np.ndarray        # float32 (3,)
     deviation: np.ndarray   # float32 (3,)
 
     def __call__(self, images):
-        """Standardise float32 (n, h, w, 3) images into new ones."""
+        """Standardise float32 (n, h, w, 3) images into new ones of the same shape."""
         return (images - self.mean) / self.deviation
 
 
 def fit_channel_standardizer(parts):
-    """A ChannelStandardizer of an iterable of float32 (n, h, w, 3) parts."""
+    """Fit a ChannelStandardizer to an iterable of parts, each float32 (n, h, w, 3)."""
     count, total, squares = 0, 0, 0
     for part in parts:
         flat = part.reshape(-1, part.shape[-1])
@@ -175,12 +172,11 @@ def fit_channel_standardizer(parts):
 
 
 def zca_whitener(images, identity_scale=WHITENING_IDENTITY, eps=WHITENING_EPSILON):
-    """Fit ZCA whitening: U diag((S + eps)^-1/2) U^T of the images' covariance (by n - 1) + identity_scale *
-    I.
+    """Fit ZCA whitening; returns a Whitener with the matrix U diag((S + eps)^-1/2) U^T.
 
-    images: contrast-normalised float32 (n, h, w, 3), left as they were, or an iterable of such parts, so that
-    a whole float32 copy never has to exist. Products are float32, their sums float64: to the 1e-3 of a
-    float64 computation at half its time. Returns a Whitener.
+    U diag(S) U^T is the images' covariance, divided by n - 1, plus identity_scale * I. images:
+    contrast-normalised float32 (n, h, w, 3), not changed, or an iterable of such parts, which saves memory.
+    Products are float32 and their sums float64: within 1e-3 of a float64 computation, in half its time.
     """
     parts = chunks(images) if isinstance(images, np.ndarray) else images
     count, total, products = 0, 0, 0
@@ -205,11 +201,10 @@ def chunks(array, size=CHUNK):
 # Choosing the labeled subset
 
 def stratified_sample(labels, labels_per_class, seed=SPLIT_SEED, class_names=None):
-    """The published split: one RandomState(seed); class after class, shuffle its indices and take the first
-    ones.
+    """Draw labels_per_class images of each class; with the default seed, the published split.
 
-    labels: int (n,). Returns int64 indices, class by class. Raises InputError naming a class that has too few
-    images.
+    One RandomState(seed) shuffles the indices of each class in turn, and the first ones are taken. labels:
+    int (n,). Returns int64 indices, class by class. Raises InputError naming a class with too few images.
     """
     rng, chosen = np.random.RandomState(seed), []
     for label in np.unique(labels):
@@ -223,12 +218,10 @@ def stratified_sample(labels, labels_per_class, seed=SPLIT_SEED, class_names=Non
     return np.concatenate(chosen)
 
 
-def hold_out(labels, share):
-    """Every run the same `share` of each class, at least one image: a boolean mask (n,) of the images held
-    out.
-    """
-    rng, held = np.random.RandomState(0), np.zeros(len(labels), bool)
+def hold_out(labels, fraction):
+    """Choose a fraction of each class, at least one image, the same in every run: a boolean mask (n,)."""
+    rng, mask = np.random.RandomState(0), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
-        held[indices[:max(1, int(len(indices) * share + 1e-6))]] = True     # 6 * (1 / 6) may come out below 1
-    return held
+        mask[indices[:max(1, int(len(indices) * fraction + 1e-6))]] = True      # 6 * (1 / 6) may be below 1
+    return mask

@@ -1,13 +1,9 @@
-"""The 13-layer ConvNet of Temporal Ensembling and Mean Teacher: 3,126,656 parameters at three input
-channels.
-"""
+"""The 13-layer ConvNet of Temporal Ensembling and Mean Teacher: 3,126,656 parameters for RGB images."""
 from networks.layers import Layers, chain
 
 
 def trunk(dropout=0.0, seed=0, batch_number=None):
-    """A function from images (n, 32, 32, 3) to features (n, 6, 6, 128); calling it twice shares its
-    weights.
-    """
+    """A function from images (n, 32, 32, 3) to features (n, 6, 6, 128); all its calls share the weights."""
     make = Layers(slope=0.1, use_bias=True, seed=seed, batch_number=batch_number)
     return chain(
         make.conv_norm(128, 3), make.conv_norm(128, 3), make.conv_norm(128, 3),

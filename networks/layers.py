@@ -4,13 +4,11 @@ import zlib
 from sesemi.device.backend import keras, tf
 from sesemi.settings import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, L2
 
-MASK_VALUES = 1 << 24     # how many whole numbers a dropout mask is drawn from
+MASK_VALUES = 1 << 24     # dropout draws integers below this
 
 
 def chain(*functions):
-    """The functions one after the other. Layers are such functions; calling a chain twice shares its
-    weights.
-    """
+    """A function that calls functions such as layers in order; all its calls share their weights."""
     def call(x):
         for function in functions:
             x = function(x)
@@ -25,11 +23,10 @@ def residual(branch, shortcut=lambda x: x):
 
 
 class Layers:
-    """Makes the layers of one network, numbering them: a layer's name and initial weights follow from its
-    number and the seed.
+    """Makes the layers of one network and numbers them.
 
-    slope: of the LeakyReLU (0 is ReLU). use_bias: whether convolutions have a bias. batch_number: as Dropout
-    has it.
+    A layer's number and the seed give its name and initial weights. slope: of the LeakyReLU (0 is ReLU).
+    use_bias: whether convolutions have a bias. batch_number: as in Dropout.
     """
 
     def __init__(self, slope, use_bias, seed=0, batch_number=None):
@@ -37,7 +34,7 @@ class Layers:
         self.count = 0
 
     def conv(self, filters, size, padding='same'):
-        """Convolution, stride 1, He normal."""
+        """Convolution, stride 1, initial weights He normal."""
         name = self._name('conv')
         return keras.layers.Conv2D(
             filters, size, padding=padding, use_bias=self.use_bias, name=name,
@@ -59,8 +56,9 @@ class Layers:
         return keras.layers.MaxPooling2D(2, 2, name=self._name('pool'))
 
     def dropout(self, rate):
-        """Dropout, or nothing when rate is 0. It takes no number, so that later layers keep their names and
-        first weights without it.
+        """Dropout, or nothing if rate is 0.
+
+        It takes no number, so that the later layers have the same names and initial weights without it.
         """
         return Dropout(rate, self.seed, self.batch_number,
                        name='dropout_%d' % self.count) if rate else chain()
@@ -76,12 +74,11 @@ def layer_seed(seed, name):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch normalisation without updates of its moving averages: the training makes them, from
-    `statistics()`.
+    """Keras' batch normalisation, but the training updates the moving averages, from `statistics()`.
 
-    Keras from 2.3 on averages plainly from (0, 1) and over both calls of a shared layer. The published
-    results come from Keras 2.2.4, whose averages are zero-debiased and of one call: here of the first, the
-    super branch's.
+    The published results come from Keras 2.2.4, where the moving averages are zero-debiased and follow one
+    call of a shared layer. Keras from 2.3 on starts them at (0, 1) without debiasing and updates them in both
+    calls. Here they follow the first call, which is the super branch's.
     """
 
     def __init__(self, **kwargs):
@@ -90,25 +87,23 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _assign_moving_average(self, variable, value, momentum, inputs_size):
         self._first_call.setdefault(variable.name, value)
-        return value        # Keras takes it for the update, which so does nothing
+        return value        # Keras runs this as its update, so it updates nothing
 
     def statistics(self):
-        """[(moving variable, the same statistic of the first call's batch)]: mean and unbiased variance,
-        float32 (channels,).
+        """The first call's batch mean and unbiased variance: [(moving variable, statistic)].
 
-        In learning phase 0 they are the moving variables themselves.
+        All are float32 (channels,). In learning phase 0 the statistics are the moving variables themselves.
         """
         return [(variable, self._first_call[variable.name])
                 for variable in (self.moving_mean, self.moving_variance)]
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout whose mask is a pure function of (seed, batch_number, layer, call), so that an interrupted run
-    can go on with the same masks. Inactive outside training. batch_number: an int32 scalar tensor; None:
-    always 0.
+    """Dropout whose mask depends on (seed, batch_number, layer, call) alone; inactive outside training.
 
-    It draws whole numbers: an Ascend 910 has the operation for these and not the one for uniform float32
-    numbers.
+    So an interrupted run continues with the same masks. batch_number: an int32 scalar tensor; None means 0.
+    The masks are drawn as integers, because an Ascend 910 has the operation for integers, but not the one for
+    uniform float32 numbers.
     """
 
     def __init__(self, rate, seed, batch_number=None, **kwargs):

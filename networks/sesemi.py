@@ -1,6 +1,4 @@
-"""A trunk with its two heads: the supervised one on the classes, the self-supervised one on the six proxy
-transforms.
-"""
+"""A trunk with two heads: one for the classes and one, self-supervised, for the six proxy labels."""
 from networks import convnet, nin, wrn
 from networks.layers import Dropout, chain, layer_seed
 from sesemi.device.backend import keras
@@ -12,14 +10,13 @@ TRUNKS = {'convnet': convnet.trunk, 'nin': nin.trunk, 'wrn': wrn.trunk}
 def build_sesemi(  # noqa: PLR0913, a public signature
         network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=SUPER_DROPOUT, seed=0,
         batch_number=None):
-    """The model to train and the model to use, which share all weights of the trunk and the supervised head;
-    uncompiled.
+    """Build the model to train and the inference model, which share the trunk and the supervised head.
 
-    network: a key of TRUNKS. input_shape: (h, w, 3). Returns (sesemi_model, inference_model):
+    network: a key of TRUNKS. input_shape: (h, w, 3). batch_number: an int32 scalar tensor that changes the
+    dropout masks; None means 0. Returns (sesemi_model, inference_model), uncompiled:
     {'self_data', 'super_data'} -> ['self_clf', 'super_clf'] and 'super_data' -> 'super_clf', softmax outputs
-    (n, 6) and (n, num_classes). The trunk is called on the super branch first: batch normalisation's averages
-    are of that call. batch_number: an int32 scalar tensor, which the dropout masks follow from; None: always
-    0.
+    (n, 6) and (n, num_classes). The trunk is called on the super branch first, because the averages of batch
+    normalisation follow the first call.
     """
     trunk = TRUNKS[network](in_network_dropout, seed, batch_number)
     super_head = head('super', num_classes, super_dropout, seed, batch_number)
@@ -32,8 +29,9 @@ def build_sesemi(  # noqa: PLR0913, a public signature
 def build_supervised(  # noqa: PLR0913, a public signature
         network, input_shape, num_classes, in_network_dropout=0.0, super_dropout=SUPER_DROPOUT, seed=0,
         batch_number=None):
-    """The same pair for the supervised method, with no self branch in the graph: the inference model is the
-    one to train.
+    """Build the model of the supervised method, which has no self branch; parameters as in build_sesemi.
+
+    Returns (model, model), because the inference model is the one to train.
     """
     trunk = TRUNKS[network](in_network_dropout, seed, batch_number)
     model = keras.Model(*_super_branch(trunk, head('super', num_classes, super_dropout, seed, batch_number),
@@ -47,8 +45,9 @@ def _super_branch(trunk, super_head, input_shape):
 
 
 def head(branch, num_classes, dropout=0.0, seed=0, batch_number=None):
-    """Global average pooling, dropout, dense softmax (Glorot uniform): a function from features to
-    probabilities.
+    """A function from features to probabilities: global average pooling, dropout, dense softmax.
+
+    The kernel's initial weights are Glorot uniform.
     """
     name = branch + '_clf'
     return chain(

@@ -1,13 +1,9 @@
-"""Wide residual network WRN-28-2, max-pooling in place of strides: 1,469,936 parameters at three input
-channels.
-"""
+"""Wide residual network WRN-28-2 with max-pooling, not strides: 1,469,936 parameters for RGB images."""
 from networks.layers import Layers, chain, residual
 
 
 def trunk(dropout=0.0, seed=0, batch_number=None):
-    """A function from images (n, 32, 32, 3) to features (n, 8, 8, 128); calling it twice shares its
-    weights.
-    """
+    """A function from images (n, 32, 32, 3) to features (n, 8, 8, 128); all its calls share the weights."""
     make = Layers(slope=0.0, use_bias=False, seed=seed, batch_number=batch_number)
 
     def expand(width):

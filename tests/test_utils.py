@@ -52,7 +52,7 @@ def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, c
     frames[0].save(paths[4])
     assert (utils.decode_images(paths) == (255, 0, 0)).all()
     assert capsys.readouterr().out == (
-        'Of 4 files with several frames the first is read: %s and 1 more.\n' % ', '.join(paths[:3]))
+        '4 files have several frames; only the first is read: %s and 1 more.\n' % ', '.join(paths[:3]))
     utils.decode_images(paths[4:])
     assert capsys.readouterr().out == ''
 
