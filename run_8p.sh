@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on the eight cards of an Ascend host, a process a card. RANK_TABLE_FILE names the rank table. All
-# flags go to each:
+# Trains on the eight cards of an Ascend host, one process on each. RANK_TABLE_FILE is the path of the rank
+# table. All flags go to each process:
 #     RANK_TABLE_FILE=/path/to/rank_table.json bash run_8p.sh --data cifar10 --network convnet --labels 1000
-# RANK_SIZE=4 takes the first four cards.
+# RANK_SIZE=4 uses the first four cards.
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
 

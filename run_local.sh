@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine that average their gradients, to try it. The first word is how
-# many, all flags go to each of them:
+# Tries distributed training: several processes on this machine average their gradients. The first argument is
+# their number; all flags go to each process:
 #     bash run_local.sh 2 --data digits --network nin --labels 100
 set -eu
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/start_ranks.sh"
@@ -8,7 +8,7 @@ source "$here/scripts/setup_env.sh"
 
 count=${1:-}
 [[ $count =~ ^[1-9][0-9]?$ ]] ||
-    fail "How many processes? Say it first: bash run_local.sh 2 --data digits --network nin --labels 100"
+    fail "Give the number of processes first: bash run_local.sh 2 --data digits --network nin --labels 100"
 shift
 
 workers=$("$python" -c '

@@ -1,17 +1,18 @@
-# Sourced by run_8p.sh and run_local.sh, which say in start_rank what one rank runs.
+# Sourced by run_8p.sh and run_local.sh, which define start_rank, the function that runs one rank.
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# Sends signal $1 to the processes behind it. One that is stopped gets it only when it goes on.
+# Sends signal $1 to the processes in the other arguments, then SIGCONT, because a stopped process gets a
+# signal only when it continues.
 signal_ranks() {
     kill "-$1" "${@:2}" 2>/dev/null || true
     kill -CONT "${@:2}" 2>/dev/null || true
 }
 
-# Starts ranks 0 to $1 - 1 at once and waits for all of them; returns the status of the first that failed, if
-# one did. The others have a second to end by themselves; then they get SIGTERM, again after 2 s, which ends
-# them at once, and SIGKILL after 10 s. SIGTERM, SIGHUP and Ctrl-C go on to all ranks as SIGTERM: together
-# they stop after a step and save.
+# Starts ranks 0 to $1 - 1 at once, waits for all of them, and returns the status of the first that failed,
+# else 0. If one fails, the others have a second to end by themselves. Then they get SIGTERM; 2 s later a
+# second SIGTERM, which ends them at once; and 8 s later SIGKILL. SIGTERM, SIGHUP and Ctrl-C are passed on to
+# all ranks as SIGTERM: they stop together after a step and save.
 run_ranks() {
     local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do
@@ -21,7 +22,7 @@ run_ranks() {
     trap 'signalled=1; signal_ranks TERM "${pids[@]}"' TERM INT HUP
     while ((ended < $1 && status == 0)); do
         wait -n || status=$?
-        if ((signalled)); then      # it was the signal that ended wait
+        if ((signalled)); then      # the signal ended wait, not a rank
             signalled=0 status=0
         else
             ended=$((ended + 1))

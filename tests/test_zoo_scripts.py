@@ -165,7 +165,7 @@ def without(key):
     (RECORD, LOG.replace('3.125', 'nan')), (RECORD, LOG.replace('3.2,', '-3.372,'))])
 def test_missing_number_fails_the_script(zoo, record, log):
     zoo.leaves(record, log)
-    assert_failed(zoo.run(FULL, '--data_path=/data'), 1, 'output/0/result_acc is not whole')
+    assert_failed(zoo.run(FULL, '--data_path=/data'), 1, 'output/0/result_acc is damaged or incomplete')
     assert set(os.listdir(str(zoo.tests / 'output/0'))) == {'train_0.log', 'result_acc'}
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What train_full_1p.sh and train_performance_1p.sh share: a training through run_1p.sh and, read from the
-# record that it leaves, the numbers in the form of the model zoo. Called with acc or perf and the options.
+# The common part of train_full_1p.sh and train_performance_1p.sh: trains with run_1p.sh, then reads the
+# record of the run and prints its numbers as the model zoo has them. Arguments: acc or perf, then the
+# options.
 set -eu
 tests=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 variant=$1
 shift
 
-# On standard output, where the zoo's own scripts have it.
+# Prints to standard output, as the model zoo's own scripts do.
 error() {
     printf '[Error] %s\n' "$1"
     exit "${2:-1}"
@@ -26,16 +27,16 @@ Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; A
                         allow_mix_precision
 --over_dump=True        overflow detection
 --data_dump_flag=True   dump of the operators' inputs and outputs
---data_dump_step=STEPS  which steps, as in 0|5|10-20
---profiling=True        trace
---ckpt_path=DIR         not used: the result is left below output/
+--data_dump_step=STEPS  which steps to dump, as in 0|5|10-20
+--profiling=True        record a trace
+--ckpt_path=DIR         not used: the result is written below output/
 --NAME=VALUE            any other flag of train_evaluate_sesemi.py, such as --data=digits --network=nin
                         --device=cpu
 
-Results are left in output/$ASCEND_DEVICE_ID beside these scripts. images/sec (ActualFPS) counts all images
-that a step processes, those of both branches; TrainingTime is milliseconds a step; both are means over all
-epochs but the first, in which the graph is compiled, if there are more. Train Accuracy is 1 - classification
-error rate on the test images.
+Results are written to output/$ASCEND_DEVICE_ID beside these scripts. images/sec (ActualFPS) counts the images
+of both branches; TrainingTime is milliseconds a step. Both are means over all epochs except the first, in
+which the graph is compiled; if there is only one epoch, they are of that one. Train Accuracy is 1 -
+classification error rate on the test images.
 END
 }
 
@@ -71,7 +72,7 @@ from sesemi.record import lock
 
 try:
     if os.path.isdir(sys.argv[1]):
-        held = lock.lock(sys.argv[1])
+        run_lock = lock.lock(sys.argv[1])
         shutil.rmtree(sys.argv[1])
 except errors.InputError as error:
     print(error)
@@ -80,11 +81,11 @@ except errors.InputError as error:
 rm -rf "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
 
 status=0
-# The braces keep what bash itself says of a killed training off the screen.
+# The braces and 2>/dev/null hide bash's own message about a killed training.
 { bash "$tests/../run_1p.sh" "--dataset=$data_path" "${flags[@]}" >"$log" 2>&1; } 2>/dev/null || status=$?
 if [[ $status != 0 ]]; then
-    last_words=$(tail -n 1 "$log") || true
-    error "the training failed with status $status; its last words: '$last_words'; its whole output: $log" \
+    last_line=$(tail -n 1 "$log") || true
+    error "the training failed with status $status; its last line: '$last_line'; its complete output: $log" \
         "$status"
 fi
 
@@ -112,7 +113,7 @@ try:
     if not all(map(math.isfinite, [images_per_second, accuracy] + [epoch['loss'] for epoch in epochs])):
         raise ValueError('a number is not finite')
 except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
-    print('[Error] the record of the training in %s is not whole (%s: %s)'
+    print('[Error] the record of the training in %s is damaged or incomplete (%s: %s)'
           % (result, type(error).__name__, error))
     sys.exit(1)
 
