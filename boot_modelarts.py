@@ -83,7 +83,7 @@ def run(data_url, train_url, flags, rank):
     if help_modelarts.is_url(results):
         folder = make_local_folder('result', rank)
         if help_modelarts.exists(help_modelarts.join(results, LOG)):
-            print('Bringing back what an earlier start left in', help_modelarts.without_secrets(results),
+            print('Copying the results of an earlier start from', help_modelarts.without_secrets(results),
                   flush=True)
             help_modelarts.copy_in(results, folder)
     if data_url and not has_flag('--dataset', flags):

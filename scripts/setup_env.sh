@@ -1,7 +1,6 @@
 # Sourced by other scripts. Sets $here (the project's folder), $venv and the interpreter $python: $PYTHON,
-# else that of .venv, else one that has the packages, else that of a new .venv. TENSORFLOW=1.15 or
-# TENSORFLOW=2 chooses the version of TensorFlow. Standard output is for the training script, so all messages
-# here go to standard error.
+# else .venv's, else one that has the packages, else that of a new .venv. TENSORFLOW, 1.15 or 2, is the
+# TensorFlow to have. Standard output is the training script's, so messages go to standard error.
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$here/.venv
@@ -21,8 +20,8 @@ either_exists() {
     [[ -e $1 || -e ${2:-} ]]
 }
 
-# Whether interpreter $1 has the packages that the training imports and, if $2 is set, CUDA. Packages are
-# looked up, not imported, which would take seconds. No origin means an empty folder left by pip uninstall.
+# Whether interpreter $1 has what the training imports and, if $2 is set, CUDA. Importing would take seconds.
+# No origin means an empty folder left by pip uninstall.
 has_packages() {
     "$1" -c '
 import ctypes
@@ -53,8 +52,8 @@ find_ready() {
     return 1
 }
 
-# Sets $version and $base to the first of the Python versions $1 that can make an environment. Each is tried,
-# because pyenv also has commands for versions that are not selected, and Debian's python3 may lack ensurepip.
+# Sets $version and $base to the first of Python versions $1 that can make an environment. pyenv has shims for
+# versions that are not selected, and Debian's python3 may lack ensurepip, so each is tried.
 find_base() {
     for version in $1; do
         for base in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version"*/bin/python; do
@@ -64,16 +63,16 @@ find_base() {
     return 1
 }
 
-# Whether folder $1 was filled completely from requirements file $2 and .venv still works. The stamp, the file
-# `finished`, holds the folder's path, because an environment that was moved or copied points to the old one.
+# Whether folder $1 was filled completely from requirements file $2 and .venv still works. The stamp holds the
+# folder's path, because an environment that was moved or copied points to the old one.
 is_finished() {
     [[ -f $1/finished && $(<"$1/finished") == "$1"$'\n'*"$(cat "$2" "$here/requirements.txt")" ]] &&
         has_packages "$venv/bin/python" "${TENSORFLOW:+$cuda}"
 }
 
-# Fills folder $1 from requirements file $2 by calling function $3, unless that is done. The stamp is removed
-# first and written last, so that an interrupted installation is redone. Interpreter $4 takes the lock,
-# because macOS has no flock. The lock ends with this subshell; the training must not hold it.
+# Fills folder $1 from requirements file $2 by function $3, unless that is done. The stamp is removed first
+# and written last, so an interrupted installation is redone. Interpreter $4 takes the lock, because macOS has
+# no flock. The lock ends with the subshell; the training must not hold it.
 fill() (
     lock='import fcntl; fcntl.flock(9, fcntl.LOCK_EX'
     exec 9>>"$here/.venv.lock" || exit
@@ -86,17 +85,16 @@ fill() (
         { printf '%s\n' "$1" && cat "$2" "$here/requirements.txt"; } >"$1/finished"
 )
 
-# The pip of an early Python 3.7 compiles packages that have wheels; pip 24.0 is the last one for Python 3.7.
+# The pip of an early Python 3.7 compiles what has wheels; 24.0 is the last pip for Python 3.7.
 make_venv() {
     inform "Making $venv with $base, the first found of Python ${versions// /, }, a download of up to" \
-        "$size; TENSORFLOW=1.15 or TENSORFLOW=2 before the command chooses the version of TensorFlow."
+        "$size; TENSORFLOW=1.15 or TENSORFLOW=2 before the command chooses."
     "$base" -m venv "$venv" &&
         "$venv/bin/python" -m pip install 'pip>=20.3,<24.1; python_version == "3.7"' &&
         "$venv/bin/python" -m pip install -r "$requirements"
 }
 
-# Makes .venv and sets $python to its interpreter; if that fails, sets $problem. Python 3.7 is preferred,
-# because an NPU needs its TensorFlow 1.15; with an NVIDIA card it comes last.
+# Makes .venv and sets $python to its interpreter, or $problem. An NPU needs Python 3.7's TensorFlow 1.15.
 set_up() {
     local tf1=3.7 tf2='3.11 3.10 3.9 3.12 3.13' versions version base      # Pythons for TensorFlow 1.15 and 2
     local requirements=$here/requirements.txt size='0.7 GB'
@@ -120,7 +118,7 @@ set_up() {
         requirements=$here/requirements-gpu.txt size='3.5 GB with CUDA for the NVIDIA card here'
     fi
     problem=$not_installed
-    trap 'exit 130' INT     # without this, Ctrl-C would count as a failure of pip
+    trap 'exit 130' INT     # else Ctrl-C would count as a failure of pip
     fill "$venv" "$requirements" make_venv "$base" || return
     trap - INT
     python=$venv/bin/python
@@ -129,7 +127,7 @@ set_up() {
 [[ ${TENSORFLOW:-2} == @(1.15|2) ]] || fail "TENSORFLOW is '$TENSORFLOW': set it to 1.15 or 2, or unset it."
 
 # $cuda is set if there is an NVIDIA card to use. Only TensorFlow 2 for Linux on x86-64 comes with CUDA, and
-# an Ascend host uses its NPU. Under WSL every maker's card is /dev/dxg, so NVIDIA's is recognised by libcuda.
+# an Ascend host uses its NPU. Under WSL every maker's card is /dev/dxg; NVIDIA's is known by libcuda.
 platform=$(uname -sm) cuda=''
 if [[ $platform == 'Linux x86_64' && ${TENSORFLOW:-} != 1.15 && -z ${PYTHON:-} ]] &&
     ! either_exists ${SESEMI_NPU_NODES:-/dev/davinci[0-9]*} &&

@@ -1,18 +1,17 @@
-# Sourced by run_8p.sh and run_local.sh, which define start_rank, the function that runs one rank.
+# Sourced by run_8p.sh and run_local.sh, which define start_rank, to run one rank.
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# Sends signal $1 to the processes in the other arguments, then SIGCONT, because a stopped process gets a
-# signal only when it continues.
+# Sends signal $1 to the processes $2, $3, ..., and SIGCONT, because a stopped one gets it only on continuing.
 signal_ranks() {
     kill "-$1" "${@:2}" 2>/dev/null || true
     kill -CONT "${@:2}" 2>/dev/null || true
 }
 
-# Starts ranks 0 to $1 - 1 at once, waits for all of them, and returns the status of the first that failed,
-# else 0. If one fails, the others have a second to end by themselves. Then they get SIGTERM; 2 s later a
-# second SIGTERM, which ends them at once; and 8 s later SIGKILL. SIGTERM, SIGHUP and Ctrl-C are passed on to
-# all ranks as SIGTERM: they stop together after a step and save.
+# Starts ranks 0 to $1 - 1 at once, waits for all and returns the status of the first that failed, else 0. If
+# one fails, the others have a second to end by themselves, then get SIGTERM; 2 s later a second SIGTERM,
+# which ends them at once; and 8 s later SIGKILL. SIGTERM, SIGHUP and Ctrl-C go to all ranks as SIGTERM: they
+# stop together after a step and save.
 run_ranks() {
     local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do
