@@ -1,6 +1,6 @@
 # Sourced by other scripts. Sets $here (the project's folder), $venv and the interpreter $python: $PYTHON,
 # else .venv's, else one that has the packages, else that of a new .venv. TENSORFLOW, 1.15 or 2, is the
-# TensorFlow to have. Standard output is the training script's, so messages go to standard error.
+# version to use. Standard output is the training script's, so messages go to standard error.
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$here/.venv
