@@ -51,7 +51,8 @@ def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
         raise RunError('A process that read images was killed, perhaps for lack of memory; start '
                        'again.') from None
     if animated:
-        print('%d files have several frames; only the first is read: %s.' % (len(animated), join_names(animated)))
+        print('%d files have several frames; only the first is read: %s.' % (
+            len(animated), join_names(animated)))
 
 
 def _decode_block(paths, image_size, fit, max_pixels):
