@@ -108,7 +108,9 @@ def test_url_of_a_file(job):
 
 
 def test_whole_program(tmp_path):
-    """As in the README, results in OBS; a CPU's run leaves the adapter alone, which patches TensorFlow."""
+    """As in docs/ascend.md, results in OBS; a CPU's run leaves the adapter alone, for that patches
+    TensorFlow.
+    """
     code = copy_project(tmp_path / 'code')
     status, out, err = run(
         sys.executable, code / 'boot_modelarts.py', '--data_url', './dataset',
