@@ -165,7 +165,7 @@ def train_on(data, plan, info, run, cache, clock):
             evaluators = make_evaluators(inference_model, images, args, stop, ranks)
             evaluation = Evaluation(evaluators, data.trained, data.labeled, statistics, checkpoints, args)
             observer = run and Observer(run, plan, device, data, batches, progress)
-            callbacks = runtime.profiler(device, options, model, schedule.steps)
+            callbacks = runtime.profiler_callbacks(device, options, model, schedule.steps)
             hooks = make_hooks(evaluation, checkpoints, observer, callbacks, not args.quiet)
             progress = training.train(train_step, batches, schedule, progress, stop, hooks)
             hooks.save(progress)
@@ -174,7 +174,7 @@ def train_on(data, plan, info, run, cache, clock):
             # 7. Evaluate: the mean softmax over the test views
             with evaluation.kept_weights(progress.rows) as row:
                 probabilities, metrics = evaluation.test()
-                weights = classifier.read()
+                weights = classifier.read_weights()
             metrics.update(validation_error_rate=row.get('validation_error'), saved_epoch=row['epoch'])
             clock.lap('evaluating')
             if observer:
@@ -236,7 +236,7 @@ def describe_run(data, plan, device, device_reason):
             len(dataset.test_labels), len(dataset.class_names), args.epochs, plan.steps_per_epoch,
             '%d x ' % args.ranks if args.ranks > 1 else '', device, device_reason,
             args.whitening, ' (%s)' % plan.whitening_reason if plan.whitening_reason else '',
-            precision.opening_words(device, args.precision_mode, tensorflow_version()))
+            precision.opening_sentence(device, args.precision_mode, tensorflow_version()))
 
 
 def make_hooks(evaluation, checkpoints, observer, callbacks, verbose):

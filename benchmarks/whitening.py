@@ -120,7 +120,7 @@ def error_of(dataset, whitening, flip, seed, steps):
         runtime.keras.backend.get_session().run(runtime.tf.global_variables_initializer())
         for t in range(steps):
             train_step(*batches[t])
-        with evaluation.NormStatistics(model, batches, steps, Ranks()).measured():
+        with evaluation.NormStatistics(model, batches, steps, Ranks()).use_measured():
             evaluate = evaluation.DenseEvaluator(
                 inference_model, images.test, lambda part, first: make_test_views(part, first, seed, flip),
                 training.StopSignals(), Ranks())

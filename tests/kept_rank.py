@@ -31,7 +31,7 @@ def training_function(model, *arguments):
 def train(train_step, batches, *arguments, **named):
     progress = real_train(train_step, batches, *arguments, **named)
     np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank),
-             *training.read(models[-1].trainable_weights), losses=losses,
+             *training.read_variables(models[-1].trainable_weights), losses=losses,
              gpu=os.environ.get('CUDA_VISIBLE_DEVICES', ''))
     return progress
 

@@ -51,7 +51,8 @@ def exact_batch():
 @pytest.mark.parametrize('network', sorted(EXACT))
 def test_the_published_losses(network):
     model, _ = networks.build_sesemi(network, SHAPE, 10, super_dropout=0.0)
-    training.assign(model.weights, [weight(w.name, tuple(map(int, w.shape))) for w in model.weights])
+    training.assign_variables(model.weights,
+                              [weight(w.name, tuple(map(int, w.shape))) for w in model.weights])
     train_step = training.training_function(model, optimizer('cpu', 0.05, MOMENTUM))
     for expected, tolerance in zip(EXACT[network], (1e-5, 1e-3)):
         metrics = train_step(*exact_batch())
@@ -142,12 +143,12 @@ def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_ba
                                       list(statistics))
     expected = [np.mean(values, axis=0)
                 for values in zip(*[of_batch([data[90 + i], 1]) for i in range(NORM_BATCHES)])]
-    before = training.read(averages)
+    before = training.read_variables(averages)
     drawn = [({'super_data': batch}, {}) for batch in data]
-    with evaluation.NormStatistics(model, drawn, steps=90, ranks=Ranks()).measured():
-        for found, value in zip(training.read(averages), expected):
+    with evaluation.NormStatistics(model, drawn, steps=90, ranks=Ranks()).use_measured():
+        for found, value in zip(training.read_variables(averages), expected):
             np.testing.assert_allclose(found, value, rtol=1e-6)
-    assert all(np.array_equal(a, b) for a, b in zip(before, training.read(averages)))
+    assert all(np.array_equal(a, b) for a, b in zip(before, training.read_variables(averages)))
 
 
 def operations():

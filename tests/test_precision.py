@@ -70,11 +70,11 @@ def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
     machine(cpuinfo, tensorflow='2.15.0.post1', onednn='1')
     assert train_evaluate_sesemi.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
     assert predict.parse_args(['no.h5', 'no.png', '--precision-mode', 'mixed']).precision_mode == 'mixed'
-    words = precision.opening_words('cpu', 'float32', '2.15.0')
+    words = precision.opening_sentence('cpu', 'float32', '2.15.0')
     assert '--precision-mode mixed' in words and ('quarter' in words) == (cpuinfo == NEW)
-    assert 'bfloat16' in precision.opening_words('cpu', 'mixed', '2.15.0')
-    assert precision.opening_words('cpu', 'float32', '1.15.0') == ''
-    assert precision.opening_words('npu', None, '1.15.0') == ''
+    assert 'bfloat16' in precision.opening_sentence('cpu', 'mixed', '2.15.0')
+    assert precision.opening_sentence('cpu', 'float32', '1.15.0') == ''
+    assert precision.opening_sentence('npu', None, '1.15.0') == ''
 
 
 @pytest.mark.parametrize('node', ['nvidia0', 'davinci0'])

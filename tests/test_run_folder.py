@@ -63,7 +63,7 @@ def test_a_start_that_is_refused_leaves_nothing(images, tmp_path, folder, given)
     """By the folder itself, and by what is read until the run is recorded."""
     def refuse():
         run, _ = started(images, tmp_path / folder, *given)
-        with run.held():
+        with run.clean_up_on_error():
             raise InputError('the images are damaged')
     with pytest.raises(InputError):
         refuse()
@@ -72,7 +72,7 @@ def test_a_start_that_is_refused_leaves_nothing(images, tmp_path, folder, given)
 
 def test_a_refused_start_leaves_the_lock_of_another_run(images, tmp_path):
     run, _ = started(images, tmp_path / 'run')
-    with pytest.raises(InputError, match='damaged'), run.held():
+    with pytest.raises(InputError, match='damaged'), run.clean_up_on_error():
         shutil.rmtree(str(tmp_path / 'run'))
         started(images, tmp_path / 'run')
         raise InputError('the images are damaged')

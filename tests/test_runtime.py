@@ -295,8 +295,8 @@ REFUSED = ('failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: 
     ('2.21.0', 'CUDA_ERROR_INSUFFICIENT_DRIVER', 'its log tells the cause; read it with --verbose')])
 def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(version, log, reason, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '7')
-    assert nvidia.reason_in(log, version, True) == reason
-    assert nvidia.reason_in(log, version, False).startswith('it is built for CPUs alone; ')
+    assert nvidia.find_cause(log, version, True) == reason
+    assert nvidia.find_cause(log, version, False).startswith('it is built for CPUs alone; ')
 
 
 @pytest.mark.skipif(not shutil.which('cc'), reason='needs a compiler')

@@ -113,7 +113,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path, cap
         checkpoints = Checkpoints(str(tmp_path), model, sgd, STEPS, 1, Ranks())
         for number, content in enumerate(damaged):
             newest.write_bytes(content)
-            training.assign([step_variable()], [0])
+            training.assign_variables([step_variable()], [0])
             assert checkpoints.restore().step == 5, number
             assert keras.backend.get_value(step_variable()) == 5
             said = capsys.readouterr().err

@@ -54,7 +54,7 @@ class Run:
             start = checkpoints.restore()
 
             def after_epoch(rows):
-                with statistics.measured():
+                with statistics.use_measured():
                     self.weights[rows[-1]['epoch']] = model.get_weights()
                     rows[-1]['validation_error'] = errors[rows[-1]['epoch'] - 1]
                     if evaluation.best_row(rows) is rows[-1]:
@@ -149,7 +149,7 @@ def test_all_sets_are_evaluated_in_batches_of_one_size():
         views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
         np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(plain, images[:, 0, 0])
-        np.testing.assert_array_equal(evaluate.one_view(), images[:, 0, 0])
+        np.testing.assert_array_equal(evaluate.predict_one_view(), images[:, 0, 0])
     assert shapes == {(40,) + SHAPE}
 
 
@@ -319,7 +319,7 @@ def test_flags_that_belong_to_nothing_say_so():
 
 def test_profiling_says_when_its_step_never_comes(capsys):
     from sesemi.device import runtime
-    assert runtime.profiler('cpu', runtime.Options(profiling='x'), None, 9) == []
+    assert runtime.profiler_callbacks('cpu', runtime.Options(profiling='x'), None, 9) == []
     assert re.match('--profiling: step 10 .* has 9;', capsys.readouterr().err)
 
 

@@ -50,7 +50,7 @@ class Ranks:
 
     # The session
 
-    def serve(self, config):
+    def start_server(self, config):
         """The target of a session whose graph is this process's own, with its settings added to its
         ConfigProto.
         """

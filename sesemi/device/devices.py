@@ -30,19 +30,19 @@ def choose_device(requested='auto'):
     why.
     """
     if requested == 'npu':
-        npu.adapter()
+        npu.import_adapter()
     if requested == 'gpu' and not list_gpus():
         raise InputError('--device gpu: '
-                         + (_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
+                         + (_explain_unused_card() or 'there is no NVIDIA card here; say --device cpu.'))
     if requested != 'auto':
         return requested, 'asked for'
     found, why = npu.find()
     if found:
-        npu.adapter()
+        npu.import_adapter()
         return 'npu', why
     if list_gpus():
         return 'gpu', why + '; TensorFlow finds a GPU'
-    unused = _unused_card()
+    unused = _explain_unused_card()
     if unused:
         print('This run is on the CPU: ' + unused, file=sys.stderr)
     why += '; TensorFlow finds no GPU'
@@ -96,5 +96,5 @@ def list_gpus():
         return []
 
 
-def _unused_card():
-    return nvidia.unused_card(tf.__version__, tf.test.is_built_with_cuda())
+def _explain_unused_card():
+    return nvidia.explain_unused_card(tf.__version__, tf.test.is_built_with_cuda())

@@ -26,7 +26,7 @@ def find():
             % found[0]) if found else (False, 'npu_bridge but no %s' % NODES)
 
 
-def adapter():
+def import_adapter():
     """The adapter's names. Imported for an NPU run only: later lines patch every tf.Session when imported.
     Raises InputError.
     """
@@ -41,7 +41,7 @@ def adapter():
 
 def all_reduce(tensor):
     """The sum over the ranks of an int32 tensor, which is not a variable."""
-    adapter()
+    import_adapter()
     from npu_bridge.hccl import hccl_ops
     return hccl_ops.allreduce(tensor, 'sum', fusion=0)
 
@@ -93,4 +93,4 @@ def configure(config, options):
         else:
             custom.parameter_map[key].s = value.encode()
     rewrite.remapping = rewrite.memory_optimization = rewrite.OFF
-    return adapter().npu_config_proto(config)
+    return import_adapter().npu_config_proto(config)

@@ -32,7 +32,7 @@ def load_cuda():
                     ctypes.CDLL(path)
 
 
-def unused_card(tensorflow, built_with_cuda):
+def explain_unused_card(tensorflow, built_with_cuda):
     """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a
     card.
 
@@ -48,10 +48,10 @@ def unused_card(tensorflow, built_with_cuda):
         cwd=project, env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL='0', TF_CPP_VMODULE='dso_loader=1'),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors='replace').stderr
     return 'TensorFlow %s cannot use the NVIDIA card: %s, or say --device cpu.' % (
-        tensorflow, reason_in(log, tensorflow, built_with_cuda))
+        tensorflow, find_cause(log, tensorflow, built_with_cuda))
 
 
-def reason_in(log, tensorflow, built_with_cuda):
+def find_cause(log, tensorflow, built_with_cuda):
     """The cause and the remedy, by the log of a TensorFlow of this version that tells what it loads."""
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     # Not TensorRT (libnvinfer), which no training needs, and not the driver's libnvidia-ml.

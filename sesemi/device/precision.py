@@ -11,7 +11,7 @@ from sesemi.errors import InputError
 MODES = {'cpu': ('float32', 'mixed'), 'gpu': ('float32', 'mixed'), 'npu': npu.PRECISION_MODES}
 CPUINFO = '/proc/cpuinfo'
 BFLOAT16_FLAGS = 'amx_bf16', 'avx512_bf16'      # of a processor that multiplies bfloat16; the faster first
-OLDEST = 2, 15                                  # the TensorFlow whose graph rewrite to bfloat16 was tried
+OLDEST_TENSORFLOW = 2, 15       # the oldest version whose graph rewrite to bfloat16 was tried
 
 
 def known_device(requested):
@@ -50,8 +50,8 @@ def missing_for_bfloat16(tensorflow):
         return 'Linux on x86-64'
     if not bfloat16_flag():
         return 'a processor with %s, which this one does not have' % ' or '.join(BFLOAT16_FLAGS)
-    if tuple(map(int, re.findall(r'\d+', tensorflow or '0.0')[:2])) < OLDEST:
-        return 'TensorFlow %d.%d or newer; start with TENSORFLOW=2 bash run_1p.sh' % OLDEST
+    if tuple(map(int, re.findall(r'\d+', tensorflow or '0.0')[:2])) < OLDEST_TENSORFLOW:
+        return 'TensorFlow %d.%d or newer; start with TENSORFLOW=2 bash run_1p.sh' % OLDEST_TENSORFLOW
     if os.environ.get('TF_ENABLE_ONEDNN_OPTS', '1').lower() in ('0', 'false'):
         return 'oneDNN; unset TF_ENABLE_ONEDNN_OPTS'
     return None
@@ -72,21 +72,21 @@ def resolve(device, mode):
     return mode or (None if device == 'npu' else 'float32')
 
 
-def in_words(device, mode):
+def describe(device, mode):
     """What a mode means on a device: the same words, the same arithmetic."""
     if mode == 'mixed':
         return 'mixed (%s)' % ('bfloat16' if device == 'cpu' else 'float16')
     return resolve(device, mode) or "the platform's own"
 
 
-def opening_words(device, mode, tensorflow):
+def opening_sentence(device, mode, tensorflow):
     """What the opening lines of a run say of its precision: '' for the default where nothing faster is to be
     had.
     """
     if device == 'npu':
         return ''
     if mode == 'mixed':
-        return ' Precision: %s.' % in_words(device, mode)
+        return ' Precision: %s.' % describe(device, mode)
     if device == 'gpu' or missing_for_bfloat16(tensorflow):
         return ''
     return ' Precision: float32; --precision-mode mixed takes %s here.' % (

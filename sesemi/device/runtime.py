@@ -40,7 +40,7 @@ def open_session(device, options=Options(), ranks=None):
         config = gpu_config() if device == 'gpu' else tf.ConfigProto(device_count={'GPU': 0})
     served = ranks and not ranks.alone and device != 'npu'
     # before the rewrites, which the server would make once more
-    target = ranks.serve(config) if served else ''
+    target = ranks.start_server(config) if served else ''
     rewrite = config.graph_options.rewrite_options
     if device == 'gpu' and options.precision_mode == 'mixed':
         rewrite.auto_mixed_precision = rewrite.ON
@@ -74,13 +74,13 @@ def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
     """
     sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
     if device == 'npu':
-        return npu.adapter().npu_distributed_optimizer_wrapper(sgd)
+        return npu.import_adapter().npu_distributed_optimizer_wrapper(sgd)
     if device == 'gpu' and options.precision_mode == 'mixed':
         sgd = tf.train.experimental.enable_mixed_precision_graph_rewrite(sgd)
     return ranks.average(sgd) if ranks and not ranks.alone else sgd
 
 
-def profiler(device, options, model, steps):
+def profiler_callbacks(device, options, model, steps):
     """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session
     profiles by itself.
 

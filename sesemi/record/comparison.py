@@ -9,7 +9,7 @@ from sesemi.device import precision
 from sesemi.errors import InputError
 from sesemi.flags import IDENTITY_FLAGS
 from sesemi.record import page, plots
-from sesemi.record.live import say_once
+from sesemi.record.live import print_once
 from sesemi.record.run_folder import data_name, stored_result
 from sesemi.system.files import write_atomic
 
@@ -65,7 +65,7 @@ def load_results(folders):
                   for path in sorted(glob.glob(os.path.join(glob.escape(folder), '*', 'args.json')))]
         finished = [run for run in inside if os.path.exists(os.path.join(run, 'result.json'))]
         for run in sorted(set(inside) - set(finished)):
-            say_once('%s: not finished; left out.' % run)
+            print_once('%s: not finished; left out.' % run)
         found += finished or [folder]
     results = []
     for run in {os.path.realpath(run): run for run in found}.values():
@@ -84,7 +84,7 @@ def setting(result):
     mode = result.get('precision_mode', result['flags'].get('precision_mode'))
     return dict({name: result['flags'].get(name, STARTED_WITH.get(name)) for name in SETTINGS},
                 data=data_name(result['flags']),
-                precision_mode=precision.in_words(result.get('device'), mode),
+                precision_mode=precision.describe(result.get('device'), mode),
                 images=result['data_checksum'][:8])
 
 
@@ -108,9 +108,9 @@ def plot(folders, path):
     """Draw the errors by method and labels to a PNG file. Raises InputError without matplotlib, and as
     compare does.
     """
-    if plots.missing():
+    if plots.import_error():
         raise InputError('--plot %s: matplotlib cannot be imported (%s); pip install matplotlib.'
-                         % (path, plots.missing()))
+                         % (path, plots.import_error()))
     groups = group(load_results(folders))
     naming = [name for name in ('method', 'data', 'network') if name == 'method'
               or name in differences(groups, [])]

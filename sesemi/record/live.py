@@ -27,10 +27,10 @@ class Report:
         self.clock = clock
         self.record = stored_record(folder)
         self.samples = page.samples_section(dataset, labeled)
-        if plots.missing():
-            say_once('No curves.png and no confusion.png: matplotlib cannot be imported (%s); pip install '
+        if plots.import_error():
+            print_once('No curves.png and no confusion.png: matplotlib cannot be imported (%s); pip install '
                      'matplotlib.'
-                     % plots.missing())
+                     % plots.import_error())
         self.drawn = float('-inf')
 
     def refresh(self, rows):
@@ -59,16 +59,16 @@ class Report:
             raise
         except Exception as error:
             # a run of days must not end for a picture, whatever a plotting library does
-            say_once('%s: the report could not be drawn (%s: %s); the run goes on.'
+            print_once('%s: the report could not be drawn (%s: %s); the run goes on.'
                      % (self.folder, type(error).__name__, error))
 
     def _files(self, rows, result, probabilities):
         """Yield (name, bytes) of each file."""
         curves, title = [], page.title(self.record['flags'], self.labeled)
-        if not plots.missing():
+        if not plots.import_error():
             png, curves = plots.curves(rows, title)
             yield 'curves.png', png
-        if result and not plots.missing():
+        if result and not plots.import_error():
             names = self.dataset.class_names
             matrix = np.array(result['confusion_matrix'])
             yield 'confusion.png', plots.confusion_png(matrix, names, len(names) <= page.NUMBERED, title)
@@ -78,6 +78,6 @@ class Report:
 
 
 @functools.lru_cache(maxsize=None)
-def say_once(sentence):
+def print_once(sentence):
     """Print a sentence on standard error, the first time it is to be said."""
     print(sentence, file=sys.stderr)

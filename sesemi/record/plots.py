@@ -39,7 +39,7 @@ PANELS = (
 
 
 @functools.lru_cache(maxsize=None)
-def missing():
+def import_error():
     """Why matplotlib cannot be imported; None when it can."""
     try:
         import matplotlib.figure  # noqa: F401

@@ -32,7 +32,7 @@ FORMAT = 3
 def open_run(folder, flags):
     """The block in which the folder of a run is this process's own; gives its Run."""
     run = Run(folder, flags)
-    with run.held():
+    with run.clean_up_on_error():
         yield run
 
 
@@ -50,7 +50,7 @@ class Run:
         place = pathlib.Path(os.path.abspath(folder))
         places = place / '.lock', place, *place.parents
         self._made = [path for path in places if not os.path.exists(str(path))]
-        with self.held():
+        with self.clean_up_on_error():
             try:
                 os.makedirs(folder, exist_ok=True)
             except OSError as error:
@@ -65,7 +65,7 @@ class Run:
             path.unlink()       # of a run that was killed while it wrote
 
     @contextlib.contextmanager
-    def held(self):
+    def clean_up_on_error(self):
         """The block in which the folder is this run's. An error before `start` removes the lock and the
         folders made for it.
         """
@@ -152,9 +152,9 @@ class Run:
     def _say_other_precision(self):
         stored = stored_record(self.folder)
         mode = stored['flags'].get('precision_mode')
-        now = precision.in_words(self.device, self.flags['precision_mode'])
+        now = precision.describe(self.device, self.flags['precision_mode'])
         # older records name no device
-        begun = precision.in_words(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)
+        begun = precision.describe(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)
         if begun != now:
             print('Precision: %s from here on; the run began in %s.' % (now, begun))
 

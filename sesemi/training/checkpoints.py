@@ -15,7 +15,7 @@ import numpy as np
 from sesemi.device.runtime import step_variable
 from sesemi.errors import InputError, describe_error
 from sesemi.system.files import write_atomic
-from sesemi.training.training import Diverged, Progress, assign, read
+from sesemi.training.training import Diverged, Progress, assign_variables, read_variables
 
 KEPT = 2                # the last one, and the one before it in case the last is damaged
 EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every one is worth a checkpoint
@@ -41,11 +41,11 @@ class Checkpoints:
 
     def store_best(self):
         """The weights as they are, batch-norm statistics with them, are the best so far."""
-        self.best = read(self.model.weights)
+        self.best = read_variables(self.model.weights)
 
     def load_best(self):
         """Set the model to its best weights, if there are any."""
-        assign(self.model.weights[:len(self.best)], self.best)
+        assign_variables(self.model.weights[:len(self.best)], self.best)
 
     def is_due(self, step):
         """Whether it is time to save after so many steps: every `minutes`, and at the end of an epoch if the
@@ -109,7 +109,7 @@ class Checkpoints:
 
     def pack(self, progress):
         """A checkpoint as bytes, an .npz. Raises Diverged when a weight is not finite."""
-        arrays = read(self.variables)
+        arrays = read_variables(self.variables)
         finite = all(np.isfinite(array).all() for array in arrays)
         if any(self.ranks.sum(np.array([not finite], np.int32))):
             raise Diverged('after step %d a weight is not finite' % (progress.step - 1))
@@ -124,7 +124,7 @@ class Checkpoints:
         """Set all variables to what pack gave, here or on another rank; returns its Progress."""
         progress, steps_per_epoch, arrays, self.best = self._read(data)
         progress = rescale(progress, steps_per_epoch, self.steps_per_epoch)
-        assign(self.variables + [step_variable()], arrays + [progress.step])
+        assign_variables(self.variables + [step_variable()], arrays + [progress.step])
         return progress
 
     def _read(self, data):

@@ -16,7 +16,7 @@ from sesemi.device.backend import keras
 from sesemi.settings import CONTRAST_SCALE
 from sesemi.system.files import write_atomic
 from sesemi.training import model_file
-from sesemi.training.training import assign, read
+from sesemi.training.training import assign_variables, read_variables
 from utils import ChannelStandardizer, Whitener
 
 
@@ -54,19 +54,19 @@ class Classifier:
         self.variables = [(layer.name, variable) for layer in inference_model.layers
                           for variable in layer.weights]
 
-    def read(self):
+    def read_weights(self):
         """The weights of the inference model as they are: a list of arrays."""
-        return read(variable for _, variable in self.variables)
+        return read_variables(variable for _, variable in self.variables)
 
     def save(self, path, arrays=None):
-        """Write the classifier with the weights that `read` gave, by default those of now, to the h5 file
-        `path`, whole or not at all.
+        """Write the classifier to the h5 file `path`, completely or not at all.
 
-        The file is made in memory first: HDF5 writing to a full disk crashes the interpreter. Raises
-        InputError as write_atomic.
+        arrays: the weights, as read_weights returns them; None: the current ones. Raises InputError if the
+        file cannot be written. It is made in memory first, because HDF5 crashes the interpreter on a full
+        disk.
         """
         weights = dict(self.preprocessing)
-        for (layer, variable), array in zip(self.variables, arrays or self.read()):
+        for (layer, variable), array in zip(self.variables, arrays or self.read_weights()):
             weights.setdefault(layer, {})[variable.op.name.split('/')[-1]] = array
         memory = io.BytesIO()
         with h5py.File(memory, 'w') as file:
@@ -129,5 +129,5 @@ def load_classifier(path):
         fit = [tuple(variable.shape.as_list()) for variable in variables] == [array.shape for array in arrays]
         if not fit or not all(np.isfinite(array).all() for array in arrays):
             raise ValueError('its weights do not fit its layers or are not finite')
-        assign(variables, arrays)
+        assign_variables(variables, arrays)
     return model

@@ -12,7 +12,7 @@ from sesemi.device.backend import keras
 from sesemi.settings import NORM_BATCHES
 from sesemi.system.pools import prefetch
 from sesemi.training.metrics import error_rate, test_metrics
-from sesemi.training.training import assign, batch_statistics, read
+from sesemi.training.training import assign_variables, batch_statistics, read_variables
 
 EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger ones as many fewer
 
@@ -64,7 +64,7 @@ class Evaluation:
         """
         dense, one_view = self._test()
         return dense, {**test_metrics(dense, one_view, self.dataset.test_labels, self.dataset.class_names),
-                       'labeled_error_rate': error_rate(self._labeled.one_view(), self.labels)}
+                       'labeled_error_rate': error_rate(self._labeled.predict_one_view(), self.labels)}
 
 
 def best_row(rows):
@@ -102,7 +102,7 @@ def evaluation_statistics(model, batches, steps, ranks, recompute):
     if ranks.alone and not recompute:
         return contextlib.nullcontext
     statistics = NormStatistics(model, batches, steps, ranks)
-    return statistics.measured if recompute else statistics.of_rank_0
+    return statistics.use_measured if recompute else statistics.use_rank_0
 
 
 class NormStatistics:
@@ -118,11 +118,11 @@ class NormStatistics:
         self.measure = keras.backend.function(inputs, list(values))
         self.super_data = lambda i: batches[steps + i][0]['super_data']
 
-    def of_rank_0(self):
+    def use_rank_0(self):
         """Rank 0's averages of training."""
-        return self._in_use(read(self.averages))
+        return self._in_use(read_variables(self.averages))
 
-    def measured(self):
+    def use_measured(self):
         """Measured anew for the weights as they are, because averages lag behind the weights: a short run is
         over before they have come near. The mean over NORM_BATCHES training batches of the super branch,
         always the same ones, which no step trains on. As PyTorch's `swa_utils.update_bn` does it, and
@@ -133,12 +133,12 @@ class NormStatistics:
 
     @contextlib.contextmanager
     def _in_use(self, statistics):
-        own = read(self.averages)
-        assign(self.averages, self.ranks.broadcast_arrays(statistics))
+        own = read_variables(self.averages)
+        assign_variables(self.averages, self.ranks.broadcast_arrays(statistics))
         try:
             yield
         finally:
-            assign(self.averages, own)
+            assign_variables(self.averages, own)
 
 
 def evaluation_batch(*counts, image_size=32):
@@ -174,7 +174,7 @@ class DenseEvaluator:
             one_view.append(outputs[0])
         return self._joined(dense), self._joined(one_view)
 
-    def one_view(self):
+    def predict_one_view(self):
         """The softmax of the images themselves: float32 (n, classes)."""
         return self._joined([self.model.predict_on_batch(view)
                              for view, in self._batches(lambda images, first: [images])])

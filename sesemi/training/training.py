@@ -136,12 +136,12 @@ def batch_statistics(model):
             for pair in layer.statistics()]
 
 
-def read(variables):
+def read_variables(variables):
     """The values of variables, arrays, in one run of the session."""
     return keras.backend.get_session().run(list(variables))
 
 
-def assign(variables, arrays):
+def assign_variables(variables, arrays):
     """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed
     in: so the graph gains no operation.
     """
