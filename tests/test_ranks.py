@@ -287,7 +287,7 @@ def test_how_many_ascend_ranks_share_a_host(tmp_path):
     assert find(older) == RankInfo(1, 5, (), 3) and find(older, '4') == RankInfo(4, 5, (), 2)
     for table in ({}, [], {'server_list': []}, {'group_list': []},
                   {'server_list': [{'server_id': 'a', 'device': cards[1]}]}):
-        with pytest.raises(InputError, match='RANK_TABLE_FILE=.*table.json: rank 1 is not to be found'):
+        with pytest.raises(InputError, match='RANK_TABLE_FILE=.*table.json: rank 1 is not found'):
             find(table)
 
 

@@ -327,11 +327,11 @@ def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
 import os, sys
 from sesemi.device import backend
 
-with backend.without_early_lines():
+with backend.filtered_stderr():
     os.write(2, %r)
     print('written by Python', file=sys.stderr)
 os.write(2, b'I0000 afterwards' + os.linesep.encode())
-with backend.without_early_lines():
+with backend.filtered_stderr():
     os.write(2, b'F0000 the last words')
     os.abort()
 ''' % b'\n'.join(lines), cwd=PROJECT, TF_CPP_MIN_LOG_LEVEL='3')

@@ -25,7 +25,7 @@ def main(argv):
     """Run the program; returns its exit status."""
     import train_evaluate_sesemi
     from sesemi.record import plots
-    without_plots = mock.patch.object(plots, 'missing', lambda: 'a test needs none')
+    without_plots = mock.patch.object(plots, 'import_error', lambda: 'a test needs none')
     with mock.patch.dict(sesemi.TRUNKS, nin=trunk), without_plots:
         return train_evaluate_sesemi.main(argv)
 

@@ -1,3 +1,1 @@
-"""CPU, GPU or NPU: which and why, its session, precision and optimizer, and what several processes compute
-together.
-"""
+"""The device of a run, a CPU, GPU or NPU: its choice, session, precision, optimizer; sums over processes."""

@@ -1,8 +1,8 @@
-"""The names of TensorFlow and Keras. The only file that imports them.
+"""The names `tf` and `keras`. The only file that imports TensorFlow.
 
-`tf` is the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still carries, and `keras` the Keras inside
-it. The Ascend adapter sets its session on that Keras; the stand-alone package would train on the host CPU
-unnoticed.
+`tf` is the graph-mode API of TensorFlow 1.15, which TensorFlow 2 still has, and `keras` is the Keras inside
+it. The Ascend adapter sets its session on that Keras. The stand-alone package would train on the host CPU
+without a warning.
 """
 import contextlib
 import importlib.util
@@ -15,32 +15,34 @@ import warnings
 from sesemi.device import npu
 from sesemi.errors import InputError
 
-# TensorFlow 2.16 and later: without it keras is Keras 3, which trains nothing here
+# From TensorFlow 2.16 on, keras is otherwise Keras 3, which this program cannot use.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
-if not npu.find()[0]:   # there the adapter's errors and its proof would be hidden
+# Not on an NPU, where this would hide the adapter's errors and its message that the model was compiled.
+if not npu.find()[0]:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    # TensorFlow 2 does so by itself on newer processors only; on others it saves a fifth of a step
+    # TensorFlow 2 does this by itself only on newer processors. On others it saves a fifth of a step.
     if platform.machine() == 'x86_64':
         os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
-# TensorFlow 1.15 raises dozens at import
+# TensorFlow 1.15 gives dozens of these when imported.
 warnings.filterwarnings('ignore', category=FutureWarning)
-# on h5 files and graph mode, which are the point here
+# Keras warns of h5 files and of graph mode, and this program uses both on purpose.
 warnings.filterwarnings('ignore', category=UserWarning, module='tf_keras')
 
-# What TensorFlow 2 writes when imported, to no one's use and at any log level, which it heeds only later.
-EARLY_LINES = ('^I[0-9]{4} |^To enable the following instructions: |^WARNING: All log messages before '
-               'absl::InitializeLog|'
-               'Unable to register cu[A-Za-z]+ factory|computation placer already registered')
+# Useless lines that TensorFlow 2 prints when imported, before it applies the log level.
+IMPORT_MESSAGES = ('^I[0-9]{4} |^To enable the following instructions: |'
+                   '^WARNING: All log messages before absl::InitializeLog|'
+                   'Unable to register cu[A-Za-z]+ factory|computation placer already registered')
 
 
 @contextlib.contextmanager
-def without_early_lines():
-    """Within the block standard error goes through sed, which has the last words of a process that TensorFlow
-    aborts, too.
+def filtered_stderr():
+    """Send standard error through sed within the block, to drop IMPORT_MESSAGES.
+
+    Being another process, sed still prints the last message if TensorFlow aborts this one.
     """
     try:
-        sed = subprocess.Popen(['sed', '-E', '/%s/d' % EARLY_LINES], stdin=subprocess.PIPE, stdout=2)
+        sed = subprocess.Popen(['sed', '-E', '/%s/d' % IMPORT_MESSAGES], stdin=subprocess.PIPE, stdout=2)
     except OSError:     # there is no sed, or no standard error
         yield
         return
@@ -56,7 +58,7 @@ def without_early_lines():
         sed.wait()
 
 
-with contextlib.ExitStack() if VERBOSE else without_early_lines():
+with contextlib.ExitStack() if VERBOSE else filtered_stderr():
     import tensorflow.compat.v1 as tf
 
 if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):

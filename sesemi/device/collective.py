@@ -1,9 +1,7 @@
-"""What the ranks of a run tell each other, by the engine that averages their gradients: TensorFlow's
-collective operations, on NPUs HCCL.
+"""Sums over the ranks of a run, by TensorFlow's collective operations, or on NPUs by HCCL.
 
-All ranks run the same graphs in the same order; rank 0 differs in that it writes and prints. So everything is
-a sum in which all take part: of the gradients and of a few counts in each step, of whole numbers between the
-steps.
+All ranks run the same graphs in the same order; rank 0 also writes files and prints. Whatever ranks tell each
+other is a sum over all of them: of gradients and a few counts in each step, of int32 values between steps.
 """
 import contextlib
 import functools
@@ -22,28 +20,29 @@ from sesemi.errors import InputError, RunError
 from sesemi.system import signals
 from sesemi.system.files import WAIT_SECONDS
 
-PEER_SECONDS = 600      # for a run of a graph in which all take part
-SIZE = 1 << 18          # int32 numbers of a sum between the steps: one size is one graph
-END = '; the run ends here and goes on with --resume.'
-SILENT = 'Another rank does not answer for %g seconds (--peer-timeout), as if stopped or cut off' + END
+PEER_SECONDS = 600      # default limit of one run of a graph in which all ranks take part
+SIZE = 1 << 18          # int32 values in a sum between steps; always the same, as each size is another graph
+RESUME = '; the run ends here and goes on with --resume.'
+NO_ANSWER = 'Another rank has not answered for %g seconds (--peer-timeout), as if stopped or cut off' + RESUME
 LOST_RANK_ERRORS = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError,
                     tf.errors.CancelledError)
 
-# of collective operations: a key used again with another shape aborts all that follow
+# Keys of collective operations: if one is used again with another shape, all later operations abort.
 _keys = itertools.count(1)
 
 
 class Ranks:
-    """The processes that train together. Alone, a sum is what was given.
+    """The processes that train together. If there is only one, a sum is the value itself.
 
-    info: a ranks.RankInfo; device: 'cpu', 'gpu' or 'npu'; the time-outs in seconds, None: the defaults.
+    info: a ranks.RankInfo. device: 'cpu', 'gpu' or 'npu'. join_timeout, peer_timeout: seconds; None: the
+    defaults.
     """
 
     def __init__(self, info=RankInfo(), device='cpu', join_timeout=None, peer_timeout=None):
         self.info, self.device = info, device
         self.rank, self.world_size, self.alone = info.rank, info.world_size, info.world_size == 1
         self.join_timeout, self.peer_timeout = join_timeout or WAIT_SECONDS, peer_timeout or PEER_SECONDS
-        self.run_options = None     # of every run in which all ranks take part; on NPUs none
+        self.run_options = None     # for each session.run in which all ranks take part; None on NPUs
         self._compiled = set()      # the names of the graphs that have run
         if device == 'npu' and not self.alone:
             npu.set_timeouts(self.join_timeout, self.peer_timeout)
@@ -51,54 +50,56 @@ class Ranks:
     # The session
 
     def start_server(self, config):
-        """The target of a session whose graph is this process's own, with its settings added to its
-        ConfigProto.
+        """Start this rank's server, if it does not run yet; returns its address, a session's `target`.
+
+        config: the session's ConfigProto, to which what the server needs is added. Raises InputError if the
+        server cannot listen at the address of this rank.
         """
         config.device_filters.append(self._task)
         config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
-        # a build for CPUs has no NCCL and crashes if it is asked for
+        # A build for CPUs has no NCCL and would crash.
         config.experimental.collective_nccl = self.device == 'gpu'
         return _server(self.info.workers, self.rank, config.SerializeToString()).target
 
     def join(self):
-        """Meet all ranks in the current session, which has an empty graph. Raises RunError if one does not
-        come.
+        """Wait in the current session until all ranks have started. Its graph must still be empty.
+
+        If one does not start within join_timeout, the process ends with status 1. Raises RunError if the
+        connection to one breaks, InputError if one runs another TensorFlow.
         """
         if self.alone:
             return
         if self.device != 'npu':
             self.run_options = tf.RunOptions()
-            # so TensorFlow 2 notices at once that rank 0 is lost
+            # With a key, TensorFlow 2 notices at once that rank 0 is lost.
             self.run_options.experimental.collective_graph_key = next(_keys)
         with tf.device(None if self.device == 'npu' else self._task + '/device:CPU:0'):
             self._addend = tf.placeholder(tf.int32, [SIZE], 'addend')
             self._total = self.all_reduce(self._addend)
-        # not a constant: all ranks have the same graph
-        self.given_rank = tf.placeholder_with_default(0, (), 'rank')
+        # A placeholder, not a constant, so that all ranks have the same graph.
+        self.rank_input = tf.placeholder_with_default(0, (), 'rank')
         workers = ': ' + ', '.join(self.info.workers) if self.info.workers else ''
-        sentence = ('Not all of the %d ranks came within %g seconds (--join-timeout)%s; start all of them, '
-                    'with the same versions.' % (self.world_size, self.join_timeout, workers))
+        sentence = ('Not all of the %d ranks started within %g seconds (--join-timeout)%s; start all of '
+                    'them, with the same versions.' % (self.world_size, self.join_timeout, workers))
         try:
             with self.waiting('sum', self.join_timeout, sentence):
                 self._run(np.zeros(SIZE, np.int32))
-        except tf.errors.InternalError:     # what TensorFlow 2 answers to 1.15
-            raise InputError('Another rank has another TensorFlow than %s, which this one has; start every '
+        except tf.errors.InternalError:     # TensorFlow 2 answers this to 1.15
+            raise InputError('Another rank has another version of TensorFlow than this one, %s; start every '
                              'rank with the same versions.'
                              % tf.__version__) from None
 
     def batch_number(self):
-        """The number of this rank's batch of the current step among those of all ranks and steps: an int32
-        scalar tensor.
-        """
-        return batch_number() if self.alone else batch_number(self.given_rank, self.world_size)
+        """runtime.batch_number for this rank: an int32 scalar tensor."""
+        return batch_number() if self.alone else batch_number(self.rank_input, self.world_size)
 
     # Sums
 
     def all_reduce(self, tensor):
-        """The sum over the ranks of an int32 tensor of the graph, which is not a variable."""
+        """The sum over the ranks of an int32 tensor of the graph. It must not be a variable."""
         if self.device == 'npu':
             return npu.all_reduce(tensor)
-        # all of a group are on one kind of device, and so is what is fed
+        # All members of a group must be on one kind of device, and fed values are on the CPU.
         with tf.device(self._task + '/device:CPU:0'):
             return tf.raw_ops.CollectiveReduce(
                 input=tensor, group_size=self.world_size, group_key=2, instance_key=next(_keys),
@@ -106,7 +107,7 @@ class Ranks:
                 subdiv_offsets=[0], communication_hint='ring')
 
     def sum(self, values):
-        """The sum over the ranks of int32 values, (n,) with the same n on all."""
+        """The sum over the ranks of an int32 array (n,); n is the same on all ranks."""
         if self.alone:
             return values
         total = np.empty(len(values), np.int32)
@@ -118,7 +119,7 @@ class Ranks:
         return total
 
     def broadcast(self, data):
-        """Rank 0's `data`, bytes, on every rank."""
+        """Returns rank 0's `data`, bytes, on every rank."""
         if self.alone:
             return data
         size, = self.sum(np.array([0 if self.rank else len(data)], np.int32))
@@ -137,25 +138,28 @@ class Ranks:
         return [part.reshape(array.shape) for part, array in zip(np.split(flat, ends[:-1]), arrays)]
 
     def per_rank(self, total):
-        """How many of so many images, n, each rank takes: rank r those from r * n to (r + 1) * n; the last
-        ranks may get fewer or none.
+        """How many of `total` images each rank takes: n, rounded up.
+
+        Rank r takes images r * n to (r + 1) * n - 1; the last ranks may have fewer, or none.
         """
         return -(-total // self.world_size)
 
     def gather(self, rows, total):
-        """The rows of all images, float32 (total, k), of which this rank has computed its own,
-        (per_rank(total), k).
+        """The rows of all ranks joined: float32 (total, k).
+
+        rows: this rank's own, float32 (per_rank(total), k).
         """
         if self.alone:
             return rows
-        whole = np.zeros((self.world_size * len(rows),) + rows.shape[1:], np.float32)
-        whole[self.rank * len(rows):][:len(rows)] = rows
-        bits = self.sum(whole.view(np.int32).ravel())       # a sum of float32 may change bits
-        return bits.view(np.float32).reshape(whole.shape)[:total]
+        padded = np.zeros((self.world_size * len(rows),) + rows.shape[1:], np.float32)
+        padded[self.rank * len(rows):][:len(rows)] = rows
+        bits = self.sum(padded.view(np.int32).ravel())      # a sum of float32 may change bits
+        return bits.view(np.float32).reshape(padded.shape)[:total]
 
     def check_equal(self, values):
-        """Compares `values`, {what a user calls it: JSON value}, with rank 0's. All ranks raise the same
-        InputError.
+        """Compare `values` with those of rank 0. If any differ, all ranks raise the same InputError.
+
+        values: {name for the message: JSON value}.
         """
         if self.alone:
             return
@@ -175,15 +179,15 @@ class Ranks:
                                  % (self.info.name(rank), ', '.join(differ)))
 
     def average(self, optimizer):
-        """The optimizer, its gradients averaged over the ranks: one all-reduce for all of them, which gives
-        every rank the same bits.
+        """Make the optimizer average its gradients over the ranks; returns it.
 
-        Not on the NPU, whose adapter's wrapper does it.
+        One all-reduce carries all gradients, and gives every rank the same bits. Not for the NPU, where the
+        adapter's optimizer averages them.
         """
-        own_gradients = optimizer.get_gradients
+        get_own_gradients = optimizer.get_gradients
 
         def get_gradients(loss, params):
-            gradients = own_gradients(loss, params)
+            gradients = get_own_gradients(loss, params)
             with tf.device(self._task):
                 flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
                 mean = tf.raw_ops.CollectiveReduce(
@@ -199,20 +203,21 @@ class Ranks:
 
     @contextlib.contextmanager
     def waiting(self, graph, seconds=None, sentence=None):
-        """The block in which all ranks run the graph of that name: the process ends with status 1 and a
-        sentence if that takes too long.
+        """Limit the time of the block, in which all ranks run the graph named `graph`.
 
-        An NPU may compile for an hour when it runs a graph for the first time: there HCCL's limits hold
-        alone. Raises RunError when TensorFlow finds that a rank is lost; nothing is to be tried again then.
+        After `seconds` (None: peer_timeout) the process ends with status 1 and `sentence`. On an NPU the
+        first run of a graph has no such limit, only HCCL's, because compiling it may take an hour. Raises
+        RunError if TensorFlow finds that a rank is lost; then no later sum would work.
         """
         unlimited = self.device == 'npu' and graph not in self._compiled
         self._compiled.add(graph)
         try:
-            sentence = sentence or SILENT % self.peer_timeout
+            sentence = sentence or NO_ANSWER % self.peer_timeout
             with contextlib.nullcontext() if unlimited else _limit(seconds or self.peer_timeout, sentence):
                 yield
         except LOST_RANK_ERRORS as error:
-            raise RunError(sentence or 'Another rank is lost (%s)%s' % (type(error).__name__, END)) from None
+            raise RunError(sentence
+                           or 'Another rank is lost (%s)%s' % (type(error).__name__, RESUME)) from None
 
     def _run(self, values):
         return keras.backend.get_session().run(self._total, {self._addend: values}, self.run_options)
@@ -222,14 +227,12 @@ class Ranks:
         return '/job:worker/task:%d' % self.rank
 
 
-class _Clock(threading.Thread):
-    """Counts the seconds that this process runs, not those from Ctrl-Z to fg, and ends it behind the limit of
-    a block.
-    """
+class _Watchdog(threading.Thread):
+    """Ends this process when a block exceeds its limit. Time while the process is stopped does not count."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.seconds, self.limit = 0, None      # limit: (second, sentence), set by the main thread alone
+        self.seconds, self.limit = 0, None      # limit: (second, sentence), set only by the main thread
         self.start()
 
     def run(self):
@@ -237,27 +240,27 @@ class _Clock(threading.Thread):
             time.sleep(1)
             self.seconds += 1
             limit = self.limit
-            if limit and self.seconds > limit[0]:       # the first second may have been a short one
+            if limit and self.seconds > limit[0]:       # not >=: the first second may be cut short
                 signals.end_process(RunError.status, limit[1])
 
 
 @functools.lru_cache(maxsize=None)
-def _clock():
-    return _Clock()
+def _watchdog():
+    return _Watchdog()
 
 
 @contextlib.contextmanager
 def _limit(seconds, sentence):
-    """The block that ends the process with a sentence if it takes longer."""
-    clock = _clock()
-    clock.limit = clock.seconds + seconds, sentence
+    """End the process with a sentence if the block takes longer than `seconds`."""
+    watchdog = _watchdog()
+    watchdog.limit = watchdog.seconds + seconds, sentence
     try:
         yield
     finally:
-        clock.limit = None
+        watchdog.limit = None
 
 
-@functools.lru_cache(maxsize=None)      # a process has one for all its sessions: TensorFlow cannot close it
+@functools.lru_cache(maxsize=None)      # one for all sessions of the process: TensorFlow cannot close it
 def _server(workers, rank, config):
     cluster = tf.train.ClusterSpec({'worker': workers})
     try:

@@ -1,6 +1,4 @@
-"""Which device a run is on, CPU, GPU or Ascend NPU, why that one, and whether it has what the flags ask
-for.
-"""
+"""Chooses the device of a run, CPU, GPU or Ascend NPU, and checks that it supports what the flags ask for."""
 import os
 import sys
 
@@ -12,8 +10,10 @@ from sesemi.errors import InputError
 
 
 def choose_for_run(args, info):
-    """(device, Options, why that device) for the flags of a run. Raises InputError when the device has not
-    what they ask for.
+    """Returns (device, Options, why that device) for a run.
+
+    args: the flags; info: a ranks.RankInfo. Raises InputError if the device does not support a flag, cannot
+    connect the ranks, or has too little memory for a step.
     """
     device, why = choose_device(args.device)
     check_ranks(device, info)
@@ -23,11 +23,10 @@ def choose_for_run(args, info):
 
 
 def choose_device(requested='auto'):
-    """('cpu' | 'gpu' | 'npu', why). Raises InputError when the requested device cannot be used.
+    """Returns ('cpu', 'gpu' or 'npu', why). Raises InputError if the requested device cannot be used.
 
-    'auto' takes the NPU only where both the adapter and a device node are: run_1p.sh sets the Ascend
-    variables everywhere. When it leaves an NVIDIA card that is there unused, a line on standard error says
-    why.
+    'auto' takes the NPU only if it finds both the adapter and a device node, because run_1p.sh sets the
+    Ascend variables everywhere. If it cannot use an NVIDIA card that is there, it says why on standard error.
     """
     if requested == 'npu':
         npu.import_adapter()
@@ -52,9 +51,9 @@ def choose_device(requested='auto'):
 
 
 def device_options(device, args, rank=0):
-    """The Options that the device flags ask for; what they leave lies in args.result.
+    """Returns the Options that the device flags ask for, with folders in args.result.
 
-    On CPUs and GPUs rank 0 alone is profiled. Raises InputError when the device has not what they ask for.
+    On CPUs and GPUs only rank 0 is profiled. Raises InputError if the device does not support a flag.
     """
     precision.check(device, args.precision_mode, tf.__version__)
     for flag, on in (('--over-dump', args.over_dump), ('--data-dump', args.data_dump),
@@ -63,17 +62,15 @@ def device_options(device, args, rank=0):
             raise InputError('%s: only the npu has it, and this run is on the %s; leave the flag out.'
                              % (flag, device))
 
-    def below(name, on):
+    def folder(name, on):
         return os.path.join(os.path.abspath(args.result), name) if on else None
-    return Options(precision.resolve(device, args.precision_mode), below('over_dump', args.over_dump),
-                   below('data_dump', args.data_dump), args.data_dump_step or '0',
-                   below('profiling', args.profiling and (device == 'npu' or not rank)), args.autotune)
+    return Options(precision.resolve(device, args.precision_mode), folder('over_dump', args.over_dump),
+                   folder('data_dump', args.data_dump), args.data_dump_step or '0',
+                   folder('profiling', args.profiling and (device == 'npu' or not rank)), args.autotune)
 
 
 def check_ranks(device, info):
-    """Raises InputError when the device's engine cannot bring the ranks of `info`, a ranks.RankInfo,
-    together.
-    """
+    """Raises InputError if the ranks of `info`, a ranks.RankInfo, cannot connect on this kind of device."""
     if device == 'npu' and info.world_size != int(os.environ.get('RANK_SIZE') or 1):
         raise InputError('--workers: on the npu every process needs RANK_ID and RANK_SIZE too; start them by '
                          'run_8p.sh.')
@@ -84,7 +81,7 @@ def check_ranks(device, info):
 
 
 def list_gpus():
-    """The GPUs that a session has: a driver that is too old is noticed only when one is opened."""
+    """The names of a session's GPUs. It opens a session: only that shows whether the driver is too old."""
     if nvidia.has_card():
         nvidia.load_cuda()
     if not tf.config.experimental.list_physical_devices('GPU'):

@@ -1,5 +1,6 @@
-"""The Ascend NPU: whether it is here, its adapter, and what a session's config tells the adapter. The only
-file to name npu_bridge.
+"""The Ascend NPU: finds it, imports its adapter and configures its sessions.
+
+The only file that names npu_bridge, the adapter.
 """
 import glob
 import importlib.util
@@ -18,7 +19,7 @@ def nodes():
 
 
 def find():
-    """(Whether the adapter and a device node are here, that in words). It imports nothing."""
+    """(Whether this machine has both the adapter and a device node, that in words). Imports nothing."""
     if not importlib.util.find_spec('npu_bridge'):
         return False, 'no npu_bridge'
     found = nodes()
@@ -27,8 +28,9 @@ def find():
 
 
 def import_adapter():
-    """The adapter's names. Imported for an NPU run only: later lines patch every tf.Session when imported.
-    Raises InputError.
+    """Import and return the adapter. Raises InputError if that fails.
+
+    Only for a run on an NPU: newer versions of the adapter patch every tf.Session when imported.
     """
     try:
         import npu_bridge.npu_init
@@ -40,26 +42,26 @@ def import_adapter():
 
 
 def all_reduce(tensor):
-    """The sum over the ranks of an int32 tensor, which is not a variable."""
+    """The sum over the ranks of an int32 tensor. It must not be a variable."""
     import_adapter()
     from npu_bridge.hccl import hccl_ops
     return hccl_ops.allreduce(tensor, 'sum', fusion=0)
 
 
 def set_timeouts(join_timeout, peer_timeout):
-    """Let HCCL wait as long as the ranks do, unless the user has set its limits. Both in seconds; its own are
-    120 and 1836.
+    """Set how long HCCL waits, in seconds, unless the user has set it.
+
+    HCCL's own limits, 120 s to join and 1836 s for a peer, are the least.
     """
     os.environ.setdefault('HCCL_CONNECT_TIMEOUT', '%d' % min(max(120, join_timeout), 7200))
-    # a multiple of 68
+    # HCCL takes multiples of 68
     os.environ.setdefault('HCCL_EXEC_TIMEOUT', '%d' % max(1836, 68 * (peer_timeout // 68 + 1)))
 
 
 def configure(config, options):
-    """Add the NpuOptimizer to a session's ConfigProto; returns what the adapter makes of it. options:
-    runtime.Options.
+    """Add the NpuOptimizer to a session's ConfigProto; returns the ConfigProto that the adapter makes of it.
 
-    The adapter ignores a value in the wrong field, so types matter here.
+    options: a runtime.Options. The adapter ignores a value of the wrong type.
     """
     parameters = {
         'use_off_line': True,

@@ -1,5 +1,6 @@
-"""NVIDIA cards: whether one is here, the CUDA libraries that TensorFlow does not find, and why it cannot use
-the card. No TensorFlow.
+"""NVIDIA cards: finds them, loads CUDA libraries that TensorFlow misses, explains a card it cannot use.
+
+Does not import TensorFlow.
 """
 import contextlib
 import ctypes
@@ -10,7 +11,7 @@ import re
 import subprocess
 import sys
 
-# Under WSL every maker's card is /dev/dxg, but the driver's library is there with NVIDIA's alone.
+# Under WSL all makers' cards are /dev/dxg, but only NVIDIA's come with the driver's library.
 GPU_NODES = ('/dev/nvidia[0-9]*', '/usr/lib/wsl/lib/libcuda.so.1')
 
 
@@ -20,24 +21,24 @@ def has_card():
 
 
 def load_cuda():
-    """Load the libraries that TensorFlow does not find in its CUDA packages, though it asks for these
-    packages itself: cuSOLVER in 2.21, without which it uses no GPU, and NCCL in 2.20. What is loaded is
-    found.
+    """Load libraries of the CUDA packages that some versions of TensorFlow do not find by themselves.
+
+    These are cuSOLVER for 2.21, which uses no GPU without it, and NCCL for 2.20. TensorFlow finds them once
+    they are loaded.
     """
     packages = importlib.util.find_spec('nvidia')
     for folder in getattr(packages, 'submodule_search_locations', None) or ():
         for name in 'cusolver', 'nccl':
             for path in glob.glob('{}/{}/lib/lib{}.so.*'.format(glob.escape(folder), name, name)):
-                with contextlib.suppress(OSError):      # TensorFlow will say it
+                with contextlib.suppress(OSError):      # TensorFlow will report it
                     ctypes.CDLL(path)
 
 
 def explain_unused_card(tensorflow, built_with_cuda):
-    """Why TensorFlow cannot use the NVIDIA card of this machine, and the remedy: a sentence. None without a
-    card.
+    """A sentence: why TensorFlow cannot use this machine's NVIDIA card, and the remedy. None without a card.
 
-    tensorflow: its version. The cause is in TensorFlow's log, which is off in this process: a second one
-    tells it.
+    tensorflow: its version. The cause is read from TensorFlow's log. That is off in this process, so another
+    one is started to write it.
     """
     if not has_card():
         return None
@@ -52,9 +53,12 @@ def explain_unused_card(tensorflow, built_with_cuda):
 
 
 def find_cause(log, tensorflow, built_with_cuda):
-    """The cause and the remedy, by the log of a TensorFlow of this version that tells what it loads."""
+    """The cause and the remedy in words.
+
+    log: what TensorFlow printed, with the libraries it tried to load; tensorflow: its version.
+    """
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    # Not TensorRT (libnvinfer), which no training needs, and not the driver's libnvidia-ml.
+    # Not TensorRT (libnvinfer), which training does not need, nor the driver's libnvidia-ml.
     missing = sorted(set(re.findall(r"Could not load dynamic library '(lib(?!nvi)[^']+)'", log)))
     named = ', '.join(missing)
     if not built_with_cuda:

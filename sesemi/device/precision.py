@@ -1,5 +1,6 @@
-"""The precision of a run: which --precision-mode a device has, and what a CPU needs for mixed precision. No
-TensorFlow.
+"""The precision of a run: the modes of each device, and what a CPU needs for mixed precision.
+
+Does not import TensorFlow.
 """
 import os
 import platform
@@ -10,14 +11,12 @@ from sesemi.errors import InputError
 
 MODES = {'cpu': ('float32', 'mixed'), 'gpu': ('float32', 'mixed'), 'npu': npu.PRECISION_MODES}
 CPUINFO = '/proc/cpuinfo'
-BFLOAT16_FLAGS = 'amx_bf16', 'avx512_bf16'      # of a processor that multiplies bfloat16; the faster first
+BFLOAT16_FLAGS = 'amx_bf16', 'avx512_bf16'      # of processors that multiply bfloat16; the faster first
 OLDEST_TENSORFLOW = 2, 15       # the oldest version whose graph rewrite to bfloat16 was tried
 
 
 def known_device(requested):
-    """The device that --device `requested` comes to, as far as that is known without TensorFlow; else
-    None.
-    """
+    """The device that --device `requested` will mean; None if only TensorFlow can tell."""
     if requested != 'auto':
         return requested
     if npu.find()[0]:
@@ -28,8 +27,8 @@ def known_device(requested):
 def check(device, mode, tensorflow):
     """Raises InputError if the device does not have the mode.
 
-    device: None: not known yet; mode: a --precision-mode, None: the default; tensorflow: its version, None:
-    there is none.
+    device: None if not known yet; mode: a --precision-mode, None for the default; tensorflow: its version,
+    None if it is not installed.
     """
     if None in (device, mode):
         return
@@ -43,8 +42,9 @@ def check(device, mode, tensorflow):
 
 
 def missing_for_bfloat16(tensorflow):
-    """What this machine lacks for mixed precision on its CPU, in words, and how to have it; None if it lacks
-    nothing.
+    """What mixed precision on this machine's CPU lacks, in words with the remedy; None if nothing.
+
+    tensorflow: its version, None if it is not installed.
     """
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         return 'Linux on x86-64'
@@ -68,20 +68,21 @@ def bfloat16_flag():
 
 
 def resolve(device, mode):
-    """The mode in force: the device's default where none was asked for; an NPU's is the platform's, None."""
+    """The mode, or the device's default if it is None: float32, on an NPU None, the platform's own."""
     return mode or (None if device == 'npu' else 'float32')
 
 
 def describe(device, mode):
-    """What a mode means on a device: the same words, the same arithmetic."""
+    """What a mode means on a device, in words. Two runs with the same words compute in the same precision."""
     if mode == 'mixed':
         return 'mixed (%s)' % ('bfloat16' if device == 'cpu' else 'float16')
     return resolve(device, mode) or "the platform's own"
 
 
 def opening_sentence(device, mode, tensorflow):
-    """What the opening lines of a run say of its precision: '' for the default where nothing faster is to be
-    had.
+    """The precision of a run in words, for its first lines; '' if it is the default and there is no faster.
+
+    tensorflow: its version.
     """
     if device == 'npu':
         return ''

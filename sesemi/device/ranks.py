@@ -1,4 +1,4 @@
-"""Which rank this process is among those that train together, and its GPU. Standard library only."""
+"""Finds which rank this process is among those that train together, and its GPU. Standard library only."""
 import glob
 import json
 import re
@@ -12,72 +12,71 @@ class RankInfo(NamedTuple):
     """Which rank this process is, of how many."""
     rank: int = 0
     world_size: int = 1
-    workers: Tuple[str, ...] = ()       # host:port of each rank; on NPUs, which have a rank table, none
+    workers: Tuple[str, ...] = ()       # host:port of each rank; empty on NPUs, which have a rank table
     local_size: int = 1                 # ranks on this host, which share its memory
 
     def name(self, rank):
-        """A rank in words, with its address if that is known."""
+        """A rank in words, with its address if known."""
         return 'Rank %d (%s)' % (rank, self.workers[rank]) if rank < len(self.workers) else 'Rank %d' % rank
 
 
 def find_rank(workers, rank, environment):
-    """This process's RankInfo: from --workers and --rank, else TF_CONFIG, else RANK_ID and RANK_SIZE as on
-    Ascend hosts.
+    """This process's RankInfo: from --workers and --rank, TF_CONFIG, or Ascend's RANK_ID and RANK_SIZE.
 
-    workers: 'host:port,host:port' or None; rank: int or None; environment: as os.environ. Raises InputError
-    naming what is wrong or does not fit together.
+    The first of these that is given decides. workers: 'host:port,host:port' or None; rank: int or None;
+    environment: as os.environ. Raises InputError if one is wrong or disagrees with another.
     """
-    size = _number(environment, 'RANK_SIZE', 1)
+    size = _read_number(environment, 'RANK_SIZE', 1)
     if workers:
-        info = _rank_info(workers.split(','), rank, '--workers %s' % workers, '--rank')
+        info = _make_rank_info(workers.split(','), rank, '--workers %s' % workers, '--rank')
     elif rank is not None:
-        raise InputError('--rank %d: which ranks there are is not known; give --workers HOST:PORT,HOST:PORT '
+        raise InputError('--rank %d: needs the addresses of all ranks; give --workers HOST:PORT,HOST:PORT '
                          'too.' % rank)
     elif environment.get('TF_CONFIG'):
-        info = _from_tf_config(environment['TF_CONFIG'])
+        info = _read_tf_config(environment['TF_CONFIG'])
     elif size > 1:
-        rank = _number(environment, 'RANK_ID', 0)
+        rank = _read_number(environment, 'RANK_ID', 0)
         return RankInfo(rank, size, (), _ranks_on_host(environment.get('RANK_TABLE_FILE'), rank))
     else:
         return RankInfo()
-    if size > 1 and (info.rank, info.world_size) != (_number(environment, 'RANK_ID', 0), size):
+    if size > 1 and (info.rank, info.world_size) != (_read_number(environment, 'RANK_ID', 0), size):
         raise InputError('RANK_ID and RANK_SIZE say rank %s of %d, but --workers or TF_CONFIG rank %d of %d; '
                          'make them agree.'
                          % (environment.get('RANK_ID', 0), size, info.rank, info.world_size))
     return info
 
 
-def _number(environment, name, default):
+def _read_number(environment, name, default):
     text = environment.get(name) or str(default)
     if not text.isdecimal():
         raise InputError('%s is %s, not a whole number; set it right or unset it.' % (name, text))
     return int(text)
 
 
-def _rank_info(workers, rank, source, which):
+def _make_rank_info(workers, rank, source, rank_source):
     for worker in workers:
         host, _, port = str(worker).rpartition(':')
         if not _is_host(host) or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) < 65536:
             raise InputError('%s: %s is not HOST:PORT.' % (source, worker))
     if len(set(workers)) < len(workers):
-        raise InputError('%s: an address is there twice; every rank needs its own.' % source)
+        raise InputError('%s: names an address twice; every rank needs its own.' % source)
     if rank is None or not 0 <= rank < len(workers):
         raise InputError('%s has %d addresses: %s must be from 0 to %d.'
-                         % (source, len(workers), which, len(workers) - 1))
+                         % (source, len(workers), rank_source, len(workers) - 1))
     hosts = [worker.rpartition(':')[0] for worker in workers]
     return RankInfo(rank, len(workers), tuple(workers), hosts.count(hosts[rank]))
 
 
 def _is_host(text):
-    """Whether Python's sockets would look it up at all: a part of a name has 1 to 63 letters."""
+    """Whether Python's sockets accept it as a host: each part of a name must have 1 to 63 letters."""
     try:
         return bool(text.encode('idna'))
     except UnicodeError:
         return False
 
 
-def _from_tf_config(text):
-    """The chief, if the cluster has one beside its workers, is rank 0."""
+def _read_tf_config(text):
+    """The RankInfo of a TF_CONFIG. If the cluster has a chief beside its workers, that is rank 0."""
     try:
         config = json.loads(text)
         chief, workers = (list(config['cluster'].get(name, ())) for name in ('chief', 'worker'))
@@ -88,32 +87,34 @@ def _from_tf_config(text):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError('TF_CONFIG: not the cluster and task of a worker (%s: %s); correct it, unset it or '
                          'give --workers and --rank.' % (type(error).__name__, error)) from None
-    return _rank_info(chief + workers, rank, 'TF_CONFIG', 'its task index')
+    return _make_rank_info(chief + workers, rank, 'TF_CONFIG', 'its task index')
 
 
 def _ranks_on_host(path, rank):
-    """How many ranks share the host of this rank, by an Ascend rank table of version 1.0 or, as ModelArts
-    first had it, 0.1.
+    """How many ranks share the host of `rank`, from the Ascend rank table at `path`.
+
+    The table has version 1.0, or 0.1 as on ModelArts at first.
     """
     try:
         with open(path or '') as file:
             table = json.load(file)
         if 'server_list' in table:
             hosts = [[int(card['rank_id']) for card in server['device']] for server in table['server_list']]
-        else:       # ranks have no numbers there, but an order
+        else:       # version 0.1 numbers no ranks; their order counts
             counts = [len(server['devices']) for group in table['group_list']
                       for server in group['instance_list']]
             hosts = [range(sum(counts[:number]), sum(counts[:number + 1])) for number in range(len(counts))]
         return next(len(ranks) for ranks in hosts if rank in ranks)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InputError('RANK_TABLE_FILE=%s: rank %d is not to be found in it (%s); set it to the rank '
+        raise InputError('RANK_TABLE_FILE=%s: rank %d is not found in it (%s); set it to the rank '
                          'table, or give --workers and --rank.'
                          % (path or '', rank, describe_error(error))) from None
 
 
 def find_gpus(gpus, environment):
-    """The GPUs that --gpus means, as CUDA_VISIBLE_DEVICES names them: a list of str. Raises InputError when
-    there is none.
+    """The GPUs that --gpus means, as CUDA_VISIBLE_DEVICES names them: a list of str.
+
+    gpus: 'all' or '0,1'; environment: as os.environ. Raises InputError if there is none.
     """
     if gpus != 'all':
         return gpus.split(',')
@@ -123,7 +124,7 @@ def find_gpus(gpus, environment):
                          "leave the flag out." % visible)
     nodes = '\n'.join(glob.glob('/dev/nvidia[0-9]*'))
     found = visible.split(',') if visible else sorted(re.findall(r'\d+$', nodes, re.MULTILINE), key=int)
-    if not found and has_card():        # under WSL cards have no nodes
+    if not found and has_card():        # under WSL cards have no device nodes
         found = ['0']
     if not found:
         raise InputError('--gpus all: there is no /dev/nvidia0 here; name the GPUs, as in --gpus 0,1, or '

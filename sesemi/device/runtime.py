@@ -1,4 +1,4 @@
-"""On a CPU, GPU or Ascend NPU: the session, its precision, the optimizer, and which step a graph is at."""
+"""The session, its precision, the optimizer and the step counter, on a CPU, GPU or Ascend NPU."""
 import contextlib
 import os
 import sys
@@ -7,14 +7,12 @@ from typing import NamedTuple, Optional
 from sesemi.device import npu
 from sesemi.device.backend import keras, tf
 
-_STEP = 'sesemi/step'    # a collection of a graph: the step's variable and its value
-PROFILED_STEP = 10      # of a run on a CPU or GPU: the steps before it build and place the graph
+_STEP = 'sesemi/step'    # a collection of a graph: the step counter's variable and its value
+PROFILED_STEP = 10      # on a CPU or GPU; the steps before it build and place the graph
 
 
 class Options(NamedTuple):
-    """What the device flags ask for. Folders are absolute paths, created when the session is opened; None is
-    off.
-    """
+    """What the device flags ask for. Folders are absolute paths, made by open_session; None means off."""
     precision_mode: Optional[str] = None
     over_dump: Optional[str] = None         # folder for the NPU's overflow detection
     data_dump: Optional[str] = None         # folder for the NPU's dump of operator inputs and outputs
@@ -25,11 +23,10 @@ class Options(NamedTuple):
 
 @contextlib.contextmanager
 def open_session(device, options=Options(), ranks=None):
-    """A fresh graph and the session Keras uses on it until the end of the block; closed then, also after an
-    error.
+    """Open a session on a new graph, which Keras uses within the block; it is closed at the end of the block.
 
-    On the NPU every computation of the block, training or prediction, runs in it, and it carries the
-    NpuOptimizer. ranks: a collective.Ranks, with which TensorFlow then joins this process; None: alone.
+    On the NPU it has the NpuOptimizer, and everything in the block, training or prediction, must run in it.
+    options: an Options; ranks: a collective.Ranks whose server the session uses, or None for one process.
     """
     keras.backend.clear_session()
     for folder in filter(None, (options.over_dump, options.data_dump, options.profiling)):
@@ -39,14 +36,14 @@ def open_session(device, options=Options(), ranks=None):
     else:
         config = gpu_config() if device == 'gpu' else tf.ConfigProto(device_count={'GPU': 0})
     served = ranks and not ranks.alone and device != 'npu'
-    # before the rewrites, which the server would make once more
+    # before the rewrites are set, or the server would apply them a second time
     target = ranks.start_server(config) if served else ''
     rewrite = config.graph_options.rewrite_options
     if device == 'gpu' and options.precision_mode == 'mixed':
         rewrite.auto_mixed_precision = rewrite.ON
     if device == 'cpu' and options.precision_mode == 'mixed':
         rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
-        # TensorFlow's server refuses the bfloat16 convolution with its bias that remapping makes
+        # The server refuses convolutions in bfloat16 that remapping has fused with their bias.
         if served:
             rewrite.remapping = rewrite.OFF
     session = tf.Session(target, config=config)
@@ -59,18 +56,16 @@ def open_session(device, options=Options(), ranks=None):
 
 
 def gpu_config():
-    """A session's ConfigProto on a GPU: memory is taken as it is needed."""
+    """A session's ConfigProto on a GPU, which takes memory as it needs it."""
     return tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True))
 
 
 def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
-    """Keras' SGD with Nesterov momentum, for the device. learning_rate: a number or a scalar tensor.
+    """Keras' SGD with Nesterov momentum for the device. learning_rate: a number or a scalar tensor.
 
-    With several ranks it averages gradients over them: on the NPU by the adapter's wrapper, which reads
-    RANK_SIZE, else by TensorFlow's collective operations.
-
-    With precision 'mixed' on a GPU, which is float16 there, it scales the loss: small gradients would become
-    zero. A CPU's bfloat16 has the range of float32.
+    With several ranks it averages the gradients over them: on the NPU by the adapter's wrapper, which reads
+    RANK_SIZE, else by TensorFlow's collective operations. With precision 'mixed' on a GPU, that is float16,
+    it scales the loss, because small gradients would become zero. bfloat16 on a CPU has the range of float32.
     """
     sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
     if device == 'npu':
@@ -81,10 +76,10 @@ def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
 
 
 def profiler_callbacks(device, options, model, steps):
-    """Keras callbacks that trace a step of training `model` for TensorBoard; none on the NPU, whose session
-    profiles by itself.
+    """Keras callbacks that trace step PROFILED_STEP of training `model` for TensorBoard.
 
-    A run of `steps` that ends before that step says so on standard error.
+    None on the NPU, whose session profiles by itself. If the run has fewer `steps`, that is said on standard
+    error.
     """
     if device == 'npu' or not options.profiling:
         return []
@@ -98,24 +93,19 @@ def profiler_callbacks(device, options, model, steps):
 
 
 def step_variable():
-    """The int32 scalar variable of the current graph that counts the steps done. No layer owns it, so no h5
-    holds it.
-    """
+    """The current graph's counter of steps done: an int32 scalar variable. No h5 file holds it."""
     return _step()[0]
 
 
 def step():
-    """The steps done before the current one: an int32 scalar tensor, read once for all that follows from it
-    in a step.
-    """
+    """The steps done before the current one: an int32 scalar tensor, read once in each step."""
     return _step()[1]
 
 
 def batch_number(rank=0, ranks=1):
-    """The number of a rank's batch of the current step among those of all ranks and steps: an int32 scalar
-    tensor.
+    """The number of this rank's batch among those of all ranks and steps: an int32 scalar tensor.
 
-    rank: an int32 scalar tensor where there are several ranks, fed in training: all have the same graph.
+    rank: with several ranks an int32 scalar tensor that training feeds, so that all have the same graph.
     """
     return step() * ranks + rank
 
@@ -123,7 +113,7 @@ def batch_number(rank=0, ranks=1):
 def _step():
     found = tf.get_collection_ref(_STEP)
     if not found:
-        with tf.control_dependencies(None):     # outside of any condition within which it is first asked for
+        with tf.control_dependencies(None):     # the first caller may be within a condition
             variable = keras.backend.variable(0, dtype='int32', name='step')
             found.extend([variable, tf.identity(variable)])
     return found

@@ -1,25 +1,24 @@
-"""Whether the memory is enough for a training step on a CPU, which is known before the first one."""
+"""Checks before training whether a CPU has the memory for a step."""
 from sesemi.errors import InputError
 from sesemi.settings import PROGRAM_BYTES, PROXY_CLASSES, STEP_BYTES
 from sesemi.system.machine import get_memory_size
 
 
 def check_memory(network, method, batch_size, image_size, processes=1):
-    """Raises InputError when a training step on this CPU would take more than all memory, which `processes`
-    of the host share.
+    """Raises InputError if a training step on this CPU would take more than all memory.
 
-    A step takes what its layers give for the images of both branches, six views of each. A network that was
-    not measured passes.
+    Most of it is taken by the layers' outputs for six views of the images of both branches. image_size:
+    pixels; processes: how many share the host's memory. Networks without a figure in STEP_BYTES pass.
     """
     if network not in STEP_BYTES:
         return
     views = PROXY_CLASSES * (1 if method == 'supervised' else 2)
-    room = get_memory_size() / processes - PROGRAM_BYTES
+    free = get_memory_size() / processes - PROGRAM_BYTES
     image = STEP_BYTES[network] * views * image_size ** 2
-    if batch_size * image > room:
-        fitting = int(room / image)
+    if batch_size * image > free:
+        largest = int(free / image)
         raise InputError('--batch-size %d: a step of %s takes about %.1f GB at %d pixels, and there are '
                          '%.1f; %s.' % (
             batch_size, network, (batch_size * image + PROGRAM_BYTES) / 1e9, image_size,
             get_memory_size() / processes / 1e9,
-            'say --batch-size %d' % fitting if fitting else 'lower --image-size'))
+            'say --batch-size %d' % largest if largest else 'lower --image-size'))

@@ -1,1 +1,1 @@
-"""Steps, evaluation, metrics, checkpoints, the saved classifier."""
+"""Training steps, evaluation, metrics, checkpoints and the saved classifier."""

@@ -1,6 +1,4 @@
-"""Checkpoints: the weights, the optimizer's state and the progress of a run, in files that are whole or not
-there.
-"""
+"""Checkpoints: the weights, the optimizer's state and the progress of a run, in files written atomically."""
 import contextlib
 import glob
 import io
@@ -17,30 +15,29 @@ from sesemi.errors import InputError, describe_error
 from sesemi.system.files import write_atomic
 from sesemi.training.training import Diverged, Progress, assign_variables, read_variables
 
-KEPT = 2                # the last one, and the one before it in case the last is damaged
-EPOCH_SECONDS = 30      # an epoch on an accelerator lasts seconds: not every one is worth a checkpoint
+KEPT = 2                # files kept: the newest, and the one before it in case the newest is damaged
+EPOCH_SECONDS = 30      # an epoch on an accelerator may last seconds: too short for a checkpoint each
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; `minutes` is the longest time between two.
+    """The checkpoints of one run, in `folder`.
 
-    optimizer: the model's, after training.training_function has made its variables. A checkpoint holds the
-    best weights so far too, where there are any: they are always those of the steps it counts, whenever a
-    process is killed. ranks: a collective.Ranks, all of which call each method; rank 0 alone reads and writes
-    the files.
+    optimizer: the model's, after training.training_function has made its variables; minutes: the longest time
+    between two checkpoints; ranks: a collective.Ranks. All ranks call each method; only rank 0 reads and
+    writes files. A checkpoint also holds the best weights so far, so these always match its steps.
     """
 
     def __init__(self, folder, model, optimizer, steps_per_epoch, minutes, ranks):
         self.folder, self.model, self.ranks = folder, model, ranks
         self.steps_per_epoch, self.minutes = steps_per_epoch, minutes
-        # Loss scaling wraps the optimizer and has no weights on TensorFlow 1.15; a resumed run finds its
-        # scale anew.
+        # With loss scaling the optimizer is wrapped in one that has no weights on TensorFlow 1.15. The scale
+        # is not saved; a resumed run finds it again.
         self.variables = model.weights + getattr(optimizer, '_optimizer', optimizer).weights
-        self.best = []          # the arrays of model.weights when store_best was last called
-        self.saved = time.monotonic()
+        self.best = []          # arrays of model.weights at the last store_best
+        self.saved_at = time.monotonic()
 
     def store_best(self):
-        """The weights as they are, batch-norm statistics with them, are the best so far."""
+        """Keep the current weights, with the batch-norm statistics, as the best so far."""
         self.best = read_variables(self.model.weights)
 
     def load_best(self):
@@ -48,20 +45,19 @@ class Checkpoints:
         assign_variables(self.model.weights[:len(self.best)], self.best)
 
     def is_due(self, step):
-        """Whether it is time to save after so many steps: every `minutes`, and at the end of an epoch if the
-        last one is 30 s old.
+        """Whether to save after `step` steps.
+
+        It is time `minutes` after the last checkpoint, and at the end of an epoch if that is 30 s old.
         """
-        age = time.monotonic() - self.saved
+        age = time.monotonic() - self.saved_at
         return age > 60 * self.minutes or step % self.steps_per_epoch == 0 and age > EPOCH_SECONDS
 
     def save(self, progress):
-        """Write a checkpoint and remove all but the last two. Raises Diverged rather than keep weights that
-        are not finite.
-        """
+        """Write a checkpoint and remove all but the last two. Raises Diverged if a weight is not finite."""
         data = self.pack(progress)
         if self.ranks.rank == 0:
             self._write(progress.step, data)
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def _write(self, step, data):
         try:
@@ -72,18 +68,18 @@ class Checkpoints:
         path = os.path.join(self.folder, 'step-%09d.npz' % step)
         write_atomic(path, data)
         paths = self._paths()
-        # those of later steps were damaged, or counted the steps of fewer ranks
+        # those of later steps are damaged, or from another number of ranks
         newest = paths.index(path)
         for other in paths[:max(0, newest + 1 - KEPT)] + paths[newest + 1:]:
             with contextlib.suppress(OSError):
                 os.remove(other)
 
     def restore(self):
-        """Set all variables to the newest whole checkpoint; returns its Progress, a fresh one if there is
-        none.
+        """Set all variables from the newest intact checkpoint; returns its Progress.
 
-        A checkpoint that is damaged, or of another model, is named on standard error and the one before it is
-        used. With several ranks rank 0's checkpoint, or its first weights, go to all.
+        If there is none, the variables stay, and the Progress is that of a start. A checkpoint that is
+        damaged or of another model is reported on standard error, and the one before it is used. With several
+        ranks all get rank 0's checkpoint, or its first weights.
         """
         newest = b'' if self.ranks.rank else self._newest()
         if self.ranks.alone:
@@ -92,13 +88,13 @@ class Checkpoints:
         return self.unpack(self.ranks.broadcast(newest or own))
 
     def _newest(self):
-        """The bytes of the newest whole checkpoint; none if there is none."""
+        """The bytes of the newest intact checkpoint; b'' if there is none."""
         paths = self._paths()
         for path in reversed(paths):
             try:
                 with open(path, 'rb') as file:
                     data = file.read()
-                self._read(data)
+                self._parse(data)
                 return data
             except Exception as error:      # a damaged file raises nearly anything
                 print('%s: damaged (%s); %s.'
@@ -108,7 +104,7 @@ class Checkpoints:
         return b''
 
     def pack(self, progress):
-        """A checkpoint as bytes, an .npz. Raises Diverged when a weight is not finite."""
+        """The current state as a checkpoint: bytes of an .npz. Raises Diverged if a weight is not finite."""
         arrays = read_variables(self.variables)
         finite = all(np.isfinite(array).all() for array in arrays)
         if any(self.ranks.sum(np.array([not finite], np.int32))):
@@ -121,23 +117,24 @@ class Checkpoints:
         return memory.getvalue()
 
     def unpack(self, data):
-        """Set all variables to what pack gave, here or on another rank; returns its Progress."""
-        progress, steps_per_epoch, arrays, self.best = self._read(data)
+        """Set all variables from the bytes of a checkpoint; returns its Progress."""
+        progress, steps_per_epoch, arrays, self.best = self._parse(data)
         progress = rescale(progress, steps_per_epoch, self.steps_per_epoch)
         assign_variables(self.variables + [step_variable()], arrays + [progress.step])
         return progress
 
-    def _read(self, data):
-        """(Progress, steps an epoch, the variables' arrays, the best) of a checkpoint, its bytes.
+    def _parse(self, data):
+        """(Progress, steps per epoch, arrays of the variables, arrays of the best weights) from its bytes.
 
-        Raises ValueError when it is another model's, and nearly any exception when it is damaged.
+        Raises ValueError if it is of another model, and nearly any exception if it is damaged.
         """
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             progress = Progress(**json.loads(_array(archive, 'progress').tobytes().decode()))
             steps_per_epoch = int(_array(archive, 'steps_per_epoch'))
             arrays = [_array(archive, 'variable_%d' % i) for i in range(len(self.variables))]
-            best = []       # the variables begin with the model's weights
-            if len(archive.namelist()) > 2 + len(arrays):       # not by their names, which have no CRC
+            best = []
+            # counted, because the names of an archive have no CRC
+            if len(archive.namelist()) > 2 + len(arrays):
                 best = [_array(archive, 'best_%d' % i) for i in range(len(self.model.weights))]
         for variable, array in zip(self.variables + self.model.weights, arrays + best):
             kind = variable.dtype.base_dtype.as_numpy_dtype
@@ -150,15 +147,15 @@ class Checkpoints:
 
 
 def _array(archive, name):
-    """An array of an open .npz. With numpy 1.18 np.load prints a traceback for a file that is cut off."""
-    with archive.open(name + '.npy') as member:     # reading it to its end checks its CRC
+    """An array of an open .npz. np.load of numpy 1.18 would print a traceback for a truncated file."""
+    with archive.open(name + '.npy') as member:     # read to the end, which checks the CRC
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def rescale(progress, before, now):
-    """The Progress of a run with `before` steps an epoch, where another number of ranks makes them `now`.
+    """Convert a Progress from `before` steps per epoch to `now`, after the number of ranks has changed.
 
-    It is in the same epoch, at the same share of it, rounded down to a step.
+    The epoch and the fraction of it that is done stay the same, rounded down to a step.
     """
     if before == now:
         return progress

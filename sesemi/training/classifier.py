@@ -1,10 +1,10 @@
-"""The saved model: one h5 file that takes images as a user has them and gives class probabilities.
+"""The saved model: one h5 file that takes images of values 0-255 and returns class probabilities.
 
-Contrast normalisation and whitening travel inside as standard layers: layer normalisation over the whole
-image, and a dense layer. The model is flat and its stored description is cut down to what every Keras
-understands, so that a plain `keras.models.load_model(path)` opens it, be it the Keras of TensorFlow 1.15 or
-Keras 3. It is written from the layers' settings and the weights' values alone: building it would be more
-graphs for an NPU to compile.
+It contains contrast normalisation and whitening as standard layers: layer normalisation over the whole image,
+and a dense layer. The model is flat, and its stored description is reduced to what every Keras understands,
+so `keras.models.load_model(path)` opens it in the Keras of TensorFlow 1.15 and in Keras 3. The file is
+written directly from the layers' settings and weights. Building the model in Keras would give an NPU more
+graphs to compile.
 """
 import io
 import json
@@ -24,26 +24,25 @@ class Classifier:
     """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes)
     probabilities.
 
-    whitener: a utils.Whitener or ChannelStandardizer, or None for a data set that is only contrast
-    normalised. fit: of settings.FITS, that of its images, whitening: the batches.WHITENINGS key of the
-    whitener, both only kept beside it. The layer `whitened` gives what the trunk is fed; every layer behind
-    it is called as in the inference model. All but the weights' values is settled here, so that what cannot
-    be saved fails before a run and not after it.
+    whitener: a utils.Whitener or ChannelStandardizer, or None if images are only contrast normalised. fit
+    (one of settings.FITS) and whitening (a key of batches.WHITENINGS) are only stored in the file. The layer
+    `whitened` is the trunk's input; all layers after it have the same names as in the inference model. All
+    but the weights is prepared here, so that a model that cannot be saved fails before it is trained.
     """
 
     def __init__(self, inference_model, whitener, class_names, fit='stretch', whitening=None):
         shape = [int(side) for side in inference_model.input_shape[1:]]
         self.metadata = {'class_names': class_names, 'fit': fit, 'whitening': whitening}
         layers, self.preprocessing = _preprocessing(shape, whitener)
-        before = {'super_data': 'whitened'}     # layers that are left out -> what stands in their place
+        replaced = {'super_data': 'whitened'}       # layer that is left out -> layer that replaces it
         for layer in inference_model.get_config()['layers']:
             name, kind = layer['name'], layer['class_name']
             if kind == 'InputLayer':
                 continue
-            nodes = [[[before.get(source, source), *rest] for source, *rest in node]
+            nodes = [[[replaced.get(source, source), *rest] for source, *rest in node]
                      for node in layer['inbound_nodes']]
-            if kind == 'Dropout':       # idle at inference, and no layer of Keras
-                before[name] = nodes[0][0][0]
+            if kind == 'Dropout':       # does nothing at inference, and is not Keras' own layer
+                replaced[name] = nodes[0][0][0]
                 continue
             layers.append({'class_name': kind, 'name': name, 'inbound_nodes': nodes,
                            'config': dict({key: layer['config'][key]
@@ -55,7 +54,7 @@ class Classifier:
                           for variable in layer.weights]
 
     def read_weights(self):
-        """The weights of the inference model as they are: a list of arrays."""
+        """The current weights of the inference model: a list of arrays."""
         return read_variables(variable for _, variable in self.variables)
 
     def save(self, path, arrays=None):
@@ -87,9 +86,7 @@ class Classifier:
 
 
 def _preprocessing(shape, whitener):
-    """(the descriptions of the layers from `image` to `whitened`, their weights: {layer: {name: float32
-    array}}).
-    """
+    """(Descriptions of the layers from `image` to `whitened`, weights {layer: {name: float32 array}})."""
     size, channels = int(np.prod(shape)), shape[-1]
     layers, weights = [], {}
 
@@ -101,7 +98,7 @@ def _preprocessing(shape, whitener):
     add('InputLayer', 'image', batch_input_shape=[None] + shape)
     add('Flatten', 'flat')
     add('LayerNormalization', 'contrast', epsilon=1e-8, center=False, scale=True)
-    # layer normalisation divides by the deviation, not by the L2 norm
+    # the square root, because layer normalisation divides by the deviation, not by the L2 norm
     weights['contrast'] = {'gamma': np.full(size, CONTRAST_SCALE / np.sqrt(size), np.float32)}
     if isinstance(whitener, Whitener):
         add('Dense', 'whiten', units=size, activation='linear', use_bias=True)
@@ -118,16 +115,18 @@ def _preprocessing(shape, whitener):
 
 
 def load_classifier(path):
-    """The Keras model that Classifier.save wrote, in the current session. Raises InputError when the file
-    holds anything else.
+    """Load what Classifier.save wrote as a Keras model in the current session.
+
+    Raises InputError if the file holds anything else.
     """
     with model_file.open_model(path) as file:
         model = keras.Model.from_config(model_file.read_description(file))
         groups = [file['model_weights'][layer.name] for layer in model.layers]
         arrays = [group[name][()] for group in groups for name in group.attrs['weight_names']]
         variables = [variable for layer in model.layers for variable in layer.weights]
-        fit = [tuple(variable.shape.as_list()) for variable in variables] == [array.shape for array in arrays]
-        if not fit or not all(np.isfinite(array).all() for array in arrays):
+        shapes = [tuple(variable.shape.as_list()) for variable in variables]
+        same = shapes == [array.shape for array in arrays]
+        if not same or not all(np.isfinite(array).all() for array in arrays):
             raise ValueError('its weights do not fit its layers or are not finite')
         assign_variables(variables, arrays)
     return model

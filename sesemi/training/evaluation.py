@@ -1,6 +1,4 @@
-"""How good the weights are, and which are kept: the mean softmax over an image's test views, under the
-statistics that fit the weights.
-"""
+"""Evaluates weights by the mean softmax over an image's test views, and chooses which weights are kept."""
 import contextlib
 import math
 from typing import NamedTuple
@@ -14,16 +12,15 @@ from sesemi.system.pools import prefetch
 from sesemi.training.metrics import error_rate, test_metrics
 from sesemi.training.training import assign_variables, batch_statistics, read_variables
 
-EVALUATION_BATCH = 250      # images at most, of 32 pixels a side; of larger ones as many fewer
+EVALUATION_BATCH = 250      # most images of 32 pixels a side; of larger ones as many pixels
 
 
 class Evaluation:
-    """The errors of a run: during training as --eval-every asks for, at its end those of the weights that
-    --keep keeps.
+    """Measures the errors of a run: during training as --eval-every says, at its end for the kept weights.
 
-    evaluators: Evaluators of `dataset`, of which the images `labeled` are; statistics: a function that gives
-    the block within which the model has the statistics to evaluate with; checkpoints: Checkpoints, which keep
-    the best weights; args: the flags, resolved.
+    evaluators: the Evaluators; dataset: a datasets.Dataset; labeled: int (labels,), indices of its labeled
+    training images; statistics: a function that returns a context manager, as evaluation_statistics gives it;
+    checkpoints: the Checkpoints, which keep the best weights; args: the flags, resolved.
     """
 
     def __init__(self, evaluators, dataset, labeled, statistics, checkpoints, args):
@@ -32,8 +29,9 @@ class Evaluation:
         (self._test, self._valid, self._labeled), self._statistics = evaluators, statistics
 
     def after_epoch(self, rows):
-        """Add the error of the weights as they are to the last of a run's rows if it is time, and note
-        whether they are the best.
+        """Evaluate if --eval-every says so: adds the error to the last row, and stores the weights if best.
+
+        rows: a dict for each epoch so far.
         """
         row, args = rows[-1], self.args
         due = args.eval_every and row['epoch'] % args.eval_every == 0
@@ -48,8 +46,9 @@ class Evaluation:
 
     @contextlib.contextmanager
     def kept_weights(self, rows):
-        """The block within which the model has the weights that --keep keeps, with the statistics to evaluate
-        and save them; gives their epoch's row. The best ones it has also afterwards.
+        """Give the model the weights that --keep keeps, and their statistics, within the block.
+
+        Yields the row of their epoch. The best weights stay in the model after the block.
         """
         if self.args.keep == 'best':
             self.checkpoints.load_best()        # with the statistics they were evaluated with
@@ -59,16 +58,14 @@ class Evaluation:
                 yield rows[-1]
 
     def test(self):
-        """(The mean softmax over each test image's views, float32 (n, classes); the metrics that follow from
-        it, a dict).
-        """
+        """(The mean softmax over the views of each test image, float32 (n, classes); a dict of metrics)."""
         dense, one_view = self._test()
         return dense, {**test_metrics(dense, one_view, self.dataset.test_labels, self.dataset.class_names),
                        'labeled_error_rate': error_rate(self._labeled.predict_one_view(), self.labels)}
 
 
 def best_row(rows):
-    """The row of the least validation error, the first of equals; None if none has one."""
+    """The row with the lowest validation error, the first of equals; None if no row has one."""
     return min((row for row in rows if 'validation_error' in row), key=lambda row: row['validation_error'],
                default=None)
 
@@ -81,8 +78,9 @@ class Evaluators(NamedTuple):
 
 
 def make_evaluators(model, images, args, stop, ranks):
-    """The Evaluators of an inference model. images: batches.Images; args: the flags; stop:
-    training.StopSignals; ranks: collective.Ranks.
+    """The Evaluators of an inference model.
+
+    images: a batches.Images; args: the flags; stop: a training.StopSignals; ranks: a collective.Ranks.
     """
     counts = [ranks.per_rank(len(part)) for part in (images.test, images.valid) if len(part)]
     size = evaluation_batch(*counts, image_size=args.image_size)
@@ -94,10 +92,10 @@ def make_evaluators(model, images, args, stop, ranks):
 
 
 def evaluation_statistics(model, batches, steps, ranks, recompute):
-    """A function that gives the block within which a model has the statistics to evaluate with: measured
-    anew, or training's averages.
+    """Returns a function for `with` that gives the model the batch-norm statistics to evaluate with.
 
-    batches, steps: those of the training; ranks: collective.Ranks.
+    These are measured anew if `recompute`, else training's averages. batches, steps: those of the training;
+    ranks: a collective.Ranks.
     """
     if ranks.alone and not recompute:
         return contextlib.nullcontext
@@ -106,10 +104,9 @@ def evaluation_statistics(model, batches, steps, ranks, recompute):
 
 
 class NormStatistics:
-    """The statistics that batch normalisation uses at inference, which are rank 0's on all `ranks`
-    (collective.Ranks).
+    """Replaces the averages of batch normalisation within a block, and restores them after it.
 
-    Within the block of a method the model has them, behind it training's own averages again.
+    All ranks get the same ones. batches, steps: those of the training; ranks: a collective.Ranks.
     """
 
     def __init__(self, model, batches, steps, ranks):
@@ -119,82 +116,86 @@ class NormStatistics:
         self.super_data = lambda i: batches[steps + i][0]['super_data']
 
     def use_rank_0(self):
-        """Rank 0's averages of training."""
-        return self._in_use(read_variables(self.averages))
+        """Use rank 0's averages of training within the block."""
+        return self._use(read_variables(self.averages))
 
     def use_measured(self):
-        """Measured anew for the weights as they are, because averages lag behind the weights: a short run is
-        over before they have come near. The mean over NORM_BATCHES training batches of the super branch,
-        always the same ones, which no step trains on. As PyTorch's `swa_utils.update_bn` does it, and
-        fvcore's PreciseBN.
+        """Use statistics measured anew for the current weights within the block.
+
+        Training's averages lag behind the weights, and in a short run never come near. Measured is the mean
+        over NORM_BATCHES super batches, the same each time, that no step trains on. PyTorch's
+        `swa_utils.update_bn` and fvcore's PreciseBN do the same.
         """
-        found = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
-        return self._in_use([np.mean(values, axis=0) for values in zip(*found)])
+        measured = [self.measure([data, True]) for data in prefetch(self.super_data, range(NORM_BATCHES))]
+        return self._use([np.mean(values, axis=0) for values in zip(*measured)])
 
     @contextlib.contextmanager
-    def _in_use(self, statistics):
-        own = read_variables(self.averages)
+    def _use(self, statistics):
+        averages = read_variables(self.averages)
         assign_variables(self.averages, self.ranks.broadcast_arrays(statistics))
         try:
             yield
         finally:
-            assign_variables(self.averages, own)
+            assign_variables(self.averages, averages)
 
 
 def evaluation_batch(*counts, image_size=32):
-    """One batch size for sets of so many images, as each size is another graph on an NPU: it fits the
-    smallest set, but is at least 32 where the largest has as many.
+    """One batch size for sets of `counts` images, because an NPU compiles a graph for each size.
+
+    It fits the smallest set, but is at least 32 if the largest set has that many. image_size: pixels.
     """
     most = max(1, EVALUATION_BATCH * 32 ** 2 // max(32, image_size) ** 2)
-    fits = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
-    return max(fits[0], min(32, fits[-1]))
+    sizes = [math.ceil(count / math.ceil(count / most)) for count in sorted(counts)]
+    return max(sizes[0], min(32, sizes[-1]))
 
 
 class DenseEvaluator:
-    """A model's probabilities for images, in batches of one size, by default what fits them best. Each of the
-    ranks takes some of the images.
+    """Computes a model's probabilities for images, in batches of one size. Each rank takes some images.
 
-    images: normalised float32 (n, s, s, 3); views(images, first): the views of images number first, first +
-    1, ..., the first of them the images themselves; stop: training.StopSignals; ranks: collective.Ranks.
+    images: normalised float32 (n, s, s, 3); views(images, first): a function that returns the views of images
+    number first, first + 1, ..., beginning with the images themselves; stop: a training.StopSignals; ranks: a
+    collective.Ranks; size: images in a batch, None for what fits best.
     """
 
     def __init__(self, model, images, views, stop, ranks, size=None):
         self.model, self.images, self.views, self.stop, self.ranks = model, images, views, stop, ranks
-        self.own = self.ranks.per_rank(len(images))        # images
-        self.size = size or evaluation_batch(self.own, image_size=images.shape[1])
+        self.per_rank = self.ranks.per_rank(len(images))
+        self.size = size or evaluation_batch(self.per_rank, image_size=images.shape[1])
 
     def __call__(self):
-        """Two float32 arrays (n, classes): the mean softmax over all views, and that of the view that is the
-        image itself.
+        """(The mean softmax over all views, that of the image itself): float32 (n, classes) each.
+
+        Raises Interrupted after a signal.
         """
         dense, one_view = [], []
         for views in self._batches(self.views):
             outputs = [self.model.predict_on_batch(view) for view in views]
             dense.append(np.mean(outputs, axis=0))
             one_view.append(outputs[0])
-        return self._joined(dense), self._joined(one_view)
+        return self._gather(dense), self._gather(one_view)
 
     def predict_one_view(self):
-        """The softmax of the images themselves: float32 (n, classes)."""
-        return self._joined([self.model.predict_on_batch(view)
+        """The softmax of the images themselves, float32 (n, classes). Raises Interrupted after a signal."""
+        return self._gather([self.model.predict_on_batch(view)
                              for view, in self._batches(lambda images, first: [images])])
 
     def _batches(self, make_views):
-        """Yield the views of one batch of this rank's images after another, of as many on all ranks; raises
-        Interrupted behind each.
+        """Yield the views of each batch of this rank's images. All ranks have the same number of batches.
 
-        The last ones are padded with zeros, for another size would be another graph.
+        Incomplete batches are padded with zeros, because another size would be another graph. Raises
+        Interrupted after a batch if a signal has come.
         """
-        begin = self.ranks.rank * self.own
+        begin = self.ranks.rank * self.per_rank
 
-        def padded(start):
-            first = min(start, len(self.images) - 1)        # of a batch behind the last image nothing is kept
-            images = self.images[first:min(start + self.size, begin + self.own)]
+        def make_batch(start):
+            # a batch beyond the last image repeats that one; _gather drops it
+            first = min(start, len(self.images) - 1)
+            images = self.images[first:min(start + self.size, begin + self.per_rank)]
             padding = [(0, self.size - len(images))] + [(0, 0)] * 3
             return [np.pad(view, padding, mode='constant') for view in make_views(images, first)]
-        for views in prefetch(padded, range(begin, begin + self.own, self.size)):
+        for views in prefetch(make_batch, range(begin, begin + self.per_rank, self.size)):
             yield views
             self.stop.check()
 
-    def _joined(self, outputs):
-        return self.ranks.gather(np.concatenate(outputs)[:self.own], len(self.images))
+    def _gather(self, outputs):
+        return self.ranks.gather(np.concatenate(outputs)[:self.per_rank], len(self.images))

@@ -1,16 +1,19 @@
-"""Error rates, from probabilities and labels."""
+"""Error rates and the confusion matrix, from probabilities and labels."""
 import math
 
 import numpy as np
 
 
 def error_rate(probabilities, labels):
-    """The share of images whose most probable class is not their label."""
+    """The share of images whose most probable class is not their label.
+
+    probabilities: float (n, classes); labels: int (n,).
+    """
     return float(np.mean(probabilities.argmax(axis=1) != labels))
 
 
 def wilson_interval(errors, images, z=1.96):
-    """[low, high]: the 95 % interval of an error rate that was counted on so many images (Wilson 1927)."""
+    """[low, high]: the 95 % interval of an error rate counted on so many images (Wilson 1927)."""
     rate = errors / images
     middle = rate + z * z / (2 * images)
     half = z * math.sqrt(rate * (1 - rate) / images + (z / (2 * images)) ** 2)
@@ -19,9 +22,9 @@ def wilson_interval(errors, images, z=1.96):
 
 
 def test_metrics(dense, one_view, labels, class_names):
-    """What a run says of its test images: a dict for result.json.
+    """The metrics of the test images that result.json holds, as a dict.
 
-    dense, one_view: float (n, classes) probabilities, the mean over all views and those of the image itself.
+    dense: float (n, classes), the mean probabilities over all views; one_view: those of the image itself;
     labels: int (n,).
     """
     confusion = confusion_matrix(dense.argmax(axis=1), labels, len(class_names))
@@ -39,7 +42,7 @@ def test_metrics(dense, one_view, labels, class_names):
 
 
 def confusion_matrix(predicted, labels, classes):
-    """int64 (classes, classes): how many images of each class (row) were taken for each class (column)."""
+    """int64 (classes, classes): how many images of the row's class were predicted as the column's."""
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix

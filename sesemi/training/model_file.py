@@ -1,7 +1,7 @@
-"""A saved classifier's file, read without TensorFlow, and only as far as it is what this project writes.
+"""Reads and checks a saved classifier's file without TensorFlow.
 
-Keras makes the layers that a file describes, and some kinds of layer run code that the file holds. So
-kinds and names of settings are compared with those that classifier.Classifier writes, before Keras sees any.
+Keras makes the layers that a file describes, and some kinds of layer run code from the file. So before Keras
+reads it, the kinds and settings of its layers are compared with those that classifier.Classifier writes.
 """
 import contextlib
 import json
@@ -10,8 +10,8 @@ import os
 from sesemi.errors import InputError, describe_error
 from sesemi.settings import FITS
 
-# The settings each layer needs at inference, under the names that every Keras reads. All others
-# (initialisers, regularisers, dtypes) are spelled differently from version to version.
+# The settings that each kind of layer needs at inference, by names that every Keras reads. Other settings
+# (initialisers, regularisers, dtypes) have different names in different versions.
 LAYER_SETTINGS = {
     'InputLayer': ('batch_input_shape',), 'Flatten': (), 'LayerNormalization': ('epsilon', 'center', 'scale'),
     'Dense': ('units', 'activation', 'use_bias'), 'Reshape': ('target_shape',),
@@ -25,12 +25,13 @@ ACTIVATIONS = 'linear', 'softmax'
 
 @contextlib.contextmanager
 def open_model(path):
-    """The open h5 file. Raises InputError when it is none, or when anything in the block finds that it is not
-    one of this program.
+    """Open the h5 file for the block; yields the h5py.File.
+
+    Raises InputError if it is not an h5 file, and instead of any exception that is raised in the block.
     """
     if not os.path.isfile(path):
         raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
-    import h5py  # takes a third of a second, which only the use of a model needs
+    import h5py  # here, because it takes a third of a second, which --help need not wait for
     try:
         with h5py.File(path, 'r') as file:
             yield file
@@ -40,19 +41,20 @@ def open_model(path):
 
 
 def read_metadata(path):
-    """What is saved with a classifier: {'class_names': [...], 'fit': of settings.FITS}. Raises InputError as
-    open_model.
+    """What is saved with a classifier: {'class_names': [...], 'fit': one of settings.FITS, ...}.
+
+    Raises InputError if the file is not a model saved by this program.
     """
     with open_model(path) as file:
         metadata = json.loads(file.attrs['sesemi'])
         if not metadata['class_names'] or metadata['fit'] not in FITS:
-            raise ValueError('it has no class names, or another fit')
+            raise ValueError('it has no class names, or an unknown fit')
         read_description(file)
         return metadata
 
 
 def read_description(file):
-    """The layers as keras.Model.from_config takes them. Raises ValueError if one is not of LAYER_SETTINGS."""
+    """The layers as keras.Model.from_config takes them. Raises ValueError if one is not in LAYER_SETTINGS."""
     description = json.loads(file.attrs['model_config'])['config']
     for layer in description['layers']:
         kind, settings = layer['class_name'], layer['config']
@@ -62,7 +64,7 @@ def read_description(file):
         plain = {'class_name': kind, 'name': layer['name'], 'config': settings, 'inbound_nodes': nodes}
         if layer != plain or set(settings) != {*LAYER_SETTINGS[kind], 'name'}:
             raise ValueError('the layer %.40r has other settings' % layer['name'])
-        # Keras makes an object, of any class that it knows, of a dict
+        # Keras turns a dict into an object of any class that it knows
         objects = [value for value in settings.values() if isinstance(value, dict)]
         if objects or settings.get('activation', 'linear') not in ACTIVATIONS:
             raise ValueError('the layer %.40r has an odd setting' % layer['name'])

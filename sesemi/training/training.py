@@ -1,4 +1,4 @@
-"""The training loop and what happens around a step: the update, learning rate, progress line, signals."""
+"""The training loop and what a step needs: the update, learning rate, progress line and signals."""
 import math
 import signal
 import time
@@ -15,7 +15,8 @@ from sesemi.system import signals
 from sesemi.system.pools import prefetch
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-# of a rank in a step: the signals that it has received, whether a checkpoint is due there
+# How many int32 values each rank adds to a sum in every step: a 1 for each kind of signal that it has
+# received, and a 1 if a checkpoint is due.
 VOTES = len(SIGNALS) + 1
 
 
@@ -37,42 +38,42 @@ class Interrupted(RunError):
 
 
 class Progress(NamedTuple):
-    """How far a run has come: all that a checkpoint holds beside the weights."""
+    """How far a run has come. A checkpoint holds this and the weights."""
     step: int = 0               # steps done
-    totals: dict = {}           # sums over the steps of the unfinished epoch, figure by figure
+    totals: dict = {}           # {metric: sum over the steps of the unfinished epoch}
     rows: List[dict] = []       # a row of metrics for each finished epoch
 
 
 def learning_rate(base, t, steps):
-    """The rate of step t of `steps`, before its update: base * (1 - t / steps) ** 0.5, as published. t: a
-    number or a scalar tensor.
+    """The rate of step t of `steps`, counted from 0: base * (1 - t / steps) ** 0.5, as published.
+
+    t: a number or a scalar tensor.
     """
     return base * ((steps - t) / steps) ** DECAY_POWER
 
 
 def scheduled_rate(base, steps):
-    """learning_rate of the step that the current graph is at: a float32 scalar tensor."""
+    """The learning rate of the current step: a float32 scalar tensor of the current graph."""
     return learning_rate(base, tf.cast(step(), tf.float32), steps)
 
 
 def training_function(model, optimizer, class_weights=None, ranks=None):
-    """A function from the batch of a step, (inputs, targets), dicts of arrays as batches[t] has them, to its
-    metrics by name.
+    """Returns a function that trains one step: (inputs, targets) -> metrics, a dict of floats.
 
-    Each call is one run of the session: it updates the weights, then the batch-norm averages, and counts the
-    step, all of which the graph knows by itself (runtime.step). The loss is the plain sum of the outputs'
-    cross-entropies and the kernels' L2; class_weights, float32 (classes,), multiply the super branch's
-    cross-entropy of each image by that of its class.
+    inputs, targets: dicts of arrays, as batches[t] has them. Each call is one run of the session: it updates
+    the weights, then the batch-norm averages, and counts the step (runtime.step). The loss is the plain sum
+    of the outputs' cross-entropies and the kernels' L2. class_weights, float32 (classes,): an image's
+    cross-entropy in the super branch is multiplied by the weight of its class.
 
-    ranks: a collective.Ranks; None: alone. With several ranks the function takes a third argument, ask, which
-    gives VOTES whole numbers of this rank, and adds 'votes' to the metrics: int32 sums over the ranks of
-    these numbers, and of the losses that are not finite.
+    ranks: a collective.Ranks, or None for one process. With several ranks the function takes a third
+    argument, a function that returns this rank's VOTES values, and adds 'votes' to the metrics: the int32
+    sums of these over all ranks, then how many ranks have a loss that is not finite.
     """
     targets = [keras.backend.placeholder(output.shape.as_list(), name=name + '_target')
                for name, output in zip(model.output_names, model.outputs)]
     entropies = [keras.losses.categorical_crossentropy(target, output)
                  for target, output in zip(targets, model.outputs)]
-    if class_weights is not None:       # the super branch's output is the last one
+    if class_weights is not None:       # [-1] is the super branch
         entropies[-1] *= tf.reduce_sum(targets[-1] * class_weights, axis=-1)
     losses = [tf.reduce_mean(entropy) for entropy in entropies]
     accuracies = [tf.reduce_mean(tf.cast(tf.equal(tf.argmax(target, axis=-1), tf.argmax(output, axis=-1)),
@@ -91,59 +92,62 @@ def training_function(model, optimizer, class_weights=None, ranks=None):
         with tf.control_dependencies([counted]):        # after the gradients' all-reduce, on every rank
             diverged = tf.cast(tf.logical_not(tf.is_finite(loss)), tf.int32)
             votes = ranks.all_reduce(tf.concat([own_votes, [diverged]], axis=0))
-        inputs, outputs = inputs + [own_votes, ranks.given_rank], outputs + [votes]
+        inputs, outputs = inputs + [own_votes, ranks.rank_input], outputs + [votes]
         options = {'options': ranks.run_options} if ranks.run_options else {}
     run = keras.backend.function(inputs, outputs, [counted], **options)
 
-    def train_step(inputs, targets, ask=None):
+    def train_step(inputs, targets, get_votes=None):
         arrays = [*[inputs[name] for name in model.input_names],
                   *[targets[name] for name in model.output_names], True]
         if several:
             with ranks.waiting('step'):
-                *values, summed = run(arrays + [np.array(ask() if ask else [0] * VOTES), ranks.rank])
+                *values, summed = run(
+                    arrays + [np.array(get_votes() if get_votes else [0] * VOTES), ranks.rank])
         else:
             values = run(arrays)
         metrics = dict(zip(names, map(float, values)))
-        if several and ask:
+        if several and get_votes:
             metrics['votes'] = summed
         return metrics
     return train_step
 
 
 def balanced_weights(labels_one_hot):
-    """Weights with which all classes weigh the same and an image 1 on average: n / (classes * images of the
-    class), float32 (classes,).
+    """Class weights by which all classes count the same: n / (classes * images of the class).
+
+    labels_one_hot: float32 (n, classes). Returns float32 (classes,); the mean over all images is 1.
     """
     counts = labels_one_hot.sum(axis=0)
     return (len(labels_one_hot) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
 def average_updates(model):
-    """The operations that bring the batch-norm averages up to date with a step.
+    """The operations that update the batch-norm averages after a step.
 
-    m + (x - m) * 0.01 / (1 - 0.99 ** t) at step t = 1, 2, ...: zero-debiased, so that the first step's m is
-    its x, as in the published runs.
+    At step t = 1, 2, ... the average m becomes m + (x - m) * 0.01 / (1 - 0.99 ** t): zero-debiased, so that
+    the first step sets m to x, as in the published runs.
     """
-    # 1 - 0.99 ** t, exact where t is small
-    decay = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))
-    share = (1 - BATCH_NORM_MOMENTUM) / decay
-    return [tf.assign_add(average, (value - average) * share) for average, value in batch_statistics(model)]
+    # 1 - 0.99 ** t, computed so that it is exact for small t
+    debias = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))
+    weight = (1 - BATCH_NORM_MOMENTUM) / debias
+    return [tf.assign_add(average, (value - average) * weight) for average, value in batch_statistics(model)]
 
 
 def batch_statistics(model):
-    """BatchNormalization.statistics of all layers of a model, in their order."""
+    """The pairs of BatchNormalization.statistics of all layers of a model, in their order."""
     return [pair for layer in model.layers if isinstance(layer, BatchNormalization)
             for pair in layer.statistics()]
 
 
 def read_variables(variables):
-    """The values of variables, arrays, in one run of the session."""
+    """The values of variables, a list of arrays, in one run of the session."""
     return keras.backend.get_session().run(list(variables))
 
 
 def assign_variables(variables, arrays):
-    """Set variables to arrays of their shapes in one run, by running their initialisers with the arrays fed
-    in: so the graph gains no operation.
+    """Set variables to arrays of the same shapes in one run of the session.
+
+    It runs their initialisers, fed with the arrays, so no operation is added to the graph.
     """
     keras.backend.get_session().run([variable.initializer for variable in variables], {
         variable.initializer.inputs[1]: array for variable, array in zip(variables, arrays)})
@@ -157,7 +161,7 @@ class Schedule(NamedTuple):
 
     @property
     def steps(self):
-        """Of the whole run."""
+        """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
     def rate(self, t):
@@ -166,30 +170,29 @@ class Schedule(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What train does beside the steps.
+    """What `train` calls beside the steps.
 
-    save(progress) is called when is_due(step) on any rank, and when the run stops; after_epoch(rows) gets a
-    row of means for each finished epoch and may add to the last; Keras callbacks are told of the start of
-    training and of each step.
+    save(progress) is called if is_due(step) is true on any rank, and when the run stops. after_epoch(rows)
+    gets a row of means for each finished epoch and may add to the last. The Keras callbacks are called at the
+    start of training and around each step.
     """
     is_due: Callable
     save: Callable
     after_epoch: Callable
     callbacks: Sequence = ()
-    verbose: bool = True        # whether there is a progress line
+    verbose: bool = True        # whether to print a progress line
 
 
 def train(train_step, batches, schedule, progress, stop, hooks):
-    """Run every step from progress.step on, and Keras' progress line for each epoch.
+    """Train from step progress.step to the end, with Keras' progress line; returns the last Progress.
 
-    train_step is a training_function's, batches[t] step t's (inputs, targets); schedule: a Schedule; stop:
-    StopSignals; hooks: Hooks. What a step uses follows from its number alone, so that a run goes on exactly
-    where another stopped. Returns the last Progress. Raises Diverged, and Interrupted after `stop` received a
-    signal.
+    train_step: as training_function returns it; batches[t]: (inputs, targets) of step t; schedule: a
+    Schedule; stop: a StopSignals; hooks: the Hooks. A step depends only on its number, so a resumed run goes
+    on exactly where it stopped. Raises Diverged, and Interrupted after `stop` has received a signal.
     """
     last, steps_per_epoch, verbose = schedule.steps, schedule.steps_per_epoch, hooks.verbose
 
-    def ask(step):
+    def get_votes(step):
         return [*stop.received, hooks.is_due(step)]
 
     def close_epoch(progress):
@@ -202,13 +205,13 @@ def train(train_step, batches, schedule, progress, stop, hooks):
             hooks.after_epoch(rows)
         except Interrupted:
             hooks.save(progress)
-            stop.check()        # which waits until rank 0 has saved
+            stop.check()        # waits until rank 0 has saved
             raise
         return progress._replace(totals={}, rows=rows)
 
     for callback in hooks.callbacks:
         callback.on_train_begin()
-    # stopped between an epoch's last step and its row
+    # the run was stopped between the last step of an epoch and its row
     if progress.totals and progress.step % steps_per_epoch == 0:
         progress = close_epoch(progress)
     upcoming = prefetch(batches.__getitem__, range(progress.step, last))
@@ -224,10 +227,10 @@ def train(train_step, batches, schedule, progress, stop, hooks):
             started = time.perf_counter()
             for callback in hooks.callbacks:
                 callback.on_train_batch_begin(t)
-            metrics = train_step(*next(upcoming), lambda: ask(t + 1))
+            metrics = train_step(*next(upcoming), lambda: get_votes(t + 1))
             for callback in hooks.callbacks:
                 callback.on_train_batch_end(t)
-            votes = metrics.pop('votes', None)      # alone the same is asked below, after the step
+            votes = metrics.pop('votes', None)      # None with one process, which asks get_votes below
             if not np.isfinite(metrics['loss']) or votes is not None and votes[-1]:
                 raise Diverged('at step %d the loss is %s' % (t, metrics['loss']))
             bar.update(t + 1 - epoch * steps_per_epoch, metrics.items())
@@ -236,24 +239,23 @@ def train(train_step, batches, schedule, progress, stop, hooks):
                 name: progress.totals.get(name, 0) + value for name, value in metrics.items()})
             if progress.step % steps_per_epoch == 0:
                 progress = close_epoch(progress)
-            *received, due = ask(t + 1) if votes is None else votes[:-1]
+            *received, due = get_votes(t + 1) if votes is None else votes[:-1]
             if due or any(received):
                 hooks.save(progress)
-            if any(received):       # a signal that came later waits for the next step
-                stop.check()        # which waits until rank 0 has saved
+            if any(received):       # not stop.received: later signals must wait for the next step
+                stop.check()        # waits until rank 0 has saved
     return progress
 
 
 class StopSignals:
-    """Within the block signals are noted instead of ending the process; a second one of the same, later, ends
-    it at once.
+    """Within the block, remembers signals instead of letting them end the process.
 
-    sum_over_ranks: the sum over all ranks of an int32 array, as collective.Ranks.sum: a signal to one stops
-    them all.
+    A second signal of the same kind ends it at once. sum_over_ranks: collective.Ranks.sum, so that a signal
+    to one rank stops all.
     """
 
     def __init__(self, sum_over_ranks=lambda counts: counts):
-        self.received = np.zeros(len(SIGNALS), np.int32)        # by this process
+        self.received = np.zeros(len(SIGNALS), np.int32)        # 1 for each kind that this process received
         self._sum, self._block = sum_over_ranks, signals.handle_with(self._note)
 
     def __enter__(self):
@@ -267,7 +269,7 @@ class StopSignals:
         self.received[SIGNALS.index(number)] = 1
 
     def check(self):
-        """Raises Interrupted if a signal has come to any rank. All ranks call it together."""
+        """Raises Interrupted if any rank has received a signal. All ranks must call it together."""
         received = self._sum(self.received)
         if received.any():
             raise Interrupted(SIGNALS[np.argmax(received)])
