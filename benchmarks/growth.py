@@ -1,10 +1,10 @@
-"""How start-up, memory and the step grow with the unlabeled images, up to more than fit into memory:
+"""Measures start-up, memory and step time with ever more unlabeled images, up to more than fit into memory:
 
     python benchmarks/growth.py [--sizes 10000 100000 1000000] [--memory-limit GB] [--steps N]
                                 [--plot FILE.png] [--json FILE]
 
-Makes the images itself, random JPEG files of 32 x 32 pixels: 4 GB of disk for a million. Trains nin by the
-method ssl.
+It makes the images itself, random JPEG files of 32 x 32 pixels; a million take 4 GB of disk. It trains nin
+with the method ssl.
 """
 import argparse
 import io
@@ -25,7 +25,7 @@ from sesemi.system.files import write_atomic, write_json  # noqa: E402
 
 
 def make_images(folder, count):
-    """JPEG files in folders of 1000; each a random patch of few colours, enlarged: not noise alone."""
+    """Write JPEG files in folders of 1000. Each is an enlarged random patch of 8 x 8 pixels."""
     rng = np.random.RandomState(0)
     for first in range(0, count, 1000):
         os.makedirs(os.path.join(folder, '%04d' % (first // 1000)))
@@ -35,7 +35,10 @@ def make_images(folder, count):
 
 
 def measure(size, memory_limit, steps):
-    """Figures of a run with `size` unlabeled images: of a start with an empty cache and with it filled."""
+    """Measure a run with `size` unlabeled images, with an empty cache (cold) and a filled one (warm).
+
+    memory_limit: GB. Returns a dict: seconds of start-up, peak memory in GB, seconds of a step.
+    """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         for part, count in (('train', 100), ('test', 10)):
             for name in 'ab':
@@ -52,14 +55,14 @@ def measure(size, memory_limit, steps):
 
 
 def plot(rows, path):
-    """Start-up time and memory over the number of images, in a PNG file."""
+    """Draw start-up time and memory over the number of images to the PNG file `path`."""
     figure = Figure(figsize=(9, 3.5))
     sizes = [row['images'] for row in rows]
-    for place, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later'}),
+    for panel, unit, columns in ((1, 'seconds', {'cold': 'start-up, first', 'warm': 'start-up, later'}),
                                  (2, 'GB', {'cold_gb': 'until the first step, first start',
                                             'warm_gb': 'until the first step, later',
                                             'gb_step': 'with the steps'})):
-        axes = figure.add_subplot(1, 2, place)
+        axes = figure.add_subplot(1, 2, panel)
         for marker, (column, label) in zip('os^', columns.items()):
             axes.plot(sizes, [row[column] for row in rows], marker=marker, label=label)
         axes.set(xscale='log', xlabel='unlabeled images', ylabel=unit)
@@ -73,7 +76,7 @@ def plot(rows, path):
 
 
 def main():
-    """Measure each size in turn, and print, store and draw what comes out."""
+    """Measure each size in turn; print, store and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--sizes', type=int, nargs='+', default=[10 ** 4, 10 ** 5, 10 ** 6], metavar='N')
     parser.add_argument('--memory-limit', type=float, default=0.5, metavar='GB')

@@ -1,4 +1,4 @@
-"""Draws the picture of the READMEs, one image in its six proxy views:
+"""Draws the picture in the READMEs, an image in its six proxy views:
 
     python benchmarks/proxy_views.py benchmarks/proxy_views.png
 """
@@ -16,7 +16,7 @@ SIZE, GAP, TEXT = 128, 16, 22      # pixels
 
 
 def scene():
-    """A house with the sun on its left: uint8 (1, SIZE, SIZE, 3). No two of its views are alike."""
+    """A house with the sun to its left, so that all six views differ: uint8 (1, SIZE, SIZE, 3)."""
     image = Image.new('RGB', (SIZE, SIZE), '#a9d0f5')
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 98, SIZE, SIZE), fill='#6aa84f')
@@ -29,11 +29,12 @@ def scene():
 
 
 def main(path):
+    """Draw the picture to the file `path`."""
     views, labels = make_proxy_views(scene())
     sheet = Image.new('RGB', (len(views) * (SIZE + GAP) + GAP, SIZE + 2 * GAP + TEXT), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for place, (view, label) in enumerate(zip(views, labels)):
-        left = GAP + place * (SIZE + GAP)
+    for column, (view, label) in enumerate(zip(views, labels)):
+        left = GAP + column * (SIZE + GAP)
         sheet.paste(Image.fromarray(view), (left, GAP))
         draw.text((left, SIZE + GAP + 8), '%d: %s' % (label, PROXY_TRANSFORMS[label][0]),
                   fill='black', font=font)

@@ -1,10 +1,10 @@
-"""What each part costs, beside a baseline, the usual way of doing it, in one run:
+"""Times each part of the program beside a baseline, the usual way of doing the same:
 
     python benchmarks/run.py [--dataset DIR] [--repeats N] [--json FILE]
 
-Prints medians over the repeats. A row whose ratio is a quarter worse than the one in ratios.json, of the same
-TensorFlow's major version, is marked; --store replaces those. DIR, CIFAR-10 as image folders, is needed for
-the rows that read files.
+Prints medians over the repeats, and the ratio of ours to the baseline. A row is marked if its ratio is a
+quarter worse than the one in ratios.json for this major version of TensorFlow; --store replaces the ratios
+there. The rows that read files need DIR, CIFAR-10 as image folders.
 """
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ random = np.random.RandomState(0)
 
 
 def median(function, repeats):
-    """Seconds that a call takes."""
+    """Median seconds of a call of `function`."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def median(function, repeats):
 
 @contextlib.contextmanager
 def one_core(number=0):
-    """This process, and those it starts, on the core of this number, within the block."""
+    """Keep this process, and those it starts, on one core within the block."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {sorted(cores)[number]})
     try:
@@ -64,12 +64,13 @@ def one_core(number=0):
 
 
 def two_branches():
-    """Images and labels of 1000 labeled images."""
+    """Random data for both branches: 1000 images, their one-hot labels, and the same images again."""
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     return images, np.eye(10, dtype=np.float32)[np.arange(1000) % 10], images
 
 
-# The rows: (baseline, ours), in seconds or GB; None where there is no such thing.
+# Functions that measure the rows. They return (baseline, ours) or (baseline, ours, floor) in seconds or GB,
+# with None for what does not exist, or {row: such a tuple}.
 
 def batch_on_one_core(args):
     theirs, ours = baseline.batches(*two_branches()), TwoBranchBatches(*two_branches())
@@ -116,7 +117,7 @@ def test_views(args):
 
 
 def step_with_a_tiny_trunk(args):
-    """All of a step that is not the network; ours with batches already made is the floor."""
+    """Everything in a step but the network. The floor is ours with batches that are made already."""
     ours = TwoBranchBatches(*two_branches())
     theirs, made = baseline.batches(*two_branches()), ours[0]
     upcoming = pools.prefetch(ours.__getitem__, itertools.count())
@@ -133,7 +134,10 @@ def step_with_a_tiny_trunk(args):
 
 
 def host_share(args):
-    """Of a step on one core, its batch made, whose trunk only pools: the device does nearly nothing."""
+    """The host's part of a step on one core, without making its batch.
+
+    The trunk only pools, so the device has almost nothing to do.
+    """
     batch, steps, stop = TwoBranchBatches(*two_branches())[0], 100, training.StopSignals()
 
     class Made:
@@ -157,13 +161,14 @@ def host_share(args):
         metrics = train_step(*batch)
         run = median(lambda: [train_step(*batch) for _ in range(steps)], args.repeats) / steps
         loop = median(lambda: train(lambda *_: dict(metrics)), args.repeats) / steps
-        whole = median(lambda: train(train_step), args.repeats) / steps
-    return {'host share of a step, all but the batch': (None, whole),
+        total = median(lambda: train(train_step), args.repeats) / steps
+    return {'host share of a step, all but the batch': (None, total),
             'host share, feeding and session.run': (None, run),
             'host share, loop and progress line': (None, loop)}
 
 
-def seconds_a_step(network, precision_mode, repeats):
+def measure_step(network, precision_mode, repeats):
+    """Median seconds of a step of 192 images."""
     batches = TwoBranchBatches(*two_branches())
     with runtime.open_session('cpu', runtime.Options(precision_mode)):
         model, _ = build_sesemi(network, (32, 32, 3), 10)
@@ -173,18 +178,21 @@ def seconds_a_step(network, precision_mode, repeats):
 
 
 def network_step(network):
-    """In bfloat16, with the step in float32 as its baseline, where this machine has it."""
+    """The function that measures a network's step, in float32 and, with that as its baseline, in bfloat16.
+
+    bfloat16 is left out where this machine does not have it.
+    """
     def row(args):
-        plain = seconds_a_step(network, 'float32', args.repeats)
+        plain = measure_step(network, 'float32', args.repeats)
         rows = {'step, %s' % network: (None, plain)}
         if not precision.missing_for_bfloat16(runtime.tf.__version__):
-            rows['step, %s, bfloat16' % network] = plain, seconds_a_step(network, 'mixed', args.repeats)
+            rows['step, %s, bfloat16' % network] = plain, measure_step(network, 'mixed', args.repeats)
         return rows
     return row
 
 
 def evaluation(args):
-    """The forward passes alone, and the evaluation with its views, of nin."""
+    """Evaluation of nin, making the views included, with the forward passes alone as its baseline."""
     images = random.standard_normal((1000, 32, 32, 3)).astype(np.float32)
     with runtime.open_session('cpu'):
         _, model = build_sesemi('nin', (32, 32, 3), 10)
@@ -199,7 +207,7 @@ DECODE = 'import sys, utils; utils.load_image_folder(sys.argv[1])'
 
 
 def decode(args):
-    """Ours in a process of its own, as before TensorFlow is imported."""
+    """Decoding of JPEG files. Ours runs in a new process, as a run decodes before it imports TensorFlow."""
     folder = os.path.join(args.dataset, 'train')
     return (median(lambda: [utils.decode_image(path) for path in utils.list_image_folder(folder)[0]], 1),
             median(lambda: subprocess.run([sys.executable, '-c', DECODE, folder],
@@ -207,7 +215,7 @@ def decode(args):
 
 
 def start_ups(args):
-    """Of asl and ssl on CIFAR-10, with an empty cache and a filled one."""
+    """Start-up of asl and ssl on CIFAR-10, with an empty cache (cold) and a filled one (warm)."""
     flags, rows = ['--dataset', args.dataset, '--network', 'nin'], {}
     for method in 'asl', 'ssl':
         with tempfile.TemporaryDirectory() as cache:
@@ -227,15 +235,15 @@ ROWS = {'batch, one core': batch_on_one_core, 'batch, two threads': batch_in_two
 
 
 def main():
-    """Run the rows that are asked for, one after the other."""
+    """Measure the rows that are asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
     parser.add_argument('--images', type=int, default=50000, metavar='N',
                         help='training images in the whitening rows')
     parser.add_argument('--repeats', type=int, default=5, metavar='N')
-    parser.add_argument('--rows', default='', metavar='TEXT', help='only the rows whose name holds this')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
-    parser.add_argument('--store', action='store_true', help='take the ratios of this run for those to come')
+    parser.add_argument('--rows', default='', metavar='TEXT', help='only rows whose name contains this')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file')
+    parser.add_argument('--store', action='store_true', help='write the ratios to ratios.json')
     args = parser.parse_args()
     rows = dict(ROWS, **{'decode 50,000 JPEG files': decode, 'start-up': start_ups} if args.dataset else {})
     found, version = {}, runtime.tf.__version__.split('.')[0]

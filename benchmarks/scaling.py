@@ -1,11 +1,11 @@
-"""What more workers gain: measured on this machine with one core each, and a model of the step beyond it:
+"""Measures the speed of several workers on this machine, with one core each, and computes that of more:
 
     python benchmarks/scaling.py [--network convnet] [--workers N ...] [--steps N] [--step SECONDS]
                                  [--json FILE]
 
-A rank sends and receives 2 (R - 1) / R times the gradients' bytes a step, in 2 (R - 1) messages (ring
-all-reduce, after the whole backward pass: nothing overlaps). So a step of R ranks takes
-step + 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency.
+The computed speed is that of a ring all-reduce that starts after the backward pass, so that nothing overlaps.
+In each step a rank sends and receives 2 (R - 1) / R times the bytes of the gradients, in 2 (R - 1) messages.
+A step of R ranks then takes step + 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency.
 """
 import argparse
 import contextlib
@@ -27,23 +27,26 @@ from sesemi.system.files import write_json  # noqa: E402
 
 STEP = 0.053            # seconds, convnet at 192 images: published for an Ascend 910
 BANDWIDTHS = 1, 10, 100         # Gbit/s
-LATENCY = 50e-6         # seconds a message; of TCP in a machine room
+LATENCY = 50e-6         # seconds per message, for TCP in a machine room
 RANKS = 2, 4, 8, 16, 32
 
 
 def gradient_bytes(network):
-    """What a step has to average: 4 bytes a trainable parameter, at 10 classes."""
+    """The bytes that a step has to average: 4 for each trainable parameter, with 10 classes."""
     model, _ = build_sesemi(network, (32, 32, 3), 10)
     return 4 * sum(weight.shape.num_elements() for weight in model.trainable_weights)
 
 
-def modelled(step, sent, ranks, bandwidth, latency=LATENCY):
-    """Seconds of a step on so many ranks; bandwidth in Gbit/s."""
-    return step + 2 * (ranks - 1) / ranks * sent * 8 / (bandwidth * 1e9) + 2 * (ranks - 1) * latency
+def compute_step(step, gradients, ranks, bandwidth, latency=LATENCY):
+    """Seconds of a step on so many ranks.
+
+    step: seconds on one rank; gradients: bytes; bandwidth: Gbit/s; latency: seconds per message.
+    """
+    return step + 2 * (ranks - 1) / ranks * gradients * 8 / (bandwidth * 1e9) + 2 * (ranks - 1) * latency
 
 
-def measured(network, workers, steps):
-    """Seconds of the median step of so many workers on this machine, each on a core of its own."""
+def measure_step(network, workers, steps):
+    """Seconds of the median step with so many workers on this machine, each on its own core."""
     flags = ['--data', 'digits', '--labels', 'all', '--batch-size', '16', '--network', network,
              '--device', 'cpu']
     with contextlib.ExitStack() as stack:
@@ -59,7 +62,7 @@ def measured(network, workers, steps):
                 process = subprocess.Popen(
                     [sys.executable, os.path.join(startup.PROJECT, 'train_evaluate_sesemi.py'), *flags,
                      '--workers', addresses, '--rank', str(rank)],
-                    # where it says that rank 0, which is killed when enough steps are done, is gone
+                    # hides its message that rank 0 is lost, which is killed after the last step
                     stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
         with one_core(0):
@@ -68,29 +71,29 @@ def measured(network, workers, steps):
 
 
 def main():
-    """Measure, model, print."""
+    """Measure, compute, print."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--network', choices=NETWORKS, default='convnet')
     parser.add_argument('--workers', type=int, nargs='*', default=[1, 2], metavar='N',
-                        help='how many to measure (default: 1 2)')
+                        help='numbers of workers to measure (default: 1 2)')
     parser.add_argument('--steps', type=int, default=8, metavar='N')
     parser.add_argument('--step', type=float, default=STEP, metavar='SECONDS',
-                        help="a device's step alone (default: 0.053, published "
+                        help='a step on one device, for the computed speed (default: 0.053, published '
                         'for the convnet on an Ascend 910)')
     parser.add_argument('--json', metavar='FILE')
     args = parser.parse_args()
-    sent = gradient_bytes(args.network)
-    print('%s: %.1f MB of gradients a step' % (args.network, sent / 1e6))
-    found = {'network': args.network, 'bytes': sent, 'measured': {}, 'modelled': {}}
+    gradients = gradient_bytes(args.network)
+    print('%s: %.1f MB of gradients a step' % (args.network, gradients / 1e6))
+    found = {'network': args.network, 'bytes': gradients, 'measured': {}, 'modelled': {}}
     for workers in args.workers:
-        seconds = found['measured'][workers] = measured(args.network, workers, args.steps)
+        seconds = found['measured'][workers] = measure_step(args.network, workers, args.steps)
         print('R = %d, one core each: %.2f s a step, %.1f images/s'
               % (workers, seconds, workers * 192 / seconds), flush=True)
-    print('modelled share of R times the speed, from %g ms a step:' % (1e3 * args.step))
+    print('computed: percent of R times the speed of one rank, from %g ms a step:' % (1e3 * args.step))
     print('%12s' % 'R' + ''.join('%8d' % ranks for ranks in RANKS))
     for bandwidth in BANDWIDTHS:
-        shares = found['modelled'][bandwidth] = [args.step / modelled(args.step, sent, ranks, bandwidth)
-                                                 for ranks in RANKS]
+        shares = found['modelled'][bandwidth] = [
+            args.step / compute_step(args.step, gradients, ranks, bandwidth) for ranks in RANKS]
         print('%5d Gbit/s ' % bandwidth + ''.join('%7.0f%%' % (100 * share) for share in shares))
     if args.json:
         write_json(args.json, found)

@@ -1,4 +1,4 @@
-"""Start-up of the program as a user meets it, in a process of its own."""
+"""Measures the start-up of the program in a process of its own, as a user sees it."""
 import os
 import re
 import subprocess
@@ -10,9 +10,10 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def measure(flags, cache, steps=1):
-    """Start the program and stop it after some steps: {'seconds': to the first step's start, 'gb': peak
-    memory until then, 'gb_step': after the steps, 'step': seconds of the median step}. cache: folder, filled
-    or empty.
+    """Start the program with `flags` and kill it after some steps.
+
+    cache: the cache folder, filled or empty. Returns {'seconds': until the first step begins, 'gb': peak
+    memory until then, 'gb_step': peak memory after the steps, 'step': seconds of the median step}.
     """
     with tempfile.TemporaryDirectory() as result:
         started = time.perf_counter()
@@ -44,6 +45,6 @@ def _read_until(process, pattern):
 
 
 def _peak(process):
-    """The most memory it had so far, in GB."""
+    """Peak memory of the process so far, in GB."""
     with open('/proc/%d/status' % process.pid) as status:
         return int(re.search(r'VmHWM:\s+(\d+) kB', status.read()).group(1)) * 1024 / 1e9

@@ -1,12 +1,11 @@
-"""Which whitening suits how many images: the error after a short training of nin at 16 pixels, of every kind
-on several small data sets:
+"""Compares the kinds of whitening by the error after a short training, on data sets of several sizes:
 
     python benchmarks/whitening.py --dataset DIR [--rows TEXT] [--seeds N] [--steps N] [--json FILE]
 
-DIR is CIFAR-10 as image folders. All training images of a row are labeled, as own images are. On the rows
-CHOOSING the rule of `--whitening auto` (settings.IMAGES_PER_WHITENED_VALUE) was chosen; JUDGING ones it was
-only tried on. Prints a Markdown table of mean errors in percent, lower is better. FILE gets every run as it
-ends, and a run that it holds is not repeated.
+It trains nin at 16 pixels, with all training images labeled. DIR is CIFAR-10 as image folders. The rule of
+`--whitening auto` (settings.IMAGES_PER_WHITENED_VALUE) was chosen on the rows in CHOOSING and then only tried
+on those in JUDGING. Prints a Markdown table of mean errors in percent; lower is better. Each run is written
+to FILE when it ends; runs that are already there are not repeated.
 """
 import argparse
 import json
@@ -37,11 +36,11 @@ from sesemi.training import evaluation, training  # noqa: E402
 from sesemi.training.metrics import error_rate  # noqa: E402
 from utils import stratified_sample  # noqa: E402
 
-SIZE, BATCH, TESTED = 16, 4, 500
+SIZE, BATCH, TESTED = 16, 4, 500        # pixels a side; images of the self branch a step; most test images
 
 
 def own_images(images, labels, training_images, seed=0):
-    """The Dataset of `training_images` of the images, as many of each class, and at most TESTED test ones."""
+    """A Dataset of so many training images, equally many of each class, and at most TESTED test images."""
     order = np.random.RandomState(seed).permutation(len(images))
     classes = int(labels.max()) + 1
     chosen = order[stratified_sample(labels[order], training_images // classes)]
@@ -52,7 +51,7 @@ def own_images(images, labels, training_images, seed=0):
 
 
 def textures(count):
-    """Noise filtered in five ways, of which each is a class: (images, labels)."""
+    """(images, labels) of five classes: noise, filtered in five ways."""
     from scipy import ndimage
     rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
     for label in labels:
@@ -63,7 +62,7 @@ def textures(count):
 
 
 def shapes(count):
-    """One of five shapes, of any color, place, size, turn, on a ground of another color: (images, labels)."""
+    """(images, labels) of five classes: shapes of random color, place, size and angle, on a random ground."""
     rng, images, labels = np.random.RandomState(0), [], np.arange(count) % 5
     corners = [36, 3, 4, 10, 12]        # a disc, a triangle, a square, a star of five points, one of six
     for label in labels:
@@ -82,23 +81,23 @@ def shapes(count):
 
 
 def cifar10(count):
-    """A row of so many CIFAR-10 images, as if they were all there is."""
+    """The function that makes a Dataset of `count` training images of CIFAR-10."""
     def row(args):
-        whole = load_dataset('cifar10', args.dataset, SIZE, 'stretch', False,
-                             cache.Cache(cache.default_folder()).decode_images)
-        dataset = own_images(np.asarray(whole.train_images), whole.train_labels, count)
-        return dataset._replace(test_images=np.asarray(whole.test_images[:TESTED * 20])[::20],
-                                test_labels=whole.test_labels[:TESTED * 20:20])
+        full = load_dataset('cifar10', args.dataset, SIZE, 'stretch', False,
+                            cache.Cache(cache.default_folder()).decode_images)
+        dataset = own_images(np.asarray(full.train_images), full.train_labels, count)
+        return dataset._replace(test_images=np.asarray(full.test_images[:TESTED * 20])[::20],
+                                test_labels=full.test_labels[:TESTED * 20:20])
     return row
 
 
 def digits(args):
-    """scikit-learn's digits, with their own test images."""
-    whole = load_dataset('digits', image_size=SIZE)
-    return whole._replace(test_images=whole.test_images[:TESTED], test_labels=whole.test_labels[:TESTED])
+    """scikit-learn's digits, with at most TESTED of their test images."""
+    full = load_dataset('digits', image_size=SIZE)
+    return full._replace(test_images=full.test_images[:TESTED], test_labels=full.test_labels[:TESTED])
 
 
-# name -> (a function that makes the Dataset, whether a mirrored image is of the same class)
+# {name: (function that makes the Dataset, whether a mirrored image is of the same class)}
 CHOOSING = {'textures, 300': (lambda args: own_images(*textures(800), 300), False),
             'CIFAR-10, 300': (cifar10(300), True), 'CIFAR-10, 3,000': (cifar10(3000), True),
             'digits, 1,442': (digits, False)}
@@ -106,8 +105,8 @@ JUDGING = {'CIFAR-10, 1,000': (cifar10(1000), True),
            'shapes, 300': (lambda args: own_images(*shapes(800), 300), True)}
 
 
-def error_of(dataset, whitening, flip, seed, steps):
-    """The error on the test images, all their views averaged, after a training of so many steps."""
+def measure_error(dataset, whitening, flip, seed, steps):
+    """Train for so many steps; returns the error on the test images, with the mean over their views."""
     labeled = np.arange(len(dataset.train_labels))
     images = prepare_images(dataset, '', labeled, 'asl', whitening, cache.Cache(None))
     one_hot = np.eye(len(dataset.class_names), dtype=np.float32)[dataset.train_labels]
@@ -128,7 +127,7 @@ def error_of(dataset, whitening, flip, seed, steps):
 
 
 def table(found, seeds):
-    """The errors of those seeds as a Markdown table; a row's least is bold, what `auto` takes is marked."""
+    """A Markdown table of mean errors. A row's lowest is bold; an arrow marks the choice of `auto`."""
     lines = ['| data set | %s |' % ' | '.join(WHITENINGS), '|---|%s' % ('---|' * len(WHITENINGS))]
     for name, row in found.items():
         means = {kind: 100 * np.mean([row['errors'][kind][str(seed)] for seed in range(seeds)])
@@ -141,13 +140,13 @@ def table(found, seeds):
 
 
 def main():
-    """Measure the rows that are asked for, one after the other."""
+    """Measure the rows that are asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0] + '.')
     parser.add_argument('--dataset', metavar='DIR', help='CIFAR-10 as image folders')
-    parser.add_argument('--rows', default='', metavar='TEXT', help='only those whose name holds this')
+    parser.add_argument('--rows', default='', metavar='TEXT', help='only rows whose name contains this')
     parser.add_argument('--seeds', type=int, default=3, metavar='N')
     parser.add_argument('--steps', type=int, default=200, metavar='N')
-    parser.add_argument('--json', metavar='FILE', help='write every run there')
+    parser.add_argument('--json', metavar='FILE', help='write every run to this file')
     args = parser.parse_args()
     found = {}
     if args.json and os.path.exists(args.json):
@@ -162,7 +161,7 @@ def main():
         for name, (_, flip) in rows.items():
             for kind, errors in found[name]['errors'].items():
                 if seed not in errors:
-                    errors[seed] = error_of(datasets[name], kind, flip, int(seed), args.steps)
+                    errors[seed] = measure_error(datasets[name], kind, flip, int(seed), args.steps)
                     print('%s, %s, seed %s: %.1f %%' % (name, kind, seed, 100 * errors[seed]),
                           file=sys.stderr)
                     if args.json:

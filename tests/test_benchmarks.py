@@ -42,6 +42,7 @@ def test_a_ratio_a_quarter_worse_than_the_stored_one_is_marked(monkeypatch, tmp_
 
 
 def test_the_model_of_a_step():
-    assert scaling.modelled(3, sent=10 ** 9, ranks=1, bandwidth=8) == 3
-    assert scaling.modelled(3, sent=10 ** 9, ranks=2, bandwidth=8, latency=0) == 4
-    assert scaling.modelled(3, sent=10 ** 9, ranks=5, bandwidth=16, latency=.5) == pytest.approx(3 + 0.8 + 4)
+    assert scaling.compute_step(3, gradients=10 ** 9, ranks=1, bandwidth=8) == 3
+    assert scaling.compute_step(3, gradients=10 ** 9, ranks=2, bandwidth=8, latency=0) == 4
+    five = scaling.compute_step(3, gradients=10 ** 9, ranks=5, bandwidth=16, latency=.5)
+    assert five == pytest.approx(3 + 0.8 + 4)

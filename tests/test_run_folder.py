@@ -105,7 +105,8 @@ def test_what_another_run_left_without_its_record_is_not_taken_for_this_ones(ima
 
 def test_a_damaged_result_is_named(tmp_path):
     path = tmp_path / 'result.json'
-    record = dict(dict.fromkeys(run_folder.RESULT, 0.5), flags={'data': 'digits', 'seed': 0, 'epochs': 1})
+    record = dict(dict.fromkeys(run_folder.RESULT_KEYS, 0.5),
+                  flags={'data': 'digits', 'seed': 0, 'epochs': 1})
     path.write_text(json.dumps(record))
     assert run_folder.stored_result(str(tmp_path)) == record == comparison.load_results([str(tmp_path)])[0]
     for content in '', path.read_text()[:-1], '{"accuracy": 0.5}':

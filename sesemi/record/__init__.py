@@ -1,1 +1,1 @@
-"""The folder of a run: its lock, identity, log, result, report page, plots and events."""
+"""The folder of a run: its lock, record, log, result, report page, plots and events."""

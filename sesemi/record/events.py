@@ -1,6 +1,4 @@
-"""The metrics of a run and a picture of its first batch as TensorBoard events: tensorboard --logdir
-RESULT.
-"""
+"""The metrics of a run and a picture of its first batch for TensorBoard: tensorboard --logdir RESULT."""
 import glob
 import io
 import os
@@ -13,17 +11,17 @@ from sesemi.device.backend import tf
 from sesemi.errors import InputError
 from sesemi.settings import PROXY_CLASSES
 
-IMAGES = 8      # in the picture of a batch
+IMAGES = 8      # most images in the picture of a batch
 
 
 class Events:
-    """The event file of this process, in the run's folder beside those of processes before it.
+    """Writes the event file of this process into the run's folder. Earlier processes left their own there.
 
-    resumed: the rows of log.csv that this process goes on from, [] at the start; inputs: those of the first
-    batch, as TwoBranchBatches gives them. Raises InputError when the file cannot be written.
+    resumed: the rows of log.csv up to the checkpoint that this process resumes from, [] for a new run;
+    inputs: the first batch's, as in TwoBranchBatches. Raises InputError if the file cannot be written.
 
-    TensorBoard reads event files by name and at a START drops what it has of that step and later ones, so
-    that what a stopped process did beyond its last checkpoint is not shown twice.
+    TensorBoard reads event files in the order of their names. At a START event it drops what it has from that
+    step on, so steps that an earlier process took after its last checkpoint are not shown twice.
     """
 
     def __init__(self, folder, resumed, inputs):
@@ -40,8 +38,9 @@ class Events:
         self._write(records)
 
     def write(self, rows):
-        """Add what is new in the rows of all epochs so far: each column at the row's step. Raises InputError
-        on a full disk.
+        """Add the rows that are new: each column as a value at the row's step.
+
+        rows: a dict for each epoch so far. Raises InputError if the disk is full.
         """
         self._write([tf.Event(step=row['step'], summary=tf.Summary(value=[
             tf.Summary.Value(tag=name, simple_value=value)
@@ -50,7 +49,7 @@ class Events:
         self.written = len(rows)
 
     def _write(self, records):
-        # Not by tf.summary.FileWriter: on TensorFlow 1.15 it says nothing of a full disk.
+        # tf.summary.FileWriter of TensorFlow 1.15 would not report a full disk.
         try:
             self.file = self.file or tf.io.TFRecordWriter(self.path)
             for record in records:
@@ -64,11 +63,10 @@ class Events:
 
 
 def view_grid(views):
-    """The first images of a self batch, a row an image and its six proxy views side by side, as uint8 (rows *
-    s, 6 * s, 3).
+    """A picture of the first images of a self batch, one per row, in their six proxy views.
 
-    views: normalised float32 (6n, s, s, 3), one transform after the other, as batches.make_proxy_views gives
-    them. The least value of all is black, the greatest white.
+    views: normalised float32 (6n, s, s, 3), all images in one transform after the other, as from
+    batches.make_proxy_views. Returns uint8 (rows * s, 6 * s, 3); the least value is black, the greatest white.
     """
     images = views.reshape(PROXY_CLASSES, -1, *views.shape[1:])[:, :IMAGES]
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images.swapaxes(0, 1)])
@@ -77,7 +75,7 @@ def view_grid(views):
 
 
 def _image(pixels):
-    """uint8 (h, w, 3) as a summary; Pillow makes the PNG, which needs no session."""
+    """A picture, uint8 (h, w, 3), as a summary. Encoded by Pillow; TensorFlow would need a session for it."""
     memory = io.BytesIO()
     Image.fromarray(pixels).save(memory, 'PNG')
     return tf.Summary.Image(height=pixels.shape[0], width=pixels.shape[1], colorspace=3,

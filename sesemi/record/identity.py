@@ -1,4 +1,4 @@
-"""What makes a run the one it is: its flags, images, code and versions."""
+"""What identifies a run: its flags, images, code and versions."""
 import hashlib
 import os
 import pathlib
@@ -14,7 +14,10 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file
 
 
 def run_identity(args, checksum, labeled):
-    """What must be the same for every rank of a run: JSON values by what a user calls them."""
+    """What must be the same on every rank of a run: {name for a message: JSON value}.
+
+    args: the flags; checksum: that of the images; labeled: int (labels,), indices of the labeled images.
+    """
     names = *IDENTITY_FLAGS, 'precision_mode', 'eval_every', 'runs'
     return {**{spell_flag(name): getattr(args, name) for name in names}, 'the images': checksum,
             'the choice of labeled images': hashlib.sha256(np.ascontiguousarray(labeled)).hexdigest(),
@@ -24,7 +27,7 @@ def run_identity(args, checksum, labeled):
 
 
 def code_checksum():
-    """SHA-256 over all Python files that take part in a run."""
+    """SHA-256 of all Python files of this program."""
     digest = hashlib.sha256()
     for pattern in '*.py', 'networks/**/*.py', 'sesemi/**/*.py':
         for path in sorted(pathlib.Path(PROJECT).glob(pattern)):
@@ -33,7 +36,7 @@ def code_checksum():
 
 
 def git_revision():
-    """The checkout's revision, with -dirty if files differ from it; None outside a checkout."""
+    """The git revision, with -dirty if files differ from it; None outside a checkout."""
     try:
         return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40',
                                '--exclude', '*'],

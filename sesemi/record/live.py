@@ -1,4 +1,4 @@
-"""The report of a run, kept up to date while it goes on: report.html, curves.png, confusion.png."""
+"""Writes the report of a run while it trains: report.html, curves.png and confusion.png."""
 import functools
 import os
 import sys
@@ -11,15 +11,15 @@ from sesemi.record import page, plots
 from sesemi.record.run_folder import stored_record
 from sesemi.system.files import write_atomic
 
-REFRESH_SECONDS = 30        # an epoch on an accelerator lasts seconds: not every one is worth a drawing
+REFRESH_SECONDS = 30        # an epoch on an accelerator may last seconds: too short for a drawing each
 
 
 class Report:
-    """The report of the run in `folder`, which run_folder.Run has started.
+    """The report of the run in `folder`, after run_folder.Run.start.
 
-    dataset: a datasets.Dataset; labeled: int (labels,) indices of its labeled training images; epochs: those
-    of the whole run; clock: seconds. Without matplotlib the page has no curves, which is said once on
-    standard error.
+    dataset: a datasets.Dataset; labeled: int (labels,), indices of its labeled training images; epochs: of
+    the whole run; clock: a function that returns seconds. Without matplotlib the page has no curves; standard
+    error says so once.
     """
 
     def __init__(self, folder, dataset, labeled, epochs, clock=time.monotonic):
@@ -31,23 +31,22 @@ class Report:
             print_once('No curves.png and no confusion.png: matplotlib cannot be imported (%s); pip install '
                      'matplotlib.'
                      % plots.import_error())
-        self.drawn = float('-inf')
+        self.drawn_at = float('-inf')
 
     def refresh(self, rows):
-        """Bring curves.png and report.html up to date, if the last time was 30 s ago. rows: a dict an epoch,
-        as in log.csv.
+        """Write curves.png and report.html, unless that was done in the last REFRESH_SECONDS.
 
-        Raises InputError when a file cannot be written.
+        rows: a dict for each epoch so far, as in log.csv. Raises InputError if a file cannot be written.
         """
-        if self.clock() - self.drawn >= REFRESH_SECONDS:
+        if self.clock() - self.drawn_at >= REFRESH_SECONDS:
             self._draw(rows)
-            self.drawn = self.clock()
+            self.drawn_at = self.clock()
 
     def finish(self, rows, probabilities, result):
-        """Write the whole report. probabilities: float (n, classes) of the test images, in their order;
-        result: that of run_folder.Run.
+        """Write the complete report.
 
-        Raises InputError when a file cannot be written.
+        probabilities: float (n, classes) of the test images, in their order; result: as run_folder.Run.result
+        returns it. Raises InputError if a file cannot be written.
         """
         self._draw(rows, result, probabilities)
 
@@ -58,12 +57,12 @@ class Report:
         except RunError:
             raise
         except Exception as error:
-            # a run of days must not end for a picture, whatever a plotting library does
+            # whatever a plotting library does, a picture must not end a run of days
             print_once('%s: the report could not be drawn (%s: %s); the run goes on.'
                      % (self.folder, type(error).__name__, error))
 
     def _files(self, rows, result, probabilities):
-        """Yield (name, bytes) of each file."""
+        """Yield (name, content in bytes) of each file."""
         curves, title = [], page.title(self.record['flags'], self.labeled)
         if not plots.import_error():
             png, curves = plots.curves(rows, title)
@@ -71,13 +70,14 @@ class Report:
         if result and not plots.import_error():
             names = self.dataset.class_names
             matrix = np.array(result['confusion_matrix'])
-            yield 'confusion.png', plots.confusion_png(matrix, names, len(names) <= page.NUMBERED, title)
+            yield 'confusion.png', plots.confusion_png(matrix, names, len(names) <= page.NUMBERED_CLASSES,
+                                                       title)
         text = page.render(self, rows, curves, result, probabilities)
-        # a file's name may hold bytes that are no text
+        # file names may contain bytes that are not text
         yield 'report.html', text.encode('utf-8', 'replace')
 
 
 @functools.lru_cache(maxsize=None)
 def print_once(sentence):
-    """Print a sentence on standard error, the first time it is to be said."""
+    """Print a sentence on standard error, but only the first time this is called with it."""
     print(sentence, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One process at a time in a result folder. Standard library only."""
+"""A lock, so that only one process at a time uses a result folder. Standard library only."""
 import contextlib
 import errno
 import fcntl
@@ -10,11 +10,11 @@ from sesemi.errors import InputError, describe_error
 
 
 def lock(folder):
-    """Take the folder's lock: an open file that holds it until it is closed or the process ends, however that
-    ends.
+    """Lock the folder; returns an open file. Closing it, or the end of the process, releases the lock.
 
-    The file, .lock, stays in the folder; the lock is not inherited by processes that this one starts. Where
-    the file system has no locks, that is said. Raises InputError naming the process that has it.
+    The file .lock stays in the folder. Processes that this one starts do not inherit the lock. If the file
+    system has no locks, that is said on standard error. Raises InputError naming the process that has the
+    lock.
     """
     try:
         file = open(os.path.join(folder, '.lock'), 'a+', encoding='utf-8', errors='replace')
@@ -39,12 +39,13 @@ def lock(folder):
 
 
 def is_held(file):
-    """Whether what lock() gave is still the folder's lock: in a folder that was removed or emptied another
-    process may have its own.
+    """Whether `file`, as lock returned it, is still the folder's lock file.
+
+    If the folder was removed or emptied, another process may have made and locked a new one.
     """
     try:
         return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:         # of a file system that does not answer, which is no other process
+    except OSError:         # the file system does not answer, which does not mean that the lock is lost
         return True

@@ -1,13 +1,14 @@
-"""What rank 0 of a run writes and prints while it trains and at its end."""
+"""What rank 0 of a run writes and prints after each epoch and at the end."""
 from sesemi.record.events import Events
 from sesemi.record.live import Report
 
 
 class Observer:
-    """Records the run in its folder and begins its log, events and page.
+    """Starts the run's record in its folder, then keeps its log, events and page.
 
-    run: the run_folder.Run of the folder; plan, data: as train_evaluate_sesemi has them; progress: what the
-    training goes on from. Raises InputError when a file cannot be written.
+    run: the run_folder.Run; plan, data: train_evaluate_sesemi's Plan and Data; device: 'cpu', 'gpu' or 'npu';
+    batches: the TwoBranchBatches; progress: the training.Progress to go on from. Raises InputError if a file
+    cannot be written.
     """
 
     def __init__(self, run, plan, device, data, batches, progress):
@@ -18,21 +19,21 @@ class Observer:
         self.events = Events(run.folder, progress.rows, batches[0][0])
 
     def check_held(self):
-        """Raises InputError when the folder is no longer this run's, as run_folder.Run has it."""
+        """Raises InputError if the folder is no longer this run's; see run_folder.Run.check_held."""
         self.run.check_held()
 
     def after_epoch(self, rows):
-        """Bring all that shows the run up to date."""
+        """Update the log, events and page, and print a line. rows: a dict for each epoch so far."""
         self.run.log(rows)
         self.events.write(rows)
         self.page.refresh(rows)
         print(epoch_line(rows[-1], self.args.epochs, self.images_per_step, self.steps_per_epoch))
 
     def finish(self, rows, probabilities, metrics, seconds):
-        """Finish the record of the run.
+        """Write the complete report, then result.json.
 
-        probabilities: float32 (n, classes) of the test images; metrics: as evaluation.Evaluation has them;
-        seconds: of each part of the run.
+        rows: a dict for each epoch; probabilities: float32 (n, classes) of the test images; metrics: a dict,
+        as from evaluation.Evaluation.test; seconds: {part of the run: seconds}.
         """
         result = self.run.result(metrics, rows, self.images_per_step, seconds)
         if self.args.keep == 'best':
@@ -43,7 +44,7 @@ class Observer:
 
 
 def epoch_line(row, epochs, images_per_step, steps_per_epoch):
-    """A finished epoch's row in words, with the time that the epochs left will take."""
+    """A finished epoch's row in words, with the time that the remaining epochs will take."""
     words = ['Epoch %d/%d: loss %.3f' % (row['epoch'], epochs, row['loss']),
              'super %.3f' % row['super_clf_loss']]
     if 'self_clf_loss' in row:

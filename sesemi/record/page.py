@@ -1,8 +1,7 @@
-"""The page of a run's report, report.html: one file that needs no other, in light and dark, from a phone to a
-desk.
+"""Makes report.html, the page of a run: one file that needs no other, for light and dark and any screen size.
 
-render() puts it together; each function below it makes the HTML of a part, from top to bottom. Its frame and
-style are page.html.
+render() puts it together; each function below it makes the HTML of one part, from top to bottom. Its frame
+and style are in page.html.
 """
 import base64
 import io
@@ -18,22 +17,22 @@ from sesemi.record import plots
 from sesemi.record.run_folder import data_name
 
 FRAME = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
-# classes at most whose confusion matrix is shown in numbers; that of more is a picture
-NUMBERED = 30
-CONFUSIONS = 15             # pairs of classes listed beside such a picture
-MISTAKES = 24               # images
-SAMPLES, SAMPLED = 8, 40    # images a class, classes
+NUMBERED_CLASSES = 30       # with more classes the confusion matrix is a picture, not a table of numbers
+CONFUSIONS = 15             # pairs of classes listed below such a picture
+MISTAKES = 24               # most images shown
+SAMPLES, SAMPLED_CLASSES = 8, 40    # labeled images shown: most per class, of so many classes
 
 
 def render(report, rows, curves, result=None, probabilities=None):
-    """The page as text. result and probabilities, float (n, classes) of the test images, are there when the
-    run is finished.
+    """The page as text.
 
-    report: a live.Report; rows: a dict an epoch so far; curves: <svg> elements, none without matplotlib.
+    report: a live.Report; rows: a dict for each epoch so far; curves: <svg> elements, none without
+    matplotlib. Of a finished run result: as run_folder.Run.result returns it; probabilities: float
+    (n, classes) of the test images.
     """
     flags, dataset, labeled = report.record['flags'], report.dataset, report.labeled
     sections = [('Curves', '<div class="curves">%s</div>' % ''.join(curves) if curves else
-                 '<p>Not drawn, for matplotlib is missing. The numbers are in log.csv.</p>')]
+                 '<p>Not drawn, because matplotlib is missing. The numbers are in log.csv.</p>')]
     matrix = None
     if result:
         matrix = np.array(result['confusion_matrix'])
@@ -52,13 +51,13 @@ def render(report, rows, curves, result=None, probabilities=None):
 
 
 def title(flags, labeled):
-    """What a run is called: asl on flowers: nin, 300 labels."""
+    """A run's title, as in 'asl on flowers: nin, 300 labels'."""
     return '%s on %s: %s, %s labels' % (flags['method'], data_name(flags), flags['network'],
                                         number(len(labeled)))
 
 
 def key_figures(rows, epochs, flags, result):
-    """What a reader looks for first: the errors of a finished run, or how far it is."""
+    """HTML of the key figures: the errors of a finished run, or how far a running one has come."""
     last, seconds = rows[-1], sum(row['seconds'] for row in rows)
     if result:
         figures = [
@@ -94,14 +93,15 @@ def key_figures(rows, epochs, flags, result):
 
 
 def confusion_section(matrix, names):
-    """The confusion matrix, int (n, n): a table of numbers, or of many classes a picture and the most
-    frequent confusions.
+    """HTML of the confusion matrix, int (n, n): numbers, or for many classes a picture and a list.
+
+    The list has the most frequent confusions.
     """
     legend = ('<p>Rows are true classes, columns predicted ones. <span class="swatch blue"></span> right, '
-              '<span class="swatch vermillion"></span> wrong; the stronger, the larger the share of the '
-              'class.</p>\n')
+              '<span class="swatch vermillion"></span> wrong. The stronger the colour, the larger the share '
+              'of the true class.</p>\n')
     colours = plots.confusion_colours(matrix)
-    if len(names) <= NUMBERED:
+    if len(names) <= NUMBERED_CLASSES:
         rows = [[name] + [(count,
                            ' style="background:rgba(%d,%d,%d,%.2f)"' % (*colour[:3], colour[3] / 255 * 0.6)
                            if count
@@ -117,16 +117,16 @@ def confusion_section(matrix, names):
                                              'the most frequent '
                          'confusions are in the table below">' % (picture(colours), width, len(names)))
             + '<h3>Most frequent confusions</h3>\n'
-            + table('Most frequent confusions', ['True class', 'Predicted class', 'Test images', 'of'], rows,
-                    'words'))
+            + table('Most frequent confusions', ['True class', 'Predicted class', 'Images',
+                                                  'Images of the true class'], rows, 'words'))
 
 
 def mistakes_section(dataset, probabilities):
-    """The test images whose wrong class was given the highest probability, the most confident first."""
+    """HTML of the test images whose wrong class got the highest probability, the most confident first."""
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != dataset.test_labels)
     if not len(wrong):
-        return '<p>None: no test image was taken for another class.</p>'
+        return '<p>None: every test image was classified correctly.</p>'
     wrong = wrong[np.argsort(-confidence[wrong], kind='stable')][:MISTAKES]
     figures = []
     for i in wrong:
@@ -141,8 +141,10 @@ def mistakes_section(dataset, probabilities):
 
 
 def data_section(dataset, labeled, flags, matrix):
-    """How many images there are, in all and of each class, and with the confusion matrix the error of each
-    class.
+    """HTML of the numbers of images, in total and per class, and of each class's error if matrix is given.
+
+    dataset: a datasets.Dataset; labeled: int (labels,), indices of its labeled training images; flags: a
+    dict; matrix: the confusion matrix, int (n, n), or None.
     """
     names = dataset.class_names
     extra = len(dataset.unlabeled_images) - len(dataset.train_images)
@@ -175,16 +177,16 @@ def data_section(dataset, labeled, flags, matrix):
 
 
 def samples_section(dataset, labeled):
-    """Some labeled images of each class, a strip a class."""
+    """HTML of some labeled images of each class, one strip per class."""
     names, labels = dataset.class_names, dataset.train_labels[labeled]
     note = ''
-    if len(names) > SAMPLED:
-        note = '<p>Of the first %d of %s classes.</p>\n' % (SAMPLED, number(len(names)))
+    if len(names) > SAMPLED_CLASSES:
+        note = '<p>The first %d of %s classes.</p>\n' % (SAMPLED_CLASSES, number(len(names)))
     figures = []
-    for label, name in enumerate(names[:SAMPLED]):
+    for label, name in enumerate(names[:SAMPLED_CLASSES]):
         images = dataset.train_images[labeled[labels == label][:SAMPLES]]
         if len(images):
-            # empty where there are fewer
+            # transparent where a class has fewer images
             strip = np.zeros((images.shape[1], SAMPLES * images.shape[2], 4), np.uint8)
             width = len(images) * images.shape[2]
             strip[:, :width, :3], strip[:, :width, 3] = np.hstack(images), 255
@@ -195,7 +197,7 @@ def samples_section(dataset, labeled):
 
 
 def run_section(record, result):
-    """How to run it again, how long it took and with which versions."""
+    """HTML of the command, the times, the versions and all flags."""
     parts = [box('Command', '<pre><code>%s</code></pre>' % escape(record['command']))]
     if result:
         times = [(name, duration(seconds)) for name, seconds in result['seconds'].items()]
@@ -211,29 +213,28 @@ def run_section(record, result):
 
 
 def tiles(figures):
-    """(name, value, note) of each figure as a row of tiles."""
+    """HTML of a row of tiles. figures: (name, value, note) of each."""
     return '<dl class="tiles">\n%s</dl>\n' % ''.join(
         '<div><dt>%s</dt><dd>%s</dd>%s</div>\n' % (name, value, note and '<dd class="note">%s</dd>' % note)
         for name, value, note in figures)
 
 
-def table(name, header, rows, kind=''):
-    """A table that scrolls in a box of its own. Its cells are texts or whole numbers, or one of these and
-    HTML attributes.
+def table(name, header, rows, css_class=''):
+    """HTML of a table in a scrolling box.
+
+    rows: lists of cells, each a str or int, or a tuple of one of these and a str of HTML attributes.
     """
     def cell(value):
         value, attributes = value if isinstance(value, tuple) else (value, '')
         return '<td%s>%s</td>' % (attributes, number(value) if isinstance(value, int) else escape(value))
     return box(name, '<table class="%s">\n<thead><tr>%s</tr></thead>\n<tbody>\n%s</tbody>\n</table>' % (
-        kind, ''.join('<th scope="col"><span>%s</span></th>' % escape(title) for title in header),
+        css_class, ''.join('<th scope="col"><span>%s</span></th>' % escape(title) for title in header),
         ''.join('<tr><th scope="row">%s</th>%s</tr>\n' % (escape(row[0]), ''.join(map(cell, row[1:])))
                 for row in rows)))
 
 
 def box(name, content):
-    """A part that is scrolled by itself, so that the page never is sideways; by the keyboard too, hence
-    tabindex.
-    """
+    """HTML of a part that scrolls by itself, so the page does not. tabindex lets a keyboard scroll it."""
     return '<div class="scroll" role="region" aria-label="%s" tabindex="0">%s</div>\n' % (name, content)
 
 
@@ -249,7 +250,7 @@ def number(value):
 
 
 def duration(seconds):
-    """1 h 5 min, 5 min 3 s, 3.2 s."""
+    """Seconds in words, as in 1 h 5 min, 5 min 3 s or 3.2 s."""
     if seconds < 60:
         return '%.1f s' % seconds
     minutes, seconds = divmod(round(seconds), 60)

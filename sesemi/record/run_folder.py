@@ -1,4 +1,4 @@
-"""The folder of a run: its flags, labeled split, log and result, each file whole or not there."""
+"""The folder of a run: its flags, labeled split, log and result, in files written atomically."""
 import contextlib
 import csv
 import glob
@@ -20,36 +20,36 @@ from sesemi.settings import default_directory
 from sesemi.system.files import PARTIAL_NAME, write_json, write_table
 from sesemi.system.versions import list_versions
 
-RECORD = 'flags', 'data_checksum'       # what args.json always has
-RESULT = (*RECORD, 'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate',
-          'steps', 'seconds_per_step', 'images_per_second')      # what result.json always has
-# of a run: to be raised when the same flags make another one; 2: other averages and masks, 3: other whitening
-# of folders
+# keys that every args.json and result.json has
+RECORD_KEYS = 'flags', 'data_checksum'
+RESULT_KEYS = (*RECORD_KEYS, 'classification_error_rate', 'classification_error_rate_1_view',
+               'balanced_error_rate', 'steps', 'seconds_per_step', 'images_per_second')
+# Raised when the same flags train differently. 2: other averages and masks; 3: other whitening of folders.
 FORMAT = 3
 
 
 @contextlib.contextmanager
 def open_run(folder, flags):
-    """The block in which the folder of a run is this process's own; gives its Run."""
+    """Make and lock the folder of a run for the block; yields its Run. Raises InputError as Run."""
     run = Run(folder, flags)
     with run.clean_up_on_error():
         yield run
 
 
 class Run:
-    """The folder of one run: made and locked at once, so that one that cannot be kept fails before its work.
+    """The folder of one run. It is made and locked at once, so that a wrong folder fails before the work.
 
-    resuming: whether it holds a run to go on with; error_rate: that of the run once it is finished, else
-    None. Raises InputError when the folder cannot be written, holds a run that is not to be resumed, or
-    another one than the flags ask for.
+    flags: a dict of all flags; resuming: whether the folder holds a run to go on with; error_rate: the run's
+    if it is finished, else None. Raises InputError if the folder cannot be written or is in use, or if it
+    holds a run and the flags do not resume it or contradict it.
     """
 
     def __init__(self, folder, flags):
         self.folder, self.flags, self.device, self._lock = folder, flags, None, None
-        self._started = False       # until then an error leaves nothing of it behind
-        place = pathlib.Path(os.path.abspath(folder))
-        places = place / '.lock', place, *place.parents
-        self._made = [path for path in places if not os.path.exists(str(path))]
+        self._started = False       # until then an error removes what this run has made
+        absolute = pathlib.Path(os.path.abspath(folder))
+        paths = absolute / '.lock', absolute, *absolute.parents
+        self._made = [path for path in paths if not os.path.exists(str(path))]
         with self.clean_up_on_error():
             try:
                 os.makedirs(folder, exist_ok=True)
@@ -61,34 +61,32 @@ class Run:
             result = stored_result(folder)
         self.error_rate = result['classification_error_rate'] if result else None
         unfinished = PARTIAL_NAME % ('*', 8 * '[0-9a-f]')
-        for path in [*place.glob(unfinished), *place.glob('checkpoints/' + unfinished)]:
-            path.unlink()       # of a run that was killed while it wrote
+        for path in [*absolute.glob(unfinished), *absolute.glob('checkpoints/' + unfinished)]:
+            path.unlink()       # left by a process that was killed while it wrote
 
     @contextlib.contextmanager
     def clean_up_on_error(self):
-        """The block in which the folder is this run's. An error before `start` removes the lock and the
-        folders made for it.
-        """
+        """If the block raises before `start`, remove the lock file and the folders made for this run."""
         try:
             yield
         except BaseException:
             if self._lock and is_held(self._lock) and not self._started:
-                with contextlib.suppress(OSError):      # a folder that holds something by now
+                with contextlib.suppress(OSError):      # the folder is not empty any more
                     for path in self._made:
                         remove = path.rmdir if path.is_dir() else path.unlink
                         remove()
             raise
 
     def _check(self):
-        """Raises InputError unless the flags are for what the folder holds."""
+        """Raises InputError if the flags do not fit what the folder holds."""
         folder, flags, stored = self.folder, self.flags, stored_record(self.folder)
         self.resuming = stored is not None
         if not self.resuming:
-            place = pathlib.Path(folder)
-            left = [*place.glob('result.json'), *place.glob('checkpoints/step-*.npz')]
-            if left:        # it would be taken for this run's
+            path = pathlib.Path(folder)
+            left = [*path.glob('result.json'), *path.glob('checkpoints/step-*.npz')]
+            if left:        # would be mistaken for this run's
                 raise InputError('--result %s: holds %s of a run, but not its args.json; give another '
-                                 '--result.' % (folder, left[0].relative_to(place)))
+                                 '--result.' % (folder, left[0].relative_to(path)))
             if flags['resume'] == 'yes':
                 raise InputError('--resume: %s holds no run to go on with; leave the flag out to start one.'
                                  % folder)
@@ -96,13 +94,13 @@ class Run:
         if not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another '
                              '--result.' % folder)
-        finished, begun = os.path.exists(self.path('result.json')), stored.get('format', 1)
+        finished, version = os.path.exists(self.path('result.json')), stored.get('format', 1)
         if not finished and stored['flags'].get('whitening') == 'shrunk':
             raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version '
                              'does not have; finish it with the version that began it or give another '
                              '--result.' % folder)
-        as_today = begun == FORMAT or begun == 2 and stored['flags']['data'] != 'folder'
-        if not as_today and not finished:
+        same_training = version == FORMAT or version == 2 and stored['flags']['data'] != 'folder'
+        if not same_training and not finished:
             raise InputError('--resume: the run in %s was begun by another version of this program, which '
                              'trains otherwise; finish it with that version or give another --result.'
                              % folder)
@@ -116,9 +114,7 @@ class Run:
                                                 if name == 'epochs' else ''))
 
     def check_held(self):
-        """Raises InputError when the folder is no longer this run's: what it wrote now might spoil another
-        one.
-        """
+        """Raises InputError if the folder is no longer this run's: writing might then damage another run."""
         if not is_held(self._lock):
             raise InputError('--result %s: was removed, moved or emptied while the run went on, which ends '
                              'here; start it again.' % self.folder)
@@ -127,41 +123,42 @@ class Run:
         """A file's path in the run's folder."""
         return os.path.join(self.folder, name)
 
-    def start(self, flags, device, dataset, labeled, checksum, held=()):
-        """Record what the run is, unless it is resumed. From here on the folder holds a run.
+    def start(self, flags, device, dataset, labeled, checksum, held_out=()):
+        """Write args.json and labeled.csv, unless the run is resumed. From then on the folder holds a run.
 
-        flags: every one with its value; dataset, labeled: as they were before --validation; held: the names
-        of the labeled images that it has taken out.
+        flags: a dict of all flags; device: 'cpu', 'gpu' or 'npu'; dataset: the datasets.Dataset as read;
+        labeled: int (labels,), indices of its labeled training images; checksum: of its images; held_out: the
+        names of labeled images that --validation takes out.
         """
         self.check_held()
         self._started, self.flags, self.device = True, flags, device
         if self.resuming:
-            self._say_other_precision()
+            self._print_precision_change()
             return
-        held = set(held)
+        held_out = set(held_out)
         write_table(self.path('labeled.csv'), [
             {'index': int(i), 'file': dataset.train_names[i],
              'class': dataset.class_names[dataset.train_labels[i]],
-             'split': 'valid' if dataset.train_names[i] in held else 'train'} for i in labeled])
-        # found from any folder
+             'split': 'valid' if dataset.train_names[i] in held_out else 'train'} for i in labeled])
+        # absolute, so that a resumed run finds it from any folder
         flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))
         write_json(self.path('args.json'), {
             'command': ' '.join(map(shlex.quote, sys.argv)), 'flags': flags, 'device': self.device,
             'data_checksum': checksum, 'format': FORMAT})
 
-    def _say_other_precision(self):
+    def _print_precision_change(self):
         stored = stored_record(self.folder)
         mode = stored['flags'].get('precision_mode')
         now = precision.describe(self.device, self.flags['precision_mode'])
         # older records name no device
-        begun = precision.describe(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)
-        if begun != now:
-            print('Precision: %s from here on; the run began in %s.' % (now, begun))
+        before = precision.describe(stored.get('device', 'gpu' if mode == 'mixed' else self.device), mode)
+        if before != now:
+            print('Precision: %s from here on; the run began in %s.' % (now, before))
 
     def read_split(self, dataset, checksum):
-        """The indices of the labeled images as the run was started: int64 (labels,).
+        """The indices of the labeled images of the run to be resumed, from labeled.csv: int64 (labels,).
 
-        Raises InputError when they cannot be read, or when the images are not those the run was started with.
+        Raises InputError if the file cannot be read, or if the images have changed since the run was started.
         """
         if stored_record(self.folder)['data_checksum'] != checksum:
             raise InputError('--resume: the images are not those that the run in %s was started with; give '
@@ -177,13 +174,14 @@ class Run:
                              % (self.path('labeled.csv'), describe_error(error))) from None
 
     def log(self, rows):
-        """Write log.csv, a row for each epoch so far."""
+        """Write log.csv. rows: a dict for each epoch so far. Raises InputError if that fails."""
         self.check_held()
         write_table(self.path('log.csv'), rows)
 
     def result(self, metrics, rows, images_per_step, laps):
-        """What result.json is to hold: the metrics, the rest of the run's record in figures, and what it was
-        started with.
+        """The content of result.json: the metrics, times and versions, and the content of args.json.
+
+        metrics: a dict; rows: a dict for each epoch; laps: {part of the run: seconds}.
         """
         seconds = sum(row['seconds'] for row in rows)
         return {
@@ -201,7 +199,7 @@ class Run:
         }
 
     def finish(self, result):
-        """Write result.json, last of all that a run leaves; the run has an error_rate from here on."""
+        """Write result.json, the last file of a run, and set error_rate."""
         write_json(self.path('result.json'), result)
         self.error_rate = result['classification_error_rate']
 
@@ -213,38 +211,42 @@ class Clock:
         self.laps, self._since = {}, time.perf_counter()
 
     def lap(self, name):
-        """Everything since the last lap was `name`."""
+        """Record the seconds since the last lap under `name`."""
         now = time.perf_counter()
         self.laps[name], self._since = now - self._since, now
 
 
 def stored_record(folder):
-    """What args.json of a run's folder holds: command, flags, data_checksum; None when the folder holds no
-    run.
+    """The content of args.json in a run's folder, with the flags; None if the folder holds no run.
+
+    Raises InputError if it is damaged.
     """
     path = os.path.join(folder, 'args.json')
-    return read_json(path, RECORD) if os.path.lexists(path) else None
+    return read_json(path, RECORD_KEYS) if os.path.lexists(path) else None
 
 
 def stored_result(folder):
-    """What result.json of a run's folder holds; None when the run is not finished."""
+    """The content of result.json in a run's folder; None if the run is not finished.
+
+    Raises InputError if it is damaged.
+    """
     path = os.path.join(folder, 'result.json')
-    return read_json(path, RESULT) if os.path.lexists(path) else None
+    return read_json(path, RESULT_KEYS) if os.path.lexists(path) else None
 
 
 def data_name(flags):
-    """What a run's data set is called: own images as their folder or list."""
+    """The name of a run's data set. Own images are named after their folder or list."""
     if flags['data'] == 'folder' and flags.get('dataset'):
         return os.path.basename(os.path.abspath(flags['dataset']))
     return flags['data']
 
 
-def read_json(path, names=()):
-    """The object that a JSON file of a run holds. Raises InputError if it is damaged or lacks a name."""
+def read_json(path, keys=()):
+    """The object that a JSON file of a run holds. Raises InputError if it is damaged or lacks a key."""
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
-        missing = set(names) - set(content)
+        missing = set(keys) - set(content)
         if missing:
             raise ValueError('it has no ' + min(missing))
         return content
@@ -254,11 +256,12 @@ def read_json(path, names=()):
 
 
 def recorded_flags(folder):
-    """The flags of the run in `folder`, {} if there is none. Raises InputError if the command line no longer
-    takes one.
+    """The flags of the run in `folder`, as a dict; {} if there is none.
+
+    Raises InputError if this version does not accept one of them.
     """
     flags = (stored_record(folder) or {'flags': {}})['flags']
-    known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, of earlier versions
+    known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, a kind of earlier versions
     try:
         parse_given(['%s=%s' % (spell_flag(name), value)
                      for name, value in flags.items() if name in known and value is not None])
@@ -270,15 +273,16 @@ def recorded_flags(folder):
 
 
 def flags_to_resume(folder):
-    """The flags that the run in a result folder goes on with, or the runs below it that --runs has started;
-    {} if there are none.
+    """The flags that a resumed run takes from its record, as a dict; {} if `folder` holds no run.
+
+    `folder` may also hold several runs, started by --runs; they share these flags.
     """
     flags, names = recorded_flags(folder), RESUMED_FLAGS
     for path in [] if flags else glob.glob(os.path.join(glob.escape(folder), 'seed-*', 'args.json')):
         found = recorded_flags(os.path.dirname(path))
-        if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest
+        if not flags or found.get('seed', 0) < flags.get('seed', 0):      # the first run has the lowest seed
             flags, names = found, [*RESUMED_FLAGS, 'runs']
     default = default_directory(flags.get('data', 'folder')) if flags.get('dataset') else None
     if default and flags['dataset'].endswith(default) and not os.path.exists(flags['dataset']):
-        flags['dataset'] = None     # it was where nobody had to say: looked for, or downloaded, anew
+        flags['dataset'] = None     # it was in its default folder: look for it, or download it, again
     return {name: flags[name] for name in names if name in flags}

@@ -21,8 +21,9 @@ from utils import ChannelStandardizer, Whitener
 
 
 class Classifier:
-    """An inference model with its preprocessing in front: (n, s, s, 3) values 0-255 -> (n, classes)
-    probabilities.
+    """An inference model preceded by its preprocessing, to be saved.
+
+    It takes images (n, s, s, 3) of values 0-255 and returns probabilities (n, classes).
 
     whitener: a utils.Whitener or ChannelStandardizer, or None if images are only contrast normalised. fit
     (one of settings.FITS) and whitening (a key of batches.WHITENINGS) are only stored in the file. The layer
