@@ -77,7 +77,7 @@ def load_results(folders):
 
 
 def setting_of(result):
-    """What runs must have in common to share a line: all flags except the seed, the precision and the images.
+    """What runs must have in common to share a line: the images, the precision, and all flags but the seed.
 
     result: the content of result.json. Flags that an older run does not have get their defaults.
     """
@@ -97,7 +97,7 @@ def group_by_setting(results):
 
 
 def differing_settings(groups, same):
-    """The names of settings in which groups differ, among groups that have the settings `same` in common."""
+    """The settings in which groups differ, of groups that have equal values of the settings `same`."""
     settings = [setting_of(runs[0]) for runs in groups]
     return sorted({name for one in settings for other in settings
                    if all(one[name] == other[name] for name in same)

@@ -65,8 +65,9 @@ class Events:
 def view_grid(views):
     """A picture of the first images of a self batch, one per row, in their six proxy views.
 
-    views: normalised float32 (6n, s, s, 3), all images in one transform after the other, as from
-    batches.make_proxy_views. Returns uint8 (rows * s, 6 * s, 3); the least value is black, the greatest white.
+    views: normalised float32 (6n, s, s, 3), all images in one transform after the other, as
+    batches.make_proxy_views returns them. Returns uint8 (rows * s, 6 * s, 3); the least value is black, the
+    greatest white.
     """
     images = views.reshape(PROXY_CLASSES, -1, *views.shape[1:])[:, :IMAGES]
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images.swapaxes(0, 1)])

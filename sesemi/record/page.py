@@ -98,7 +98,7 @@ def confusion_section(matrix, names):
     The list has the most frequent confusions.
     """
     legend = ('<p>Rows are true classes, columns predicted ones. <span class="swatch blue"></span> right, '
-              '<span class="swatch vermillion"></span> wrong. The stronger the colour, the larger the share '
+              '<span class="swatch vermillion"></span> wrong. The stronger the color, the larger the share '
               'of the true class.</p>\n')
     colours = plots.confusion_colours(matrix)
     if len(names) <= NUMBERED_CLASSES:

@@ -40,8 +40,8 @@ class Run:
     """The folder of one run. It is made and locked at once, so that a wrong folder fails before the work.
 
     flags: a dict of all flags; resuming: whether the folder holds a run to go on with; error_rate: the run's
-    if it is finished, else None. Raises InputError if the folder cannot be written or is in use, or if it
-    holds a run and the flags do not resume it or contradict it.
+    if it is finished, else None. Raises InputError if the folder cannot be written, is in use, or holds a run
+    that the flags do not resume or that was started with other flags.
     """
 
     def __init__(self, folder, flags):

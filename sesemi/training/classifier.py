@@ -125,9 +125,9 @@ def load_classifier(path):
         groups = [file['model_weights'][layer.name] for layer in model.layers]
         arrays = [group[name][()] for group in groups for name in group.attrs['weight_names']]
         variables = [variable for layer in model.layers for variable in layer.weights]
-        shapes = [tuple(variable.shape.as_list()) for variable in variables]
-        same = shapes == [array.shape for array in arrays]
-        if not same or not all(np.isfinite(array).all() for array in arrays):
+        same_shapes = ([tuple(variable.shape.as_list()) for variable in variables]
+                       == [array.shape for array in arrays])
+        if not same_shapes or not all(np.isfinite(array).all() for array in arrays):
             raise ValueError('its weights do not fit its layers or are not finite')
         assign_variables(variables, arrays)
     return model
