@@ -211,9 +211,9 @@ class Ranks:
         """
         unlimited = self.device == 'npu' and graph not in self._compiled
         self._compiled.add(graph)
+        limit = _limit(seconds or self.peer_timeout, sentence or NO_ANSWER % self.peer_timeout)
         try:
-            sentence = sentence or NO_ANSWER % self.peer_timeout
-            with contextlib.nullcontext() if unlimited else _limit(seconds or self.peer_timeout, sentence):
+            with contextlib.nullcontext() if unlimited else limit:
                 yield
         except LOST_RANK_ERRORS as error:
             raise RunError(sentence
