@@ -1,4 +1,4 @@
-"""What the tests share: sys.path, a cache, a TensorFlow not to be imported, image writers, no float64."""
+"""Fixtures and helpers of several test files. Importing it puts the project on sys.path."""
 import os
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture
 def no_tensorflow(tmp_path):
-    """A PYTHONPATH for a process: importing TensorFlow ends it with status 1."""
+    """A PYTHONPATH with which a process that imports TensorFlow ends with status 1."""
     packages = tmp_path / 'packages'
     packages.mkdir()
     (packages / 'tensorflow.py').write_text("raise SystemExit('TensorFlow is imported')")
@@ -28,14 +28,14 @@ def no_tensorflow(tmp_path):
 
 @pytest.fixture
 def no_tensorflow_here(monkeypatch):
-    """In this process importing sesemi.device.runtime, so TensorFlow, raises ModuleNotFoundError."""
+    """Importing sesemi.device.runtime, and so TensorFlow, raises ModuleNotFoundError in this process."""
     monkeypatch.delattr('sesemi.device.runtime', raising=False)
     monkeypatch.setitem(sys.modules, 'sesemi.device.runtime', None)
 
 
 @pytest.fixture
 def train(capsys):
-    """A run with the tiny trunk in this process, which spares TensorFlow's start: flags -> its Result."""
+    """train(*flags) trains the tiny trunk in this process, which saves TensorFlow's start, to a Result."""
     import tiny_trunk
     from programs import Result
 
@@ -52,7 +52,7 @@ def write_image(path, pixels):
 
 
 def write_classes(folder, counts, size=32):
-    """counts: class name -> how many random images, no two alike. Returns their arrays, classes sorted."""
+    """Write random images, no two alike. counts: class name -> number. Returns the arrays, classes sorted."""
     rng = np.random.RandomState(0)
     images = rng.randint(0, 256, (sum(counts.values()), size, size, 3)).astype(np.uint8)
     names = ['{}/{:03d}.png'.format(name, i) for name in sorted(counts) for i in range(counts[name])]
@@ -62,7 +62,7 @@ def write_classes(folder, counts, size=32):
 
 
 class NoDoubles(np.ndarray):
-    """An array that refuses every computation in which a float64 array takes part or comes out."""
+    """An array whose computations fail if a float64 array goes in or comes out."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         plain = [x.view(np.ndarray) if isinstance(x, NoDoubles) else x for x in inputs]

@@ -1,10 +1,9 @@
-"""Forks the programs that tests/programs.py starts from a process that has imported what takes them seconds.
+"""Starts programs for tests/programs.py by forking this process, which has already imported TensorFlow.
 
-Standard input is the server's end of a multiprocessing.Pipe(). Standard output and error must be pipes,
-because the streams of the programs are those of the server. A request is a program's words, environment,
-working folder and limit in seconds. Three descriptors follow it: a Pipe() on which the program's process
-number is sent when it begins and its wait status when it has ended, its standard output, and its standard
-error.
+Requests come on standard input, one end of a multiprocessing.Pipe(). A request is a program's command line,
+environment, working folder and limit in seconds. Three descriptors follow it: a Pipe() on which the program's
+process id is sent when it starts and its wait status when it has ended, its standard output, and its standard
+error. The server's own standard output and error must be pipes, because the programs use its stream objects.
 """
 import contextlib
 import gc
@@ -26,20 +25,20 @@ import PIL.Image  # noqa: E402, F401
 import scipy.io  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
 
-import sesemi.device.runtime  # noqa: E402, F401   TensorFlow as every program imports it; no session
+import sesemi.device.runtime  # noqa: E402, F401   TensorFlow as the programs import it
 
-with contextlib.suppress(ImportError):      # of TensorFlow 1.15, which imports it for the first layer
+with contextlib.suppress(ImportError):      # TensorFlow 1.15 imports it for the first layer
     import tensorflow.contrib  # noqa: F401
 
 
 def serve():
-    """Wait for requests until the other end is closed. Returns in the process of each program: its words."""
+    """Answer requests until the other end is closed. Returns a command line, in its program's process."""
     requests = Connection(os.dup(0))
     requests.send('ready')
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # keepers leave no zombies
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # the watching processes leave no zombies
     while True:
         try:
-            words, environment, folder, limit = requests.recv()
+            command, environment, folder, limit = requests.recv()
         except EOFError:
             sys.exit()
         descriptors = [recv_handle(requests) for _ in range(3)]
@@ -47,24 +46,24 @@ def serve():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             program = os.fork()
             if program:
-                keep(program, limit, *descriptors)
-            become(environment, folder, *descriptors)
-            return words
+                watch(program, limit, *descriptors)
+            set_up(environment, folder, *descriptors)
+            return command
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def keep(program, limit, connection, *output):
-    """Wait for the program in a process of its own, send its wait status, and end.
+def watch(program, limit, connection, *output):
+    """Wait for the program, send its wait status, and end this process, which does nothing else.
 
-    The program is killed, with what it started, after `limit` seconds, or when the tests have ended.
+    Kills the program and what it started after `limit` seconds, or when the tests have ended.
     """
     for descriptor in output:       # else their readers would wait for this process too
         os.close(descriptor)
     connection, ended = Connection(connection), threading.Event()
 
     def kill():
-        connection.poll(limit)      # nothing is ever sent there: this waits for the other side to be closed
+        connection.poll(limit)      # nothing is ever sent: it returns early when the other end is closed
         if not ended.is_set():
             os.killpg(program, signal.SIGKILL)
     threading.Thread(target=kill, daemon=True).start()
@@ -76,8 +75,8 @@ def keep(program, limit, connection, *output):
         os._exit(0)
 
 
-def become(environment, folder, connection, *output):
-    """Give this process what a start gives: session, environment, folder, random seed, descriptors 0 to 2."""
+def set_up(environment, folder, connection, *output):
+    """Give this process what a started one has: session, environment, folder, seed, descriptors 0 to 2."""
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -97,5 +96,5 @@ if __name__ == '__main__':
     gc.freeze()
     sys.argv = serve()
     sys.path[0] = os.path.dirname(sys.argv[0])
-    # The last statement, so that the interpreter ends as it ends after the program itself.
+    # The last statement, so that the interpreter ends as it does after a program.
     runpy.run_path(sys.argv[0], run_name='__main__')

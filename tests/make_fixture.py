@@ -1,11 +1,11 @@
-"""Makes tests/fixture anew: what runs of this version leave, for every later version to read.
+"""Makes tests/fixture anew: the files of runs of this version, which every later version must read.
 
     python tests/make_fixture.py
 
-Each folder is what a run left, without its report and events. Finished runs have `predicted.csv` too, what
-predict.py says of image.png; their result.json names the version that made them. test_fixture.py compares
-what the code does now with what it did then, so make a folder anew only when older runs need not be read any
-more. A folder that was made with flags that are no longer taken stays as it is.
+Each folder holds the files of a run, without its report and events. Finished runs also have `predicted.csv`,
+what predict.py prints for image.png; their result.json names the version that made them. test_fixture.py
+compares the results of today's code with these, so make a folder anew only when older runs need not be read
+any more. A folder whose flags no longer exist cannot be made anew and stays as it is.
 """
 import gzip
 import os
@@ -20,14 +20,14 @@ from PIL import Image
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 FIXTURE = os.path.join(TESTS, 'fixture')
-PLACE = '/tmp/sesemi'       # where the runs are made, for a run records where its images are
+RUNS_FOLDER = '/tmp/sesemi'         # always the same, because a run records where its images are
 CLASSES = 'ant', 'bee', 'cow'
-STOPPED = 15                # the step after which the halves are stopped, in the third epoch of four
+STOPPED = 15                # HALVES stop after this step, in the third epoch of four
 RECORD = 'args.json', 'labeled.csv', 'log.csv', 'result.json'
 
 COMMON = ('--data=folder', '--dataset=images', '--image-size=16', '--batch-size=4', '--epochs=4',
           '--device=cpu', '--precision-mode=float32', '--quiet')
-# The first one's model has the averages of training. The second one's best weights are of its second epoch.
+# CHANNEL's model has the batch-norm averages of training. NONE's best weights are those of its second epoch.
 CHANNEL = '--whitening=channel', '--network=nin', '--labels=24', '--recompute-norm=False'
 NONE = ('--whitening=none', '--network=nin', '--labels=all', '--validation=0.25', '--keep=best', '--lr=0.2',
         '--seed=21')
@@ -40,7 +40,7 @@ HALVES = {'channel-half': CHANNEL, 'none-half': NONE}
 
 
 def write_images(folder):
-    """The images of all runs, blocks of random color: classes that differ a little in tint, and no class."""
+    """The images of all runs, labeled and unlabeled: blocks of random color with a slight tint by class."""
     rng = np.random.RandomState(0)
 
     def write(name, tint):
@@ -58,7 +58,7 @@ def write_images(folder):
 
 
 def residual_trunk(dropout=0.0, seed=0, batch_number=None):
-    """A trunk with the kinds of layers, and of their settings, that tiny_trunk's does not have."""
+    """A trunk with the kinds of layers and settings that the tiny trunk lacks."""
     from networks.layers import Layers, chain, residual
     make = Layers(slope=0.0, use_bias=False, seed=seed, batch_number=batch_number)
     return chain(
@@ -68,7 +68,7 @@ def residual_trunk(dropout=0.0, seed=0, batch_number=None):
 
 
 def rounded(fit):
-    """`fit` with its matrix of 768 x 768 numbers rounded to 1/64, of which gzip leaves little."""
+    """`fit` with its 768 x 768 matrix rounded to 1/64, which gzip packs well."""
     def fit_rounded(parts):
         whitener = fit(parts)
         return whitener._replace(matrix=np.round(whitener.matrix * 64) / np.float32(64))
@@ -76,7 +76,7 @@ def rounded(fit):
 
 
 def stopping(train):
-    """training.train that gets a signal as it asks after the last step but one, so stops after the last."""
+    """A training.train that receives SIGTERM after step STOPPED - 1, so that it stops after step STOPPED."""
     from sesemi.training import training
 
     def stopped(train_step, batches, schedule, progress, stop, hooks):
@@ -89,7 +89,7 @@ def stopping(train):
 
 
 def train(name, flags, status=0):
-    """A run of the program, its result in the folder `name`."""
+    """Run the program with its result in the folder `name`; exit unless it ends with this status."""
     import tiny_trunk
     sys.argv = ['train_evaluate_sesemi.py', *COMMON, *flags, '--result', name]
     ended = tiny_trunk.main(sys.argv[1:])
@@ -97,8 +97,8 @@ def train(name, flags, status=0):
         sys.exit('%s: ended with status %d, not %d' % (name, ended, status))
 
 
-def keep(name):
-    """Copy the record of a run into the fixture, and its model or else its checkpoint."""
+def copy_to_fixture(name):
+    """Copy a run's records into the fixture, and its model or, if it has none, its checkpoints."""
     target = os.path.join(FIXTURE, name)
     shutil.rmtree(target, ignore_errors=True)
     os.makedirs(target)
@@ -125,8 +125,8 @@ def main():
     colors = np.random.RandomState(1).randint(0, 256, (4, 6, 3))
     image = np.kron(colors, np.ones((5, 5, 1))).astype(np.uint8)
     Image.fromarray(image).save(os.path.join(FIXTURE, 'image.png'))
-    os.mkdir(PLACE)
-    os.chdir(PLACE)
+    os.mkdir(RUNS_FOLDER)
+    os.chdir(RUNS_FOLDER)
     write_images('images')
     shutil.copy(os.path.join(FIXTURE, 'image.png'), '.')
     whitenings = {name: (kind, rounded(fit))
@@ -137,12 +137,12 @@ def main():
         for name, flags in RUNS.items():
             train(name, flags)
             predict.main([name + '/sesemi.h5', 'image.png', '--device=cpu', '--csv', name + '/predicted.csv'])
-            keep(name)
+            copy_to_fixture(name)
         with mock.patch.object(training, 'train', stopping(training.train)):
             for name, flags in HALVES.items():
                 train(name, flags, status=128 + signal.SIGTERM)
-                keep(name)
-    shutil.rmtree(PLACE)
+                copy_to_fixture(name)
+    shutil.rmtree(RUNS_FOLDER)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The trunk of tests whose subject is not the trunk; copies of the project have it as networks/nin.py."""
+"""A trunk of one convolution, for tests of other things. Copies of the project have it as networks/nin.py."""
 from networks.layers import Layers, chain
 
 

@@ -1,4 +1,4 @@
-"""Starts the project's programs as a user does, none beyond a limit, and copies the project to try it in."""
+"""Starts the project's programs as a user does, with a time limit, and copies the project."""
 import contextlib
 import functools
 import multiprocessing
@@ -19,10 +19,11 @@ from conftest import PROJECT
 STAND_INS = PROJECT / 'tests/stand_ins'
 TINY = 'tests/tiny_trunk.py'        # train_evaluate_sesemi.py with a trunk of one convolution
 LIMIT = 300                         # seconds
-OF_A_JOB = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH',
-            'PYTHONUNBUFFERED')
-# how variables begin that Python and TensorFlow read at their start
-READ_AT_START = ('PYTHON', 'TF_', 'CUDA_')
+# variables that a platform may set for its jobs, and that the programs would read
+JOB_VARIABLES = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH',
+                 'PYTHONUNBUFFERED')
+# prefixes of the variables that Python and TensorFlow read at their start
+START_PREFIXES = ('PYTHON', 'TF_', 'CUDA_')
 TEXT = {'encoding': 'utf-8', 'errors': 'surrogateescape'}
 
 
@@ -33,18 +34,18 @@ class Result(NamedTuple):
     err: str
 
     def sentence(self):
-        """What a failed run says last, below what TensorFlow itself may say at its import."""
+        """The last line of standard error. TensorFlow may have written others above it."""
         assert 'Traceback' not in self.err
         return self.err.splitlines()[-1]
 
 
-@functools.lru_cache(maxsize=None)      # one for each process that runs tests; it ends with that process
+@functools.lru_cache(maxsize=None)      # one per test process; it ends with that
 def fork_server():
-    """(its process, a multiprocessing.Connection to it): tests/fork_server.py."""
+    """(the process of tests/fork_server.py, a multiprocessing.Connection to it)."""
     ours, its = multiprocessing.Pipe()
     with its:
-        words = [sys.executable, '-u', str(PROJECT / 'tests/fork_server.py')]
-        server = popen(words, inherited(), stdin=its.fileno())
+        command = [sys.executable, '-u', str(PROJECT / 'tests/fork_server.py')]
+        server = popen(command, own_environment(), stdin=its.fileno())
     try:
         ours.recv()     # when it is ready
     except EOFError:
@@ -53,14 +54,14 @@ def fork_server():
 
 
 class ForkedProgram:
-    """What tests use of subprocess.Popen, of a program that the fork server starts."""
+    """A program that the fork server starts, with the methods of subprocess.Popen that tests use."""
 
-    def __init__(self, words, environment, folder, limit):
+    def __init__(self, command, environment, folder, limit):
         _, server = fork_server()
         self.returncode = None
         self.connection, its = multiprocessing.Pipe()
         (out, its_out), (err, its_err) = os.pipe(), os.pipe()
-        server.send((words, environment, folder, limit))
+        server.send((command, environment, folder, limit))
         for descriptor in its.fileno(), its_out, its_err:
             reduction.send_handle(server, descriptor, None)
         its.close()
@@ -91,7 +92,7 @@ class ForkedProgram:
 
     def send_signal(self, number):
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):       # it has ended since
+            with contextlib.suppress(ProcessLookupError):       # it has just ended
                 os.kill(self.pid, number)
 
     def kill(self):
@@ -101,38 +102,40 @@ class ForkedProgram:
         self.send_signal(signal.SIGTERM)
 
 
-def inherited():
-    """The environment of the tests, outside of any job."""
-    environment = {name: value for name, value in os.environ.items() if name not in OF_A_JOB}
+def own_environment():
+    """The environment of the tests without JOB_VARIABLES."""
+    environment = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
     return {**environment, 'PYTHON': sys.executable}
 
 
-def popen(words, environment, **options):
-    """A process in a session of its own, with pipes, that does not ignore SIGHUP, as it would under nohup."""
+def popen(command, environment, **options):
+    """Start a process in its own session, with pipes. It gets SIGHUP even if the tests run under nohup."""
     return subprocess.Popen(
-        words, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         **TEXT, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **options)
 
 
 def start(*command, cwd=None, limit=LIMIT, **environment):
-    """Start a command, or a program of the project if it is a .py file, outside of any job, nohup included.
+    """Start a command, or a program of the project if the first word ends in .py.
 
-    It and what it starts are killed after `limit` seconds. run_1p.sh uses the tests' interpreter.
+    `environment` is added to own_environment(). The process and what it starts are killed after `limit`
+    seconds.
 
-    A program is forked from a process that has imported TensorFlow, which spares it seconds: fork_server.py.
-    An interpreter of its own is started for it when a variable of `environment` begins as READ_AT_START has
-    it, and by start(sys.executable, PROJECT / program).
+    A program is forked by fork_server.py, which saves the import of TensorFlow. It gets an interpreter of its
+    own if a name in `environment` has a prefix in START_PREFIXES, or from start(sys.executable, PROJECT /
+    program).
     """
-    words = list(map(str, command))
-    forked = words[0].endswith('.py') and not any(name.startswith(READ_AT_START) for name in environment)
-    if words[0].endswith('.py'):
-        words[0] = str(PROJECT / words[0])
-    environment = {**inherited(), **environment}
+    command = list(map(str, command))
+    is_program = command[0].endswith('.py')
+    forked = is_program and not any(name.startswith(START_PREFIXES) for name in environment)
+    environment = {**own_environment(), **environment}
+    if is_program:
+        command[0] = str(PROJECT / command[0])
     if forked:
-        return ForkedProgram(words, environment, str(cwd or os.getcwd()), limit)
-    if words[0].endswith('.py'):
-        words = [sys.executable, '-u', *words]
-    process = popen(words, environment, cwd=cwd and str(cwd), stdin=subprocess.DEVNULL)
+        return ForkedProgram(command, environment, str(cwd or os.getcwd()), limit)
+    if is_program:
+        command = [sys.executable, '-u', *command]
+    process = popen(command, environment, cwd=cwd and str(cwd), stdin=subprocess.DEVNULL)
 
     def kill():
         if process.poll() is None:
@@ -144,26 +147,26 @@ def start(*command, cwd=None, limit=LIMIT, **environment):
 
 
 def result(process):
-    """The Result of a process that was started; waits for its end and that of all that have its output."""
+    """The Result of a started process. Waits until it and all that hold its output have ended."""
     out, err = process.communicate()
     return Result(process.returncode, out, err)
 
 
 def run(*command, **options):
-    """The Result of a command, started as by `start`."""
+    """Start a command as `start` does and return its Result."""
     return result(start(*command, **options))
 
 
 def saved_weights(result):
-    """The arrays of the model that a run left in the folder `result`, by name."""
+    """The arrays of the model in a run's folder, by name."""
     found = {}
 
-    def keep(name, item):
+    def collect(name, item):
         if isinstance(item, h5py.Dataset):
             found[name] = item[()]
 
     with h5py.File(str(result / 'sesemi.h5'), 'r') as file:
-        file['model_weights'].visititems(keep)
+        file['model_weights'].visititems(collect)
     return found
 
 
@@ -173,7 +176,7 @@ def same_weights(result, other):
 
 
 def read_until(process, text):
-    """What a process prints up to `text`. Fails when it ends before, or is killed for its limit."""
+    """What a process prints up to `text`. Fails if it ends before, as it does at its time limit."""
     seen = ''
     while text not in seen:
         character = process.stdout.read(1)
@@ -183,7 +186,7 @@ def read_until(process, text):
 
 
 def copy_project(folder):
-    """The whole program, whose network nin is one convolution."""
+    """Copy the whole program into a folder, with one convolution as its network nin."""
     for pattern in ('*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'sesemi/**/*.py', 'sesemi/**/*.html',
                     'scripts/*', 'tests/*.sh'):
         for path in PROJECT.glob(pattern):
@@ -194,7 +197,7 @@ def copy_project(folder):
 
 
 def write_run_1p(folder, script):
-    """A run_1p.sh that is `script`, with $result set to the value of --result."""
+    """Write a run_1p.sh that sets $result to the value of --result and runs `script`."""
     (folder / 'run_1p.sh').write_text(
         'set -eu\nargs=("$@")\nfor ((i = 0; i < $#; i++)); do\n'
         '    case ${args[i]} in --result) result=${args[i + 1]} ;; --result=*) result=${args[i]#*=} ;; esac\n'

@@ -1,4 +1,4 @@
-"""That the benchmarks run and mark what became worse; what they measure is not asserted."""
+"""The benchmarks run and mark what became slower. What they measure is not tested."""
 import json
 import sys
 
@@ -17,7 +17,7 @@ def start(monkeypatch, *flags):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')       # the baseline's
 @pytest.mark.parametrize('row', ['batch, one core', 'batch, two threads', '8 views of the test images'])
-def test_a_real_row_is_measured_and_written(monkeypatch, tmp_path, capsys, row):
+def test_a_row_is_measured_and_written(monkeypatch, tmp_path, capsys, row):
     start(monkeypatch, '--rows', row, '--images', '100', '--repeats', '1',
           '--json', tmp_path / 'seconds.json')
     (name, (theirs, ours)), = json.loads((tmp_path / 'seconds.json').read_text()).items()
@@ -41,7 +41,7 @@ def test_a_ratio_a_quarter_worse_than_the_stored_one_is_marked(monkeypatch, tmp_
         'another': {'row': 0.1}, version: {'row': 0.5}}
 
 
-def test_the_model_of_a_step():
+def test_modelled_seconds_of_a_step():
     assert scaling.compute_step(3, gradients=10 ** 9, ranks=1, bandwidth=8) == 3
     assert scaling.compute_step(3, gradients=10 ** 9, ranks=2, bandwidth=8, latency=0) == 4
     five = scaling.compute_step(3, gradients=10 ** 9, ranks=5, bandwidth=16, latency=.5)

@@ -1,6 +1,6 @@
-"""boot_modelarts.py as ModelArts starts it: a process elsewhere, OBS played by tests/stand_ins/moxing.
+"""boot_modelarts.py as ModelArts starts it: a process in another folder, tests/stand_ins/moxing as OBS.
 
-Most tests start it beside a run_1p.sh that trains nothing, one beside the whole program.
+In most tests the run_1p.sh beside it trains nothing; in one it is that of the whole program.
 """
 import os
 import shutil
@@ -23,7 +23,7 @@ PRODUCTS = {'sesemi.h5', 'result.json', 'train.log'}
 
 
 class Job:
-    """A job: the code in a folder with a space, beside what run_1p.sh then is, a bucket and a local disk."""
+    """A job: a code folder whose name has a space, with a run_1p.sh, a bucket and a local disk."""
 
     def __init__(self, root):
         self.root, self.code = root, root / 'user code'
@@ -34,9 +34,9 @@ class Job:
         shutil.copy(str(PROJECT / 'boot_modelarts.py'), str(self.code))
         (self.code / 'help_modelarts.py').write_text(
             (PROJECT / 'help_modelarts.py').read_text() + '\n\nPAUSES = 0, 0, 0\n')
-        self.trains()
+        self.set_training()
 
-    def trains(self, script=TRAINING):
+    def set_training(self, script=TRAINING):
         write_run_1p(self.code, script)
 
     def start(self, *arguments, moxing=True, **environment):
@@ -64,15 +64,15 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def assert_stopped(outcome, *parts):
-    """Wrong input: status 2 and one sentence that holds the parts."""
+def assert_refused(outcome, *parts):
+    """Wrong input ends with status 2 and one sentence that holds the parts."""
     status, out, err = outcome
     assert (status, err.count('\n')) == (2, 1), err
     assert all(part in err for part in parts), err
     assert 'an epoch' not in out
 
 
-# The two conventions
+# Local folders and URLs
 
 
 def test_local_folders_are_used_in_place(job):
@@ -90,7 +90,7 @@ def test_local_folders_are_used_in_place(job):
 def test_urls_are_copied_in_and_out(job, scheme):
     (job.bucket / 'data/train').mkdir(parents=True)
     (job.bucket / 'data/train/cat').write_text('meow')
-    job.trains(TRAINING + 'cat "${args[-1]}/train/cat"\necho " from ${args[-1]}"\n')
+    job.set_training(TRAINING + 'cat "${args[-1]}/train/cat"\necho " from ${args[-1]}"\n')
     status, out, err = job.run('--data_url={}://bucket/data/'.format(scheme),
                                '--train_url={}://bucket/out/'.format(scheme))
     assert (status, err) == (0, '')
@@ -102,15 +102,13 @@ def test_urls_are_copied_in_and_out(job, scheme):
 
 def test_url_of_a_file(job):
     (job.bucket / 'data.tar.gz').write_text('whole')
-    job.trains(TRAINING + 'echo "${args[-1]##*/} is $(cat "${args[-1]}")"\n')
+    job.set_training(TRAINING + 'echo "${args[-1]##*/} is $(cat "${args[-1]}")"\n')
     _, out, _ = job.run('--data_url', 'obs://bucket/data.tar.gz', '--train_url', 'out')
     assert out.endswith('data.tar.gz is whole\n')
 
 
 def test_whole_program(tmp_path):
-    """As in docs/ascend.md, results in OBS; a CPU's run leaves the adapter alone, for that patches
-    TensorFlow.
-    """
+    """As in docs/ascend.md, results go to OBS. On a CPU the adapter is not imported: it patches TensorFlow."""
     code = copy_project(tmp_path / 'code')
     status, out, err = run(
         sys.executable, code / 'boot_modelarts.py', '--data_url', './dataset',
@@ -157,7 +155,7 @@ def test_flags_of_the_user_go_first(job, given):
      ['obs://bucket/none: nothing is']),
 ])
 def test_wrong_arguments(job, arguments, parts):
-    assert_stopped(job.run(*arguments), *parts)
+    assert_refused(job.run(*arguments), *parts)
 
 
 def test_help(job):
@@ -169,12 +167,12 @@ def test_help(job):
     ['--data_url', 'data', '--train_url', 'obs://bucket/out'],
     ['--data_url', 's3://bucket/data', '--train_url', 'out']])
 def test_url_without_moxing(job, arguments):
-    assert_stopped(job.run(*arguments, moxing=False), "No module named 'moxing'", 'give a local folder')
+    assert_refused(job.run(*arguments, moxing=False), "No module named 'moxing'", 'give a local folder')
 
 
 def test_cache_that_cannot_be_made(job):
     job.disk.write_text('')
-    assert_stopped(job.run('--train_url', 'obs://bucket/out'), str(job.disk), 'set SESEMI_CACHE')
+    assert_refused(job.run('--train_url', 'obs://bucket/out'), str(job.disk), 'set SESEMI_CACHE')
 
 
 def test_each_rank_has_its_own_results(job):
@@ -186,13 +184,13 @@ def test_each_rank_has_its_own_results(job):
         assert names(out / 'rank-1') == PRODUCTS | {'flags'}
 
 
-# A training that fails, is stopped, or goes on
+# A training that fails, is stopped, or is started again
 
 
 @pytest.mark.parametrize('end, expected', [('exit 7', 7), ('kill -KILL $$', 137)])
 @pytest.mark.parametrize('train_url, out', [('out', 'elsewhere/out'), ('obs://bucket/out', 'obs/bucket/out')])
 def test_failed_training_leaves_its_log_and_its_status(job, end, expected, train_url, out):
-    job.trains('echo "a checkpoint" >"$result/step-1.npz"\necho "the reason" >&2\n' + end)
+    job.set_training('echo "a checkpoint" >"$result/step-1.npz"\necho "the reason" >&2\n' + end)
     status, _, _ = job.run('--train_url', train_url)
     assert status == expected
     assert names(job.root / out) == {'step-1.npz', 'train.log'}
@@ -200,8 +198,8 @@ def test_failed_training_leaves_its_log_and_its_status(job, end, expected, train
 
 
 @pytest.mark.parametrize('number, expected', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_reach_the_training_and_results_still_come_out(job, number, expected):
-    job.trains('trap \'kill $! 2>/dev/null || :; echo saved; touch "$result/step-9.npz"; exit %d\' %s\n'
+def test_signals_reach_the_training_and_results_are_still_copied(job, number, expected):
+    job.set_training('trap \'kill $! 2>/dev/null || :; echo saved; touch "$result/step-9.npz"; exit %d\' %s\n'
                'sleep 600 & echo ready; wait' % (expected, number.name))
     process = job.start('--train_url', 'obs://bucket/out')
     assert process.stdout.readline() == 'ready\n'
@@ -213,23 +211,23 @@ def test_signals_reach_the_training_and_results_still_come_out(job, number, expe
     assert names(job.bucket / 'out') == {'step-9.npz', 'train.log'}
 
 
-def test_ends_with_the_training_though_something_holds_its_output(job):
-    # longer than `run` lets anything take
-    job.trains('sleep 600 & echo $! >"$result/left"; echo gone; exit 7')
+def test_it_ends_with_the_training_even_if_a_child_holds_the_output(job):
+    # the child sleeps longer than the time limit of `run`
+    job.set_training('sleep 600 & echo $! >"$result/left"; echo gone; exit 7')
     status, out, _ = job.run('--train_url', 'out')
     os.kill(int((job.elsewhere / 'out/left').read_text()), signal.SIGKILL)
     assert (status, out) == (7, 'gone\n')
 
 
-def test_results_come_out_also_when_the_training_cannot_be_started(job):
+def test_results_are_copied_even_if_the_training_cannot_be_started(job):
     status, _, err = job.run('--train_url', 'obs://bucket/out', PATH=str(job.elsewhere))
     assert (status, err.count('\n')) == (1, 1) and "'bash'" in err
     assert names(job.bucket / 'out') == {'train.log'}
 
 
 @pytest.mark.parametrize('train_url', ['out', 'obs://bucket/out'])
-def test_job_that_is_started_again_goes_on(job, train_url):
-    job.trains('cat "$result/step-1.npz" 2>/dev/null || echo "from the start"\n'
+def test_a_job_that_is_started_again_goes_on(job, train_url):
+    job.set_training('cat "$result/step-1.npz" 2>/dev/null || echo "from the start"\n'
                'echo hello >"$result/step-1.npz"\nexit 9')
     for expected in ['from the start'], ['from the start', 'hello']:
         assert job.run('--train_url', train_url)[0] == 9
@@ -243,7 +241,7 @@ def test_job_that_is_started_again_goes_on(job, train_url):
 @pytest.mark.parametrize('fails, end, expected, arrived', [
     (3, 0, 0, True), (4, 0, 1, False), (3, 7, 7, True), (4, 7, 7, False)])
 def test_copies_out_are_tried_again(job, fails, end, expected, arrived):
-    job.trains(TRAINING + 'exit %d' % end)
+    job.set_training(TRAINING + 'exit %d' % end)
     status, out, err = job.run('--train_url', 'obs://bucket/out', MOXING_FAILS_OUT=str(fails))
     assert status == expected
     assert (job.bucket / 'out/train.log').exists() == arrived
@@ -266,7 +264,7 @@ def test_copies_in_are_tried_again(job, fails):
     if fails == 3:
         assert outcome[0] == 0 and 'an epoch' in outcome[1]
     else:
-        assert_stopped(outcome, 'obs://bucket/data: cannot be copied here', 'tried 4 times')
+        assert_refused(outcome, 'obs://bucket/data: cannot be copied here', 'tried 4 times')
 
 
 def test_pauses_grow(monkeypatch, tmp_path):
@@ -284,12 +282,12 @@ def test_pauses_grow(monkeypatch, tmp_path):
     assert len(pauses) == 3 and pauses == sorted(set(pauses)) and pauses[0] >= 1
 
 
-# What names what
+# Names of the platform
 
 
 @pytest.mark.parametrize('word, only', [
     ('npu_bridge', 'sesemi/device/npu.py'), ('moxing', 'help_modelarts.py')])
-def test_one_file_alone_names(word, only):
+def test_only_one_file_names_the_platform_module(word, only):
     naming = []
     for folder, folders, files in os.walk(str(PROJECT)):
         folders[:] = [name for name in folders

@@ -1,4 +1,4 @@
-"""The cache of start-up: it gives what computing gives, notices changes and damage, and is never needed."""
+"""The start-up cache returns what computing returns, notices changes and damage, and can be left out."""
 import json
 import os
 import re
@@ -56,7 +56,7 @@ def test_images_are_decoded_once(files, store, no_decoding):
         store.decode_images(paths[:-1], 16)
 
 
-def test_a_changed_file_is_noticed_though_its_size_and_time_are_as_before(files, store, tmp_path):
+def test_a_changed_file_of_the_same_size_and_time_is_noticed(files, store, tmp_path):
     path = tmp_path / 'image.bmp'
     write_image(path, np.full((16, 16, 3), 1))
     before = path.stat()
@@ -68,7 +68,7 @@ def test_a_changed_file_is_noticed_though_its_size_and_time_are_as_before(files,
 
 
 def cut_to(store, length):
-    """Cut the one entry to so many bytes; a negative number: by so many."""
+    """Cut the only entry to `length` bytes, or by -length bytes if that is negative."""
     name, = entries(store)
     path = os.path.join(store.folder, name)
     with open(path, 'r+b') as file:
@@ -98,18 +98,6 @@ def test_whitening_that_was_cut_off_is_fitted_anew(store, length, capsys):
     assert len(calls) == 1 and capsys.readouterr().err == ''
 
 
-def test_an_entry_of_the_former_format_goes_when_there_is_no_room(files, store, monkeypatch):
-    paths, images = files
-    monkeypatch.setattr(cache, 'MAX_BYTES', images.size)
-    os.makedirs(store.folder)
-    former = os.path.join(store.folder, 'images-%s-%s' % (32 * 'a', 8 * '0'))       # its key and its checksum
-    with open(former, 'wb') as file:
-        file.write(images)
-    os.utime(former, (time.time() - 60,) * 2)
-    np.testing.assert_array_equal(store.decode_images(paths, 16), images)
-    assert not os.path.exists(former) and len(entries(store)) == 1
-
-
 DECODE = ('import sys; from sesemi.data.cache import Cache; '
           'Cache(sys.argv[1], 1e-9).decode_images(sys.argv[2:], 16)')
 
@@ -136,7 +124,7 @@ def test_an_unreadable_image_leaves_no_entry_and_is_named(files, store):
         store.decode_images(paths, 16)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys):
+def test_without_a_writable_cache_images_and_whitening_are_computed(files, tmp_path, capsys):
     paths, images = files
     (tmp_path / 'file').write_text('')
     store = cache.Cache(str(tmp_path / 'file'))
@@ -147,7 +135,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(files, tmp_path, capsys)
     assert all(line.startswith(str(tmp_path / 'file')) and 'goes on without' in line for line in said)
 
 
-def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, capsys):
+def test_a_full_disk_is_reported_once_and_leaves_no_part_of_an_entry(files, store, capsys):
     paths, images = files
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (images.size // 2, limits[1]))        # bytes of a file
@@ -161,7 +149,7 @@ def test_a_full_disk_is_said_once_and_leaves_no_part_of_an_entry(files, store, c
         % store.folder)
 
 
-def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
+def test_the_oldest_entries_are_removed_when_there_is_no_room(files, store, monkeypatch):
     paths, _ = files
     monkeypatch.setattr(cache, 'MAX_BYTES', 100 * 16 * 16 * 3)
     store.decode_images(paths[:40], 16)
@@ -170,10 +158,10 @@ def test_the_oldest_entries_go_when_there_is_no_room(files, store, monkeypatch):
     store.decode_images(paths[:50], 16)
     second, = set(entries(store)) - {first}
     os.utime(os.path.join(store.folder, second), (2, 2))
-    store.decode_images(paths[:40], 16)         # used again: the younger one now
+    store.decode_images(paths[:40], 16)         # used again, so now the younger one
     store.decode_images(paths[:30], 16)
     assert first in entries(store) and second not in entries(store) and len(entries(store)) == 2
-    store.decode_images(paths, 16)              # alone larger than the limit: it is in use
+    store.decode_images(paths, 16)              # larger than the limit, but in use
     assert len(entries(store)) == 1
 
 
@@ -220,7 +208,7 @@ def test_whitening_is_fitted_once_for_the_same_images(store):
             store.get_whitener(kind, checksum, refuse)
 
 
-def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files, store, monkeypatch):
+def test_a_file_being_written_stays_and_one_of_a_killed_process_goes(files, store, monkeypatch):
     paths, _ = files
     monkeypatch.setattr(cache, 'MAX_BYTES', 0)
     os.makedirs(store.folder)
@@ -234,7 +222,7 @@ def test_what_another_process_writes_stays_and_what_a_killed_one_left_goes(files
 
 
 @pytest.mark.parametrize('folder', [None, 'unwritable'])
-def test_beyond_the_limit_with_no_cache_images_lie_in_a_temporary_file(files, tmp_path, monkeypatch, folder):
+def test_without_a_cache_images_beyond_the_limit_go_to_a_temporary_file(files, tmp_path, monkeypatch, folder):
     paths, images = files
     (tmp_path / 'unwritable').write_text('')
     (tmp_path / 'temporary').mkdir()
@@ -243,12 +231,12 @@ def test_beyond_the_limit_with_no_cache_images_lie_in_a_temporary_file(files, tm
     stored = store.decode_images(paths, 16)
     assert isinstance(stored, cache.StoredImages)
     np.testing.assert_array_equal(stored, images)
-    assert os.listdir(str(tmp_path / 'temporary')) == []        # it goes with the process
+    assert os.listdir(str(tmp_path / 'temporary')) == []        # it has no name, so it is removed with the process
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'nowhere'))
     with pytest.raises(utils.InputError, match='nowhere: .*TMPDIR.*--memory-limit'):
         store.decode_images(paths, 16)
     monkeypatch.setattr(tempfile, 'tempdir', None)
-    # as on a machine whose disks are full
+    # no folder can be written, as if all disks were full
     monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [])
     with pytest.raises(utils.InputError, match='no room .*TMPDIR'):
         store.decode_images(paths, 16)
@@ -271,7 +259,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch):
     assert cache.default_folder() is None
 
 
-def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(train, tmp_path, monkeypatch):
+def test_a_run_is_the_same_with_the_cache_and_nearly_the_same_with_less_memory(train, tmp_path, monkeypatch):
     monkeypatch.setenv('SESEMI_CACHE', str(tmp_path))
     write_classes(tmp_path / 'data/train', {'cat': 20, 'dog': 20}, size=16)
     write_classes(tmp_path / 'data/test', {'cat': 4, 'dog': 4}, size=16)
@@ -293,6 +281,6 @@ def test_a_run_is_the_same_from_the_cache_and_to_rounding_with_less_memory(train
     assert losses('less', '--memory-limit=0.000001') == (pytest.approx(without[0], rel=1e-3), without[1])
 
 
-def test_the_processes_of_a_host_share_the_default_limit_and_each_has_a_given_one():
+def test_processes_share_the_default_limit_but_not_a_given_one():
     assert 4 * cache.Cache(None, processes=4).memory_limit == cache.Cache(None).memory_limit
     assert cache.Cache(None, 2, processes=4).memory_limit == 2e9

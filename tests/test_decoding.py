@@ -1,4 +1,4 @@
-"""One image file to an array: formats, modes, sizes, and what is refused."""
+"""Decoding one image file: formats, modes, sizes, and refused files."""
 import io
 import struct
 import sys
@@ -40,7 +40,7 @@ def test_the_formats_by_their_suffixes():
     ('RGB', 'a.tif', {}), ('RGB', 'a.tiff', {'compression': 'tiff_lzw'}), ('CMYK', 'a.tif', {}),
     ('RGBA', 'a.png', {}), ('P', 'a.png', {'transparency': b'\x00\x80\xff\x20'})])
 def test_decode_modes(tmp_path, mode, name, options, recwarn):
-    """Transparency is dropped: what it hides is seen."""
+    """Transparency is dropped, so hidden pixels show."""
     save(tmp_path / name, mode, **options)
     with Image.open(str(tmp_path / name)) as saved:
         assert saved.mode == mode
@@ -73,7 +73,7 @@ def test_decode_16_bits(tmp_path):
 
 
 def test_decode_turns_images_upright(tmp_path):
-    """An image stored as red green / blue grey, to be turned by a quarter."""
+    """The file holds red green / blue grey and the mark to turn it by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
     save(tmp_path / 'a.jpg', quality=100, subsampling=0, exif=exif.tobytes())
@@ -83,13 +83,13 @@ def test_decode_turns_images_upright(tmp_path):
 
 @pytest.mark.parametrize('height, width', [(64, 96), (16, 8)])
 def test_decode_resizes_bilinearly(tmp_path, height, width):
-    """A linear ramp stays one: pixel centres keep their place, from edge to edge of the image."""
+    """A linear ramp stays linear, and pixel centres keep their places."""
     rows, columns = (np.arange(height) + .5) / height, (np.arange(width) + .5) / width
     write_image(tmp_path / 'a.png',
                 (100 * rows[:, None, None] + 150 * columns[:, None]).repeat(3, -1).round())
     centres = (np.arange(32) + .5) / 32
     expected = 100 * centres[:, None, None] + 150 * centres[:, None] + np.zeros(3)
-    inside = slice(4, -4)       # the border has no neighbours to mix
+    inside = slice(4, -4)       # border pixels lack neighbours
     assert abs(decode_image(str(tmp_path / 'a.png')) - expected)[inside, inside].max() <= 1.5
     assert decode_image(str(tmp_path / 'a.png'), 20).shape == (20, 20, 3)
 
@@ -98,7 +98,7 @@ def test_decode_resizes_bilinearly(tmp_path, height, width):
     ('stretch', {'red': 32}, {'red': 8, 'green': 16, 'blue': 8}), ('crop', {'green': 32}, {'green': 32}),
     ('pad', {'black': 8, 'red': 16, 'black again': 8}, {'red': 8, 'green': 16, 'blue': 8})])
 def test_decode_fits_images_that_are_not_square(tmp_path, fit, left_column, middle_row):
-    """An image of a red, a green and a blue part side by side, and the same on its side."""
+    """The image is red, green and blue from left to right; a second one is that transposed."""
     parts = [QUARTERS[name] for name in ('red', 'green', 'green', 'blue')]
     wide = np.repeat([parts], 16, axis=1).repeat(32, axis=0)
     write_image(tmp_path / 'wide.png', wide)
@@ -107,7 +107,7 @@ def test_decode_fits_images_that_are_not_square(tmp_path, fit, left_column, midd
     np.testing.assert_array_equal(decode_image(str(tmp_path / 'high.png'), 32, fit), image.transpose(1, 0, 2))
     for line, parts in (image[:, 0], left_column), (image[16], middle_row):
         expected = np.repeat([QUARTERS.get(name, (0, 0, 0)) for name in parts], list(parts.values()), axis=0)
-        assert (line != expected).any(axis=1).sum() <= 4        # where the resize mixes neighbours
+        assert (line != expected).any(axis=1).sum() <= 4        # resizing mixes neighbours
 
 
 @pytest.mark.filterwarnings('ignore:Truncated File Read')
@@ -127,14 +127,14 @@ def test_decode_refuses_files_that_are_cut_off(tmp_path, name, kept):
 @pytest.mark.parametrize('save_as, values', [
     ('F', np.linspace(-3e4, 7e7, 1024)), ('F', np.linspace(.2, .3, 1024)),
     ('I', np.linspace(-2 ** 31, 2 ** 31 - 1, 1024)), ('I', np.arange(1024) - 500)])
-def test_tiff_of_floats_and_long_whole_numbers_is_scaled_by_its_range(tmp_path, save_as, values):
+def test_tiff_of_floats_and_32_bit_numbers_is_scaled_by_its_range(tmp_path, save_as, values):
     values = values.reshape(32, 32)
     Image.fromarray(values.astype(np.float32 if save_as == 'F' else np.int32)).save(str(tmp_path / 'a.tif'))
     expected = (values - values.min()) / (values.max() - values.min()) * 255
     assert abs(decode_image(str(tmp_path / 'a.tif')) - expected[..., None]).max() <= .51
 
 
-def test_tiff_of_unsigned_numbers_beyond_the_signed_ones(tmp_path):
+def test_tiff_of_unsigned_32_bit_numbers(tmp_path):
     values = np.linspace(0, 2 ** 32 - 1, 1024).reshape(32, 32)
     Image.fromarray(values.astype(np.uint32).view(np.int32)).save(str(tmp_path / 'a.tif'))
     signed, unsigned = (struct.pack('<HHII', 339, 3, 1, sample_format) for sample_format in (2, 1))
@@ -144,7 +144,7 @@ def test_tiff_of_unsigned_numbers_beyond_the_signed_ones(tmp_path):
     assert abs(decode_image(str(tmp_path / 'a.tif')) - values[..., None] / (2 ** 32 - 1) * 255).max() <= .51
 
 
-def test_tiff_of_one_value_is_black_and_one_without_numbers_is_refused(tmp_path):
+def test_tiff_of_one_value_is_black_and_nan_or_infinity_is_refused(tmp_path):
     values = np.full((32, 32), 7.5, np.float32)
     Image.fromarray(values).save(str(tmp_path / 'a.tif'))
     assert not decode_image(str(tmp_path / 'a.tif')).any()
@@ -157,7 +157,7 @@ def test_tiff_of_one_value_is_black_and_one_without_numbers_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize('side, decoded', [(127, 127), (128, 64), (400, 100), (1000, 125)])
-def test_jpeg_of_four_times_the_size_is_decoded_at_a_part_of_it(tmp_path, side, decoded):
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, side, decoded):
     rows = np.arange(side)[:, None] / side
     write_image(tmp_path / 'a.jpg',
                 np.stack([200 * rows + 20 * rows.T, 100 * rows.T + 50 * rows, 90 + 60 * rows * rows.T], -1))
@@ -174,7 +174,7 @@ def test_jpeg_of_four_times_the_size_is_decoded_at_a_part_of_it(tmp_path, side, 
 def test_an_image_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path):
     pixels = np.zeros((1600, 1600, 3))
     write_image(tmp_path / 'a.png', pixels)
-    write_image(tmp_path / 'a.jpg', pixels)         # of which 200 x 200 are decoded
+    write_image(tmp_path / 'a.jpg', pixels)         # decoded at 200 x 200
     Image.fromarray(pixels.astype(np.uint8)).save(str(tmp_path / 'progressive.jpg'), progressive=True)
     for name, most in ('a.png', 1600 ** 2), ('a.jpg', 200 ** 2), ('progressive.jpg', 1600 ** 2 // 2):
         assert not decode_image(str(tmp_path / name), max_pixels=most).any()
@@ -183,7 +183,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path)
 
 
 def test_a_file_of_another_format_starts_no_program(tmp_path, monkeypatch):
-    """Pillow hands EPS to Ghostscript."""
+    """Pillow would start Ghostscript for EPS."""
     (tmp_path / 'gs').write_text('#!/bin/sh\ntouch %s\n' % (tmp_path / 'started'))
     (tmp_path / 'gs').chmod(0o755)
     monkeypatch.setenv('PATH', '%s:/usr/bin:/bin' % tmp_path)
@@ -193,7 +193,7 @@ def test_a_file_of_another_format_starts_no_program(tmp_path, monkeypatch):
     assert not (tmp_path / 'started').exists()
 
 
-def test_what_pillow_does_not_know_of_a_format_is_not_called_another_format(tmp_path):
+def test_empty_and_unsupported_files_are_not_called_another_format(tmp_path):
     save(tmp_path / 'empty.png')
     (tmp_path / 'empty.png').write_bytes(b'')
     Image.new('F', (32, 32)).save(str(tmp_path / 'double.tif'))
@@ -207,8 +207,8 @@ def test_what_pillow_does_not_know_of_a_format_is_not_called_another_format(tmp_
             decode_image(str(tmp_path / name))
 
 
-def test_heic_where_its_package_adds_it_to_pillow(tmp_path, monkeypatch):
-    """A stand-in for pillow-heif, whose files are PNG behind a mark."""
+def test_heic_is_read_if_pillow_heif_is_installed(tmp_path, monkeypatch):
+    """A stand-in for pillow-heif reads PNG files that begin with 'heif'."""
     def opener(file, name):
         file.seek(4)
         return Image.open(io.BytesIO(file.read()), formats=['PNG'])

@@ -130,7 +130,7 @@ A run that an earlier version began goes on:
 Exit status 0:
     test_train_evaluate.py test_a_run_prints_its_error_and_leaves_its_record
 Exit status 1, a rank was lost:
-    test_ranks.py test_a_rank_that_is_lost_ends_the_other_and_the_run_goes_on
+    test_ranks.py test_a_lost_rank_ends_the_other_and_the_run_can_be_resumed
 Exit status 1, predict.py could not read an image:
     test_predict.py test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable
 Exit status 1, a script of the model zoo without data:
@@ -154,7 +154,7 @@ Exit status 130 and 143, by Ctrl-C and SIGTERM in training:
 Exit status 130, 143 and 129, by Ctrl-C, SIGTERM and SIGHUP before it:
     test_ends.py test_a_signal_ends_a_start_in_words_wherever_it_is
 Exit status 143, by SIGTERM to several ranks:
-    test_ranks.py test_a_signal_to_run_local_saves_and_ends_them_all
+    test_ranks.py test_a_signal_to_run_local_saves_and_ends_both_ranks
 run_1p.sh has the exit status of the training:
     test_run_1p.py test_flags_and_exit_status_go_through
 boot_modelarts.py has the exit status of the training:

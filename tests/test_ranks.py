@@ -1,4 +1,4 @@
-"""Two real processes, tiny trunk: over TensorFlow's collectives, as NPUs over the stand-in's all-reduce."""
+"""Runs of two real processes: by TensorFlow's collectives, and as NPUs by the stand-in's all-reduce."""
 import glob
 import json
 import os
@@ -43,16 +43,16 @@ def start(workers, rank, folder, *flags, program=TINY, **environment):
 
 
 @pytest.fixture(scope='module', params=['gpus', 'npu'] + ['mixed'] * ('SESEMI_BFLOAT16' in os.environ))
-def kept(request, tmp_path_factory):
-    """What both ranks of a whole run left (tests/kept_rank.py), started by the user's own commands."""
+def recorded(request, tmp_path_factory):
+    """A run started by the user's own commands: (what each rank recorded, the kind of run, its folder)."""
     folder = tmp_path_factory.mktemp(request.param)
     python = folder / 'python'
     python.write_text(
         '#!/usr/bin/env bash\nif [[ $1 == -c ]]; then exec {0} "$@"; fi\nexec {0} -u {1} "${{@:3}}"\n'.format(
-            sys.executable, PROJECT / 'tests/kept_rank.py'))
+            sys.executable, PROJECT / 'tests/recording_rank.py'))
     python.chmod(0o755)
     flags = FLAGS + ('--result', folder / 'run', '--scale-lr')
-    if request.param != 'npu':      # and GPUs, of which there are none: the ranks run on the CPU
+    if request.param != 'npu':      # --gpus names GPUs that are not there: the ranks run on the CPU
         script, environment = ['run_1p.sh', '--gpus', '5,7', '--device', 'cpu'], {}
         if request.param == 'mixed':
             script += ['--precision-mode', 'mixed']
@@ -64,8 +64,8 @@ def kept(request, tmp_path_factory):
         script, environment = ['run_8p.sh', '--device', 'npu'], {
             'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(folder / 'table.json'), 'PYTHONPATH': str(STAND_INS),
             'NPU_BRIDGE_ALL_REDUCE': addresses().split(',')[0], 'NPU_BRIDGE_RECORD': str(folder / 'record')}
-    status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder, KEEP=str(folder),
-                           PYTHON=str(python), **environment)
+    status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder,
+                           RECORD_FOLDER=str(folder), PYTHON=str(python), **environment)
     assert status == 0, out + err
     assert '; 2 x %s (asked for)' % ('npu' if request.param == 'npu' else 'cpu') in out
     assert ('bfloat16).' in out) == (request.param == 'mixed')
@@ -77,39 +77,39 @@ def kept(request, tmp_path_factory):
     return found, request.param, folder
 
 
-def test_both_ranks_end_with_the_same_weights(kept):
-    one, other = kept[0]
+def test_both_ranks_end_with_the_same_weights(recorded):
+    (one, other), kind, folder = recorded
     for name in set(one) - {'losses', 'gpu'}:
         np.testing.assert_array_equal(one[name], other[name])
     assert len(one) > 4 and (one['losses'] != other['losses']).all()
-    if kept[1] == 'gpus':
+    if kind == 'gpus':
         assert (one['gpu'], other['gpu']) == ('5', '7')
-    # HCCL matches the all-reduces of the ranks by their number: no rank may run a graph that others do not
-    if kept[1] == 'npu':
-        (one,), (other,) = (json.loads((kept[2] / ('record-%d' % rank)).read_text())['npu_sessions']
+    # HCCL matches the all-reduces of the ranks by their order: all ranks must run the same graphs
+    if kind == 'npu':
+        (one,), (other,) = (json.loads((folder / ('record-%d' % rank)).read_text())['npu_sessions']
                             for rank in (0, 1))
         assert one['order'] == other['order'] and list(one['runs']) == list(other['runs'])
         assert len(one['order']) > 20
-        # the sum, the step, six for evaluations, two of the first values, and those of kept_rank.py
+        # the sum, the step, six for evaluations, two of the first values, and those of recording_rank.py
         assert len(one['runs']) <= 14
-    if kept[1] == 'mixed':      # the gradients are averaged in float32
+    if kind == 'mixed':      # the gradients are averaged in float32
         types = {'Conv2D': set(), 'CollectiveReduce': set()}
-        for path in kept[2].glob('graphdef_AutoMixedPrecision*.txt'):
+        for path in folder.glob('graphdef_AutoMixedPrecision*.txt'):
             nodes = re.findall(r'op: "(Conv2D|CollectiveReduce)"(.*?)(?=\nnode)', path.read_text(), re.DOTALL)
             for operation, attributes in nodes:
                 types[operation].update(re.findall(r'key: "T"\s+value \{\s+type: (\w+)', attributes))
         assert types == {'Conv2D': {'DT_BFLOAT16'}, 'CollectiveReduce': {'DT_FLOAT', 'DT_INT32'}}
 
 
-def test_the_losses_are_those_of_one_process_that_averages_both_gradients(kept):
-    losses = losses_of_one_process(len(kept[0][0]['losses']))
-    for rank in (0, 1):
-        np.testing.assert_allclose(kept[0][rank]['losses'], losses[:, rank],
-                                   rtol=1e-2 if kept[1] == 'mixed' else 1e-5)
+def test_the_losses_are_those_of_one_process_that_averages_both_gradients(recorded):
+    ranks, kind, _ = recorded
+    losses = losses_of_one_process(len(ranks[0]['losses']))
+    for found, expected in zip(ranks, losses.T):
+        np.testing.assert_allclose(found['losses'], expected, rtol=1e-2 if kind == 'mixed' else 1e-5)
 
 
 def losses_of_one_process(steps):
-    """(steps, 2): the losses of both ranks' batches, the update written out."""
+    """The losses of both ranks' batches, (steps, 2), computed by one process with the update in numpy."""
     dataset = load_dataset('digits', image_size=16)
     labeled = choose_labeled(dataset, 100, 1)
     images = utils.global_contrast_normalize(dataset.train_images[labeled])
@@ -146,7 +146,7 @@ def losses_of_one_process(steps):
 @pytest.mark.parametrize('lost, number, words', [
     (0, signal.SIGKILL, 'Another rank is lost (' if tf.__version__ >= '2' else 'Another rank '),
     (1, signal.SIGSTOP, 'Another rank has not answered for 3 seconds')])
-def test_a_rank_that_is_lost_ends_the_other_and_the_run_goes_on(tmp_path, lost, number, words):
+def test_a_lost_rank_ends_the_other_and_the_run_can_be_resumed(tmp_path, lost, number, words):
     workers = addresses()
     flags = '--epochs', '20', '--checkpoint-minutes', '1e-9', '--peer-timeout', '3'
     both = [start(workers, rank, tmp_path / 'run', *flags) for rank in (0, 1)]
@@ -173,18 +173,18 @@ def test_a_signal_to_either_rank_stops_both_after_one_step(tmp_path, rank):
     both[rank].terminate()
     ends = [(each.status, each.sentence()) for each in map(result, both)]
     assert ends == 2 * [(143, 'Stopped by SIGTERM; go on with --resume.')]
-    kept = sorted((tmp_path / 'run/checkpoints').glob('*.npz'))
+    checkpoints = sorted((tmp_path / 'run/checkpoints').glob('*.npz'))
     workers = addresses()
     both = [start(workers, number, tmp_path / 'run', '--resume', '--epochs', '40') for number in (0, 1)]
     resumed = list(map(result, both))
     assert [each.status for each in resumed] == [0, 0], resumed[0].err
-    assert len(kept) == 1 and 'Epoch 1/40\n' not in resumed[0].out
+    assert len(checkpoints) == 1 and 'Epoch 1/40\n' not in resumed[0].out
     both = [start(workers, number, tmp_path / 'once', '--epochs', '40') for number in (0, 1)]
     once = list(map(result, both))
     assert [each.status for each in once] == [0, 0] and same_weights(tmp_path / 'run', tmp_path / 'once')
 
 
-def test_what_differs_is_named_on_both_ranks(tmp_path):
+def test_both_ranks_name_what_differs(tmp_path):
     (tmp_path / 'tensorflow-9.8.7.dist-info').mkdir()
     (tmp_path / 'tensorflow-9.8.7.dist-info/METADATA').write_text(
         'Metadata-Version: 2.1\nName: tensorflow\nVersion: 9.8.7\n')
@@ -200,7 +200,7 @@ def test_what_differs_is_named_on_both_ranks(tmp_path):
 
 
 @pytest.mark.parametrize('missing', [0, 1])
-def test_a_rank_that_never_comes_is_waited_for_so_long(tmp_path, missing):
+def test_a_rank_waits_for_a_missing_one_until_the_join_timeout(tmp_path, missing):
     workers = addresses()
     ended = result(start(workers, 1 - missing, tmp_path / 'run', '--join-timeout', '1'))
     assert ended.status == 1 and '--join-timeout' in ended.sentence()
@@ -215,7 +215,7 @@ from sesemi.device import collective, ranks, runtime
 joined = collective.Ranks(ranks.find_rank(sys.argv[1], int(sys.argv[2]), {}))
 with runtime.open_session('cpu', ranks=joined):
     joined.join()
-    # float sums would change some of their bits
+    # a float sum would change some of their bits
     odd = np.array([[-0.0, 1e-42], [np.inf, -1.5], [3e38, 0.1]], np.float32)
     part = joined.per_rank(3)
     shared = joined.gather(np.resize(odd[joined.rank * part:][:part], (part, 2)), 3)
@@ -237,7 +237,7 @@ def test_sums_keep_every_bit(tmp_path):
         assert ended.status == 0, ended.err
 
 
-def test_who_a_process_is():
+def test_find_rank():
     assert find_rank(None, None, {'RANK_ID': '0', 'RANK_SIZE': '1'}) == RankInfo()
     assert find_rank('a:1,b:2', 1, {}) == RankInfo(1, 2, ('a:1', 'b:2'))
     assert find_rank('a:1,b:2,a:3', 2, {}).local_size == 2
@@ -264,13 +264,13 @@ def test_several_runs_of_several_ranks(tmp_path):
     assert [each.status for each in ended] == [0, 0] and ended[0].out.count('holds the finished run') == 2
 
 
-def test_a_signal_to_run_local_saves_and_ends_them_all(tmp_path):
+def test_a_signal_to_run_local_saves_and_ends_both_ranks(tmp_path):
     process = start_program(
         'bash', PROJECT / 'run_local.sh', '2', '--data', 'digits', '--network', 'nin', '--labels', '10',
         '--batch-size', '1', '--image-size', '16', '--epochs', '1000', '--result', tmp_path / 'run')
     read_until(process, 'Epoch 2/')
     process.terminate()
-    ended = result(process)         # which waits for all who have the pipe, so for both ranks
+    ended = result(process)         # waits for all processes that hold the pipe, so for both ranks
     assert ended.status == 143 and '--resume' in ended.err
     assert list((tmp_path / 'run' / 'checkpoints').glob('*.npz'))
 
@@ -293,7 +293,7 @@ def test_how_many_ascend_ranks_share_a_host(tmp_path):
             find(table)
 
 
-def test_which_gpus(monkeypatch):
+def test_find_gpus(monkeypatch):
     assert find_gpus('3,1', {}) == ['3', '1']
     assert find_gpus('all', {'CUDA_VISIBLE_DEVICES': '2,GPU-8f'}) == ['2', 'GPU-8f']
     monkeypatch.setattr(glob, 'glob', lambda pattern: ['/dev/nvidia10', '/dev/nvidia2'])
@@ -308,9 +308,9 @@ def test_which_gpus(monkeypatch):
             find_gpus('all', {'CUDA_VISIBLE_DEVICES': none})
 
 
-def test_run_8p_gives_each_rank_its_card_and_ends_them_all_when_one_fails(tmp_path):
-    """With an interpreter that writes down what it is started with; every rank but the failing one would run
-    for ever, one of them stopped."""
+def test_run_8p_gives_each_rank_its_card_and_ends_all_ranks_if_one_fails(tmp_path):
+    """The interpreter is a script that prints how it was started. Rank 5 fails when all have started; the
+    others would run for ever, and rank 6 is stopped."""
     python = tmp_path / 'python'
     python.write_text("""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exit 0; fi

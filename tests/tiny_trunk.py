@@ -1,7 +1,7 @@
-"""Makes the trunk of one convolution the network `tiny`. The checkpoints in tests/fixture are of it.
+"""Adds the network `tiny`, a trunk of one convolution. The checkpoints in tests/fixture are of it.
 
-Started as a program it is train_evaluate_sesemi.py with that trunk in place of nin: same flags, same files
-but for the pictures, which take as long as all else.
+As a program: train_evaluate_sesemi.py with this trunk in place of nin. It takes the same flags and leaves the
+same files, except the pictures, which would take as long as everything else.
 """
 import os
 import sys
@@ -25,7 +25,7 @@ def main(argv):
     """Run the program; returns its exit status."""
     import train_evaluate_sesemi
     from sesemi.record import plots
-    without_plots = mock.patch.object(plots, 'import_error', lambda: 'a test needs none')
+    without_plots = mock.patch.object(plots, 'import_error', lambda: 'tests need no pictures')
     with mock.patch.dict(sesemi.TRUNKS, nin=trunk), without_plots:
         return train_evaluate_sesemi.main(argv)
 

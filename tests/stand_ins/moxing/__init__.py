@@ -1,2 +1,2 @@
-"""A stand-in for ModelArts' moxing: OBS is the folder MOXING_ROOT names, obs://bucket/x is bucket/x in it."""
+"""A stand-in for ModelArts' moxing: obs://bucket/x is the file bucket/x in the folder $MOXING_ROOT."""
 from moxing import file

@@ -1,5 +1,7 @@
-"""The functions of moxing.file that the project uses. The first MOXING_FAILS_IN copies out of OBS and the
-first MOXING_FAILS_OUT copies into it fail, with a text that holds a secret.
+"""The functions of moxing.file that the project uses.
+
+The first $MOXING_FAILS_IN copies from OBS and the first $MOXING_FAILS_OUT copies to it fail, with an error
+message that holds a secret.
 """
 import os
 import shutil

@@ -1,1 +1,1 @@
-"""A stand-in for the Ascend adapter. As with that, importing npu_init, not this, changes TensorFlow."""
+"""A stand-in for the Ascend adapter. As in the real one, only importing npu_init changes TensorFlow."""

@@ -1,20 +1,23 @@
-"""The adapter's names and behaviour, as far as the project relies on them, with the CPU in the NPU's place.
+"""The functions of the adapter that the project uses, with the CPU in place of the NPU.
 
-As the newer release lines do, importing it patches every TensorFlow session. One whose config has the
-NpuOptimizer is an NPU session: it runs on the CPU, and what it is asked to do is looked at. Every other one
-is a host session. What was seen is written, when a session is closed and at the end of the process, to the
-JSON file that NPU_BRIDGE_RECORD names, of several ranks with -RANK_ID at its end:
+Like newer releases of the adapter, importing it patches every TensorFlow session. A session whose config has
+the NpuOptimizer is an NPU session: it runs on the CPU, and what it runs is recorded. Every other session is a
+host session. The record is written to the JSON file $NPU_BRIDGE_RECORD, with several ranks to that name and
+-RANK_ID, whenever an NPU session is closed and when the process ends:
 
     host_sessions   how many there were
-    npu_sessions    of each: the `parameters` in force, the rewrites that are `off`, `closed`, and
-                    `functions`. These are what Keras makes of a model, of each: `images`, the names of its
-                    image inputs; `batches`, the different shapes these had, each a graph that an NPU
-                    compiles; and `runs`: {what was fed and fetched: how many times}, each key another graph,
-                    too; and `order`: the numbers of these graphs in the order of their runs
+    npu_sessions    for each one:
+        parameters      those in force
+        off             the graph rewrites that are off
+        closed          whether the program closed it
+        functions       for each function that Keras made of a model: `images`, the names of its image inputs,
+                        and `batches`, their different shapes; an NPU compiles a graph for each shape
+        runs            {what was fed and fetched: how many times}; an NPU compiles a graph for each key
+        order           the positions in `runs` of the graphs, in the order in which they ran
     wrapped         how many times npu_distributed_optimizer_wrapper was called
-    reductions      how many times gradients passed through it on their way into a graph
+    reductions      how many times gradients passed through it while a graph was built
 
-Several ranks are averaged between their processes at the address NPU_BRIDGE_ALL_REDUCE, host:port.
+The processes of several ranks average gradients at the address $NPU_BRIDGE_ALL_REDUCE, host:port.
 """
 import atexit
 import json
@@ -70,20 +73,18 @@ def close_session(session):
     session.close()
 
 
-def _not_stood_in_for(*arguments, **named):
-    raise NotImplementedError(
-        'the project did without this name of npu_bridge; the stand-in has yet to learn it')
+def _missing(*arguments, **named):
+    raise NotImplementedError('the stand-in for npu_bridge lacks this function')
 
 
-set_keras_session_npu_config = init_resource = shutdown_resource = _not_stood_in_for
+set_keras_session_npu_config = init_resource = shutdown_resource = _missing
 
 
 class AllReduce:
-    """The sum of an array over the ranks: rank 0 gathers and sends it back. A rank that another does not wait
-    for hangs, as there.
+    """Sums an array over the ranks: rank 0 gathers the parts and sends the sum back.
 
-    Each operation of a graph has a connection of its own to each rank, for two may run at once. Its number
-    tells which is which.
+    As in the real one, a rank hangs if another one does not take part. Each operation of a graph has its own
+    connections, because two may run at once; its number is sent first on each.
     """
     listener, waiting, made, lock = None, {}, 0, threading.Lock()
 
@@ -124,7 +125,7 @@ def _connect(address):
 
 
 def _reducing(compute, reduce):
-    """The gradient method, followed by the all-reduce of several ranks."""
+    """The gradient method, followed by an all-reduce if there are several ranks."""
     def reduced(*arguments, **named):
         gradients = compute(*arguments, **named)
         record['reductions'] += 1
@@ -139,7 +140,7 @@ def _reducing(compute, reduce):
 
 
 def _parameters(custom):
-    """What the real one takes from the parameter map: unknown keys and wrong fields pass in silence."""
+    """What the real one takes from the parameter map: it ignores unknown keys and values of another type."""
     values = {key: getattr(value, FIELDS[key]) for key, value in custom.parameter_map.items()
               if value.WhichOneof('value') == FIELDS.get(key)}
     values = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
@@ -151,7 +152,7 @@ def _parameters(custom):
     return values
 
 
-# The patches. Keras makes and runs its sessions in several ways, all of which come through the methods below.
+# The patches. Keras makes and runs sessions in several ways, but always through these methods.
 
 _Session = tf.Session.__mro__[1]    # the class that every session of TensorFlow inherits from
 
@@ -220,7 +221,7 @@ def _close(real, session):
 
 @_replace('__del__')
 def _forget(real, session):
-    session._seen = None        # Python closes it, not the program
+    session._seen = None        # garbage collection closes it, not the program
     real(session)
 
 

@@ -1,4 +1,4 @@
-"""The sum of whole numbers over the ranks, as far as the project relies on it."""
+"""The sum of int32 values over the ranks, the only operation that the project uses."""
 import os
 
 import tensorflow.compat.v1 as tf

@@ -1,7 +1,7 @@
-"""train_evaluate_sesemi.py with the tiny trunk, looked into: tests/test_ranks.py starts it as a run's ranks.
+"""train_evaluate_sesemi.py with the tiny trunk, which records what tests/test_ranks.py compares.
 
-Each rank leaves its losses, its last trainable weights and its GPU in the folder $KEEP. Rank 1 gives itself
-other first weights, which those of rank 0 have to replace.
+Each rank saves its losses, its last trainable weights and its GPU to $RECORD_FOLDER/RANK.npz. Rank 1 begins
+with other weights than rank 0, so that a test sees whether those of rank 0 replace them.
 """
 import os
 import sys
@@ -19,18 +19,19 @@ def training_function(model, *arguments):
     step = real_function(model, *arguments)
     models.append(model)
     rank = int(os.environ.get('RANK_ID') == '1' or '--rank 1' in ' '.join(sys.argv))
-    model.set_weights([weight + rank for weight in model.get_weights()])        # by the same graphs on both
+    # rank 0 adds 0, because both ranks must run the same graphs
+    model.set_weights([weight + rank for weight in model.get_weights()])
 
-    def kept_step(*arguments):
+    def recording_step(*arguments):
         metrics = step(*arguments)
         losses.append(metrics['loss'])
         return metrics
-    return kept_step
+    return recording_step
 
 
 def train(train_step, batches, *arguments, **named):
     progress = real_train(train_step, batches, *arguments, **named)
-    np.savez(os.path.join(os.environ['KEEP'], '%d.npz' % batches.rank),
+    np.savez(os.path.join(os.environ['RECORD_FOLDER'], '%d.npz' % batches.rank),
              *training.read_variables(models[-1].trainable_weights), losses=losses,
              gpu=os.environ.get('CUDA_VISIBLE_DEVICES', ''))
     return progress
