@@ -259,7 +259,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch):
     assert cache.default_folder() is None
 
 
-def test_a_run_is_the_same_with_the_cache_and_nearly_the_same_with_less_memory(train, tmp_path, monkeypatch):
+def test_a_run_is_the_same_with_a_cache_and_nearly_with_less_memory(train, tmp_path, monkeypatch):
     monkeypatch.setenv('SESEMI_CACHE', str(tmp_path))
     write_classes(tmp_path / 'data/train', {'cat': 20, 'dog': 20}, size=16)
     write_classes(tmp_path / 'data/test', {'cat': 4, 'dog': 4}, size=16)

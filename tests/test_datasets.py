@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import write_classes, write_image
 from PIL import Image
+from test_pickles import Forged
 
 from sesemi.data import cifar, datasets
 from sesemi.data.cache import Cache
@@ -25,7 +26,7 @@ def same_images(images, expected):
 
 
 def refusal(*args, **options):
-    """The one sentence with which load_dataset refuses."""
+    """The sentence of the InputError that load_dataset raises."""
     with pytest.raises(InputError) as error:
         datasets.load_dataset(*args, **options)
     assert '\n' not in str(error.value)
@@ -106,12 +107,6 @@ def test_a_folder_for_validation(tmp_path, name):
     assert 'keep one' in refusal('folder', str(tmp_path))
 
 
-def test_without_a_train_folder_valid_is_a_class(tmp_path):
-    write_classes(tmp_path, {'invalid': 6, 'valid': 6})
-    dataset = datasets.load_dataset('folder', str(tmp_path))
-    assert dataset.class_names == ['invalid', 'valid'] and not len(dataset.valid_labels)
-
-
 @pytest.mark.parametrize('limit', [None, 1e-9])
 def test_a_part_of_the_labeled_images_taken_out_for_validation(tmp_path, limit):
     images = write_classes(tmp_path / 'train', {'cat': 30, 'dog': 20})
@@ -143,7 +138,7 @@ def test_class_of_one_image_without_a_test_folder(tmp_path):
     assert sentence.startswith(str(tmp_path)) and 'class dog has one image' in sentence
 
 
-def test_unlabeled_folder_joins_on_demand(tmp_path):
+def test_unlabeled_folder_is_read_on_demand(tmp_path):
     write_classes(tmp_path / 'train', {'cat': 3, 'dog': 2})
     write_classes(tmp_path / 'test', {'cat': 1, 'dog': 2})
     write_image(tmp_path / 'unlabeled/b.png', np.full((32, 32, 3), 2))
@@ -157,15 +152,8 @@ def test_unlabeled_folder_joins_on_demand(tmp_path):
     beside_the_classes = datasets.load_dataset('folder', str(tmp_path), with_unlabeled=True)
     assert beside_the_classes.class_names == ['cat', 'dog']
     same_images(beside_the_classes.unlabeled_images, dataset.unlabeled_images)
-    (tmp_path / 'train/Unlabeled/b.png').write_text('not read without demand')
+    (tmp_path / 'train/Unlabeled/b.png').write_text('not an image, but not read')
     assert len(datasets.load_dataset('folder', str(tmp_path), with_unlabeled=False).unlabeled_images) == 5
-
-
-def test_image_size(tmp_path):
-    write_classes(tmp_path / 'train', {'cat': 1, 'dog': 1})
-    write_classes(tmp_path / 'test', {'cat': 1, 'dog': 1})
-    dataset = datasets.load_dataset('folder', str(tmp_path), 16)
-    assert dataset.train_images.shape == dataset.test_images.shape == (2, 16, 16, 3)
 
 
 # A list of files
@@ -206,7 +194,7 @@ def test_a_folder_that_holds_the_list_is_read_by_it(tmp_path):
     assert dataset.train_names == ['x/000.png', 'x/001.png', 'x/002.png']
 
 
-def test_what_a_list_leaves_unlabeled_is_used_or_it_is_said(tmp_path, capsys):
+def test_unlabeled_rows_of_a_list_are_used_or_reported(tmp_path, capsys):
     write_classes(tmp_path, {'x': 6})
     labels = 'a', 'b', '', ' ', 'a', 'b'
     path = write_list(tmp_path / 'list.csv', 'path,label,split', *(
@@ -238,7 +226,7 @@ def test_list_without_test_files(tmp_path, capsys):
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png: no such file'),
     (['path;label', 'a.png;cat'], 'commas'), (['path,label', 'a\0.png,cat', 'a.png,dog'], '')])
-def test_list_that_does_not_do(tmp_path, lines, words):
+def test_wrong_lists(tmp_path, lines, words):
     write_image(tmp_path / 'a.png', np.zeros((32, 32, 3)))
     sentence = refusal('folder', write_list(tmp_path / 'list.csv', *lines))
     assert str(tmp_path) in sentence and words in sentence
@@ -248,7 +236,7 @@ def test_list_that_does_not_do(tmp_path, lines, words):
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes byte strings as Python 2 wrote its strings, the form of the official files."""
+    """Writes bytes as Python 2 wrote its strings, as in the official files."""
     dispatch = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, text):
@@ -262,11 +250,11 @@ class Python2Pickler(pickle._Pickler):
 def python_2_pickle(content):
     file = io.BytesIO()
     Python2Pickler(file, 2).dump(content)
-    return file.getvalue().replace(b'numpy._core', b'numpy.core')       # as every numpy before 2 named it
+    return file.getvalue().replace(b'numpy._core', b'numpy.core')       # its name before numpy 2
 
 
 def cifar_batches(data, dump=python_2_pickle, per_batch=4):
-    """(file name -> bytes, images, labels): the batches of a tiny CIFAR, its test images the last."""
+    """(file name -> bytes, images, labels): the batches of a tiny CIFAR. Its test images come last."""
     if data == 'cifar10':
         names = ['data_batch_{}'.format(i) for i in range(1, 6)] + ['test_batch']
         labels_key, names_key, classes, meta = b'labels', b'label_names', 10, 'batches.meta'
@@ -335,18 +323,9 @@ def test_cifar(tmp_path, data, place):
         assert_is_cifar(datasets.load_dataset(asked, str(directory)), data, images, labels)
 
 
-@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
-def test_cifar_of_other_writers(tmp_path, protocol):
-    files, images, labels = cifar_batches('cifar10', lambda content: pickle.dumps(content, protocol))
-    unpack(tmp_path, files)
-    assert_is_cifar(datasets.load_dataset('cifar10', str(tmp_path)), 'cifar10', images, labels)
-
-
-@pytest.mark.parametrize('module', ['numpy.core', 'numpy._core'])
-def test_cifar_of_either_numpy(tmp_path, module):
+def test_cifar_written_by_numpy_2(tmp_path):
     files, images, labels = cifar_batches('cifar100')
-    unpack(tmp_path,
-           {name: content.replace(b'numpy.core', module.encode()) for name, content in files.items()})
+    unpack(tmp_path, {name: data.replace(b'numpy.core', b'numpy._core') for name, data in files.items()})
     assert_is_cifar(datasets.load_dataset('cifar100', str(tmp_path)), 'cifar100', images, labels)
 
 
@@ -380,62 +359,18 @@ def test_both_cifars_in_a_folder(tmp_path, data, packed):
     assert_is_cifar(datasets.load_dataset(data, str(tmp_path)), data, *expected)
 
 
-class Call:
-    """Pickled as the call of a function, which unpickling would make."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
-def named_call(module, name, argument, protocol):
-    """The call of a function that has not to be importable here, or that pickle would not name so."""
-    argument = pickle.dumps(argument, 2)[2:-1]      # without the protocol's mark and the stop
-    if protocol == 2:
-        return b'\x80\x02c' + module.encode() + b'\n' + name.encode() + b'\n' + argument + b'\x85R.'
-    texts = b''.join(b'\x8c' + bytes([len(text)]) + text.encode() for text in (module, name))
-    return b'\x80\x04' + texts + b'\x93' + argument + b'\x85R.'
-
-
 @pytest.mark.parametrize('place', ['unpacked', 'archive'])
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, place, protocol):
-    ran = tmp_path / 'ran'
-    files = cifar_batches('cifar10')[0]
-    command, program = 'touch "{}"'.format(ran), 'open({!r}, "w").close()'.format(str(ran))
-    tricks = [pickle.dumps(Call(os.system, command), protocol),
-              pickle.dumps({b'data': Call(eval, program)}, protocol)]
-    tricks += [named_call(module, name, argument, protocol) for module, name, argument in [
-        ('os', 'system', command), ('posix', 'system', command), ('subprocess', 'getoutput', command),
-        ('builtins', 'exec', program), ('__builtin__', 'eval', program), ('numpy', 'load', str(ran)),
-        ('numpy', 'os.system', command), ('numpy', 'ndarray.tofile', str(ran)),
-        ('numpy.core.multiarray', 'os.system', command), ('numpy.core.multiarray', 'fromfile', str(ran)),
-        ('numpy._core.multiarray', 'fromfile', str(ran)), ('numpy.f2py', 'compile', program),
-        ('numpy.f2py.crackfortran', 'myeval', program), ('numpy.testing', 'runstring', program),
-        ('numpy.core.numeric', 'frombuffer', b'1'), ('_codecs', 'lookup', 'utf-8'),
-        ('numpy.core', '_reconstruct', 1), ('datasets', 'os.system', command), ('__main__', 'x', 1),
-        ('builtins', 'getattr', 'os'), ('copyreg', '_reconstructor', 1), ('numpy', 'dtype.__subclasses__', 1),
-        ('numpy.core.multiarray', 'scalar.__globals__.get', 'io')]]
-    for number, trick in enumerate(tricks):
-        files['data_batch_3'] = trick
-        folder = tmp_path / str(number)
-        if place == 'unpacked':
-            unpack(folder, files)
-        else:
-            folder.mkdir()
-            pack(folder / 'cifar-10-python.tar.gz', 'cifar10', files)
-        sentence = refusal('cifar10', str(folder))
-        assert sentence.startswith('{}data_batch_3'.format('' if place == 'archive' else str(folder) + '/'))
-        assert 'it asks for ' in sentence and str(folder) in sentence
-        assert not ran.exists()
-
-
-def test_the_tricks_would_work():
-    for protocol in 2, 4:
-        assert pickle.loads(pickle.dumps(Call(eval, '1 + 1'), protocol)) == 2
-        assert pickle.loads(named_call('builtins', 'eval', '1 + 1', protocol)) == 2
+def test_pickle_that_runs_code_is_refused(tmp_path, place):
+    """test_pickles.py has other kinds of such pickles."""
+    trick = pickle.dumps(Forged(os.system, ('touch "%s"' % (tmp_path / 'ran'),)))
+    files = dict(cifar_batches('cifar10')[0], data_batch_3=trick)
+    if place == 'unpacked':
+        unpack(tmp_path, files)
+        name = '%s/data_batch_3' % tmp_path
+    else:
+        name = 'data_batch_3 in %s' % pack(tmp_path / 'cifar-10-python.tar.gz', 'cifar10', files)
+    assert refusal('cifar10', str(tmp_path)).startswith(name + ': not a whole CIFAR batch (it asks for ')
+    assert not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.parametrize('kept', [0, .5, .999])
@@ -463,19 +398,15 @@ def test_empty_cifar_archive(tmp_path):
     assert refusal('cifar10', str(tmp_path)).startswith('{}: holds no CIFAR batches'.format(path))
 
 
-@pytest.mark.parametrize('kept', [0, .5, .999])
-def test_cut_off_cifar_batch(tmp_path, kept):
-    files = cifar_batches('cifar10')[0]
-    files['data_batch_2'] = files['data_batch_2'][:int(kept * len(files['data_batch_2']))]
-    unpack(tmp_path, files)
-    sentence = refusal('cifar10', str(tmp_path))
-    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
-
-
-def test_other_file_in_a_cifar_batchs_place(tmp_path):
-    unpack(tmp_path, dict(cifar_batches('cifar10')[0], data_batch_2=b'<html>\n'))
-    sentence = refusal('cifar10', str(tmp_path))
-    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
+@pytest.mark.parametrize('damage', [
+    lambda path, whole: path.write_bytes(b''), lambda path, whole: path.write_bytes(whole[:len(whole) // 2]),
+    lambda path, whole: path.write_bytes(whole[:-1]), lambda path, whole: path.write_bytes(b'<html>\n'),
+    lambda path, whole: path.unlink() or path.symlink_to('nowhere')])
+def test_damaged_cifar_batch(tmp_path, damage):
+    unpack(tmp_path, cifar_batches('cifar10')[0])
+    path = tmp_path / 'data_batch_2'
+    damage(path, path.read_bytes())
+    assert refusal('cifar10', str(tmp_path)).startswith('{}: not a whole CIFAR batch ('.format(path))
 
 
 @pytest.mark.parametrize('name', ['data_batch_4', 'test_batch', 'batches.meta'])
@@ -484,14 +415,6 @@ def test_missing_cifar_batch(tmp_path, name):
     (tmp_path / name).unlink()
     sentence = refusal('cifar10', str(tmp_path))
     assert sentence.startswith("{}: not a whole set of CIFAR batches ('{}')".format(tmp_path, name))
-
-
-def test_a_cifar_batch_that_is_a_dangling_link(tmp_path):
-    unpack(tmp_path, cifar_batches('cifar10')[0])
-    (tmp_path / 'data_batch_2').unlink()
-    (tmp_path / 'data_batch_2').symlink_to('nowhere')
-    sentence = refusal('cifar10', str(tmp_path))
-    assert sentence.startswith('{}/data_batch_2: not a whole CIFAR batch ('.format(tmp_path))
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -526,7 +449,7 @@ def test_pickle_that_is_no_cifar_batch(tmp_path, content):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A loopback server in the official one's place; server.content: its answer, server.asked: what for."""
+    """A local server in place of the official one. content: its answer, or b'' for 404; asked: the paths."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.asked.append(self.path)
@@ -550,7 +473,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def official_archive(tmp_path, monkeypatch):
-    """Makes an archive and takes its checksum for the official one: (path, images, labels)."""
+    """Makes an archive whose checksum counts as the official one: (path, images, labels)."""
     def make(data):
         files, images, labels = cifar_batches(data)
         path = pack(tmp_path / 'official.tar.gz', data, files)
@@ -572,11 +495,14 @@ def test_download(tmp_path, monkeypatch, official_archive, server, data):
 
 
 @pytest.mark.parametrize('content, said', [
-    (b'<html>log in first</html>', 'not the official archive'), (b'', 'HTTP Error 404')])
+    (b'<html>log in first</html>', 'not the official archive'), (b'', 'HTTP Error 404'),
+    (None, 'Connection refused')])
 def test_download_that_fails_is_tried_again(tmp_path, monkeypatch, official_archive, server, content, said):
     monkeypatch.chdir(tmp_path)
     archive, images, labels = official_archive('cifar10')
-    server.content = content
+    server.content, url = content, cifar.URL
+    if content is None:
+        monkeypatch.setattr(cifar, 'URL', 'http://127.0.0.1:1/')
     for _ in range(2):
         sentence = refusal('cifar10')
         assert sentence.startswith('dataset/cifar-10: not found, and downloading it failed (')
@@ -584,13 +510,8 @@ def test_download_that_fails_is_tried_again(tmp_path, monkeypatch, official_arch
         assert 'put cifar-10-python.tar.gz there or give --dataset DIR' in sentence
         assert not (tmp_path / 'dataset/cifar-10').exists()
     server.content = archive.read_bytes()
+    monkeypatch.setattr(cifar, 'URL', url)
     assert_is_cifar(datasets.load_dataset('cifar10'), 'cifar10', images, labels)
-
-
-def test_download_without_a_server(tmp_path, monkeypatch, server):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cifar, 'URL', 'http://127.0.0.1:1/')
-    assert refusal('cifar10').startswith('dataset/cifar-10: not found, and downloading it failed (')
 
 
 def test_download_to_a_place_that_cannot_be_written(tmp_path, monkeypatch, server):
@@ -598,7 +519,6 @@ def test_download_to_a_place_that_cannot_be_written(tmp_path, monkeypatch, serve
     (tmp_path / 'dataset').write_text('')
     assert refusal('cifar10').startswith('dataset/cifar-10: not found, and downloading it failed (')
     assert server.asked == []
-
 
 
 def test_default_folders(tmp_path, monkeypatch):
@@ -689,12 +609,8 @@ def test_digits_in_their_usual_size():
 
 @pytest.mark.parametrize('data, whitening, flip, batch_size, epochs, ssl_epochs', [
     ('cifar10', 'zca', True, 16, 300, 50), ('cifar100', 'zca', True, 16, 300, 50),
-    ('svhn', 'none', False, 16, 300, 30), ('folder', 'auto', True, 16, 300, 50)])
+    ('svhn', 'none', False, 16, 300, 30), ('folder', 'auto', True, 16, 300, 50),
+    ('digits', 'none', False, 4, 300, 50)])
 def test_presets(data, whitening, flip, batch_size, epochs, ssl_epochs):
     assert PRESETS[data]._replace(recompute_norm=False) == Preset(
-        whitening, flip, batch_size, epochs, ssl_epochs, steps=None)
-
-
-def test_preset_of_digits():
-    preset = PRESETS['digits']
-    assert (preset.whitening, preset.flip, preset.batch_size, preset.steps) == ('none', False, 4, 75)
+        whitening, flip, batch_size, epochs, ssl_epochs, steps=75 if data == 'digits' else None)

@@ -1,4 +1,4 @@
-"""Folders of images: what is read at any depth, and that whatever is not read is said."""
+"""Image folders: files at any depth are read, and everything that is passed over is reported."""
 import os
 
 import numpy as np
@@ -35,7 +35,7 @@ def test_images_at_any_depth_of_a_class_are_read(own, capsys):
     assert capsys.readouterr().out == ''
 
 
-def test_one_line_says_what_was_passed_over_and_why(own, tmp_path, capsys):
+def test_one_line_reports_what_was_passed_over_and_why(own, tmp_path, capsys):
     heic = ['train/dog/%d.heic' % i for i in range(20)]
     for name in heic + ['test/cat/a/notes.TXT', 'train/cat/README', 'test/dog/.DS_Store']:
         (own / name).parent.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def test_one_line_says_what_was_passed_over_and_why(own, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('with_unlabeled', [False, True])
-def test_unlabeled_images_are_used_or_it_is_said(own, capsys, with_unlabeled):
+def test_unlabeled_images_are_used_or_reported(own, capsys, with_unlabeled):
     for number, name in enumerate(['b.png', 'a/z.png', '.hidden/c.png']):
         write_image(own / 'unlabeled' / name, np.full((8, 8, 3), number))
     dataset = load(own, with_unlabeled)
@@ -82,7 +82,7 @@ def test_a_class_whose_files_cannot_be_read_is_refused_with_the_reason(own):
     assert r'1 .raw\n' in str(error.value) and str(error.value).isprintable()
 
 
-def test_parts_in_capitals_are_parts_and_other_names_of_them_are_no_classes(own):
+def test_part_names_in_capitals_are_read_and_other_part_names_are_refused(own):
     (own / 'train').rename(own / 'Train')
     (own / 'test').rename(own / 'TEST')
     assert load(own).train_names[0] == 'Train/cat/000.png' and load(own).test_names[0] == 'TEST/cat/000.png'
@@ -92,17 +92,10 @@ def test_parts_in_capitals_are_parts_and_other_names_of_them_are_no_classes(own)
         load(own)
 
 
-def test_classes_may_be_called_as_parts_are(tmp_path):
+def test_classes_may_have_names_of_parts(tmp_path):
     write_classes(tmp_path, {'valid': 6, 'invalid': 6}, size=8)
-    assert load(tmp_path).class_names == ['invalid', 'valid']
-
-
-@pytest.mark.parametrize('name', ['valid', 'validation', 'val'])
-def test_a_validation_folder_beside_train_is_no_class(own, name):
-    write_classes(own / name, {'cat': 1, 'dog': 1}, size=8)
-    dataset = load(own)
-    assert dataset.class_names == ['cat', 'dog'] and len(dataset.train_labels) == 5
-    assert len(dataset.valid_labels) == 2
+    dataset = load(tmp_path)
+    assert dataset.class_names == ['invalid', 'valid'] and not len(dataset.valid_labels)
 
 
 def test_a_fifo_in_a_list_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Pickles such as CIFAR's: those of all writers are read, and nothing that a forged one asks for is done."""
+"""Pickles such as CIFAR's: those of all writers are read, and a forged one cannot run code."""
 import copyreg
 import os
 import pickle
@@ -24,14 +24,14 @@ def test_arrays_come_as_they_were_written(protocol):
     assert (read[b'd'], read['e']) == ([3, 2 ** 70, True], ())
 
 
-def test_the_names_of_classes_come_as_python_2_wrote_them():
+def test_strings_of_python_2_are_read_as_bytes():
     """batches.meta is in protocol 0."""
     meta = b"(dp1\nS'num_vis'\np2\nI3072\nsS'label_names'\np3\n(lp4\nS'airplane'\np5\naS'automobile'\np6\nas."
     assert read_pickle(meta) == {b'num_vis': 3072, b'label_names': [b'airplane', b'automobile']}
 
 
 class Forged:
-    """Pickled as the result of a call, filled with a state."""
+    """Its pickle calls reduced[0] with the arguments reduced[1] and sets the state reduced[2]."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -49,8 +49,8 @@ def forged_array(shape=(8,), dtype=U1, data=bytes(range(8))):
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_bytes_are_never_taken_for_addresses(protocol):
-    """And nothing behind them is read: forged flags and sizes are passed over, other kinds are refused."""
+def test_bytes_are_never_read_as_addresses(protocol):
+    """Forged flags and sizes are ignored and other types refused, so nothing behind the bytes is read."""
     for dtype in (forged_type(flags=63), forged_type(size=1 << 30), forged_type(fields={'a': (U1, 99)})):
         read = read_pickle(pickle.dumps({b'data': forged_array(dtype=dtype)}, protocol))[b'data']
         assert read.dtype == np.uint8 and read.tolist() == list(range(8))
@@ -64,8 +64,29 @@ def test_bytes_are_never_taken_for_addresses(protocol):
             read_pickle(pickle.dumps({b'data': array}, protocol))
 
 
-def test_objects_cannot_be_found_but_by_name(tmp_path):
-    """Not in copyreg's registry, by a persistent id or in a buffer. INST and OBJ have the names of GLOBAL."""
+def named_call(module, name, argument, protocol):
+    """A pickle that calls a function by its name, which pickle.dumps may name otherwise or not find."""
+    argument = pickle.dumps(argument, 2)[2:-1]      # without the protocol's mark and the stop
+    if protocol == 2:
+        return b'\x80\x02c' + module.encode() + b'\n' + name.encode() + b'\n' + argument + b'\x85R.'
+    texts = b''.join(b'\x8c' + bytes([len(text)]) + text.encode() for text in (module, name))
+    return b'\x80\x04' + texts + b'\x93' + argument + b'\x85R.'
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_functions_with_other_names_are_refused(protocol):
+    assert pickle.loads(named_call('builtins', 'eval', '1 + 1', protocol)) == 2     # it would be called
+    for module, name in [
+            ('os', 'system'), ('builtins', 'eval'), ('__builtin__', 'eval'), ('numpy', 'load'),
+            ('numpy', 'os.system'), ('numpy', 'ndarray.tofile'), ('numpy.core.multiarray', 'fromfile'),
+            ('numpy._core.multiarray', 'fromfile'), ('numpy.core.numeric', 'frombuffer'),
+            ('numpy.core.multiarray', 'scalar.__globals__.get'), ('_codecs', 'lookup')]:
+        with pytest.raises(ValueError, match='it asks for '):
+            read_pickle(named_call(module, name, 'a', protocol))
+
+
+def test_functions_cannot_be_called_without_their_names(tmp_path):
+    """They are not found in copyreg's registry, by a persistent id or in a buffer, nor by INST and OBJ."""
     command = ('touch "%s"' % (tmp_path / 'ran')).encode()
     copyreg.add_extension(os.system.__module__, 'system', 0xf0)
     try:
