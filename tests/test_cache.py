@@ -222,7 +222,7 @@ def test_a_file_being_written_stays_and_one_of_a_killed_process_goes(files, stor
 
 
 @pytest.mark.parametrize('folder', [None, 'unwritable'])
-def test_without_a_cache_images_beyond_the_limit_go_to_a_temporary_file(files, tmp_path, monkeypatch, folder):
+def test_without_a_cache_many_images_go_to_a_temporary_file(files, tmp_path, monkeypatch, folder):
     paths, images = files
     (tmp_path / 'unwritable').write_text('')
     (tmp_path / 'temporary').mkdir()
@@ -231,7 +231,7 @@ def test_without_a_cache_images_beyond_the_limit_go_to_a_temporary_file(files, t
     stored = store.decode_images(paths, 16)
     assert isinstance(stored, cache.StoredImages)
     np.testing.assert_array_equal(stored, images)
-    assert os.listdir(str(tmp_path / 'temporary')) == []        # it has no name, so it is removed with the process
+    assert os.listdir(str(tmp_path / 'temporary')) == []        # the file has no name
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'nowhere'))
     with pytest.raises(utils.InputError, match='nowhere: .*TMPDIR.*--memory-limit'):
         store.decode_images(paths, 16)

@@ -1,5 +1,6 @@
-"""How a run ends, and how it does not: a second start, signals, output that nobody takes. Real processes up
-to TensorFlow's import, in whose place something waits, except for one training.
+"""How a run ends: a second start in its folder, signals, and output that is closed or full.
+
+The processes are real. All but one of them import a small module in place of TensorFlow, which waits.
 """
 import contextlib
 import json
@@ -25,7 +26,7 @@ signal.pause()
 '''
 FORKS = '''
 import os
-if not os.fork():       # as a process that decodes images, it outlives a kill for a moment
+if not os.fork():       # like a decoding process, this one outlives a kill for a moment
     os.execlp('sleep', 'sleep', '1000')
 ''' + WAITS
 SWALLOWS = '''
@@ -49,7 +50,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def start(images, tmp_path):
-    """Starts the program on two classes with a `tensorflow` of its own, after what `prefix` does in bash."""
+    """start(tensorflow, prefix) runs the program with this code as TensorFlow, after this bash code."""
     running = []
 
     def start(tensorflow, prefix=''):
@@ -77,7 +78,7 @@ def test_a_folder_has_one_run_at_a_time(start, tmp_path):
     assert os.listdir(str(tmp_path / 'result')) == ['.lock']
     (tmp_path / 'result/log.csv.0123abcd.part').write_text('of a run that was killed')
     first.kill()
-    first.wait()        # not what it started, which has its files
+    first.wait()        # the process that it started still has its files open
     third = start(WAITS)
     programs.read_until(third, 'ready')
     assert os.listdir(str(tmp_path / 'result')) == ['.lock']
@@ -85,13 +86,13 @@ def test_a_folder_has_one_run_at_a_time(start, tmp_path):
     assert programs.result(third)[::2] == (143, 'Stopped by SIGTERM.\n')
 
 
-def test_a_signal_ends_a_start_in_words_wherever_it_is(start):
+def test_a_signal_before_the_training_ends_the_program_in_one_sentence(start):
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
         process = start(SWALLOWS)
         programs.read_until(process, 'ready')
         process.send_signal(number)
         assert programs.result(process)[::2] == (128 + number, 'Stopped by %s.\n' % number.name)
-    process = start(WAITS, prefix="trap '' HUP; ")      # as nohup does it
+    process = start(WAITS, prefix="trap '' HUP; ")      # as nohup does
     programs.read_until(process, 'ready')
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
@@ -136,7 +137,7 @@ def test_output_that_is_closed_or_full(tmp_path, redirection, said):
     assert (tmp_path / 'file').read_text() == ''
 
 
-def test_a_reader_that_has_seen_enough_is_said_once(capsys):
+def test_a_closed_pipe_is_reported_once(capsys):
     reader, writer = os.pipe()
     with open(writer, 'w') as stream:
         patient = output.TolerantStream(stream, output.STDOUT_FAILED)
@@ -147,15 +148,15 @@ def test_a_reader_that_has_seen_enough_is_said_once(capsys):
     assert capsys.readouterr().err == output.STDOUT_FAILED % 'Broken pipe' + '\n'
 
 
-# The lock, in this process, for whose own second lock the system has always room
+# The lock, taken in this process, which the system lets lock a file twice
 
 
-def test_a_lock_whose_folder_was_emptied_or_removed_is_no_lock(tmp_path, monkeypatch):
+def test_a_lock_is_lost_when_its_folder_is_removed(tmp_path, monkeypatch):
     folder = tmp_path / 'run'
     folder.mkdir()
     held = lock.lock(str(folder))
     monkeypatch.setattr(lock.os, 'stat', mock.Mock(side_effect=OSError(lock.errno.EIO, 'Input/output error')))
-    assert lock.is_held(held)       # of a network disk that stalls nobody knows it
+    assert lock.is_held(held)       # a network disk that stalls does not tell
     monkeypatch.undo()
     shutil.rmtree(str(folder))
     assert not lock.is_held(held)
@@ -191,8 +192,8 @@ with signals.handle_with(lambda number: print('taken', int(number), flush=True))
 '''
 
 
-def test_a_second_signal_of_a_kind_ends_the_process_and_its_echo_does_not(tmp_path):
-    """timeout(1) sends each twice at once."""
+def test_the_same_signal_again_ends_the_process_unless_it_comes_at_once(tmp_path):
+    """timeout(1) sends each signal twice at once."""
     def start(echo):
         process = programs.start(sys.executable, '-c', TAKES, PROJECT, tmp_path / 'unfinished', echo)
         programs.read_until(process, 'ready')
@@ -215,9 +216,9 @@ import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 from sesemi.system import signals
 signals.watch()
-print('Seed 0: error rate 0.5')       # kept in Python's buffer
+print('Seed 0: error rate 0.5')       # stays in Python's buffer
 if sys.argv[2:]:
-    sys.stdout = None       # as in a program whose standard output was closed from the start
+    sys.stdout = None       # as if standard output had been closed from the start
 os.write(1, b'ready')
 threading.Event().wait()
 '''

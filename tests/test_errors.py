@@ -1,4 +1,4 @@
-"""Text from elsewhere in messages and tables: it stays in its line, and is no instruction to the terminal."""
+"""Text from elsewhere in messages and tables stays in its line and gives the terminal no instructions."""
 import pytest
 
 from sesemi.errors import InputError, describe_error, escape_controls
@@ -15,8 +15,8 @@ def test_control_characters_are_escaped(name, shown):
     assert str(InputError(name + ': no such file.')) == shown + ': no such file.'
 
 
-@pytest.mark.parametrize('name, shown', NAMES)
-def test_a_line_of_csv_stays_a_line(tmp_path, name, shown):
+@pytest.mark.parametrize('name, shown', [*NAMES, ('caf\udce9.png', r'caf\udce9.png')])
+def test_a_row_of_csv_stays_in_one_line(tmp_path, name, shown):
     files.write_table(str(tmp_path / 'a.csv'), [{'file': name, 'class': name, 'n': 1}])
     assert (tmp_path / 'a.csv').read_bytes().decode() == 'file,class,n\n{0},{0},1\n'.format(shown)
 

@@ -1,4 +1,4 @@
-"""export_pb.py as a user meets it: processes on a tiny run, and a bare TensorFlow session as msame."""
+"""export_pb.py as a user runs it, on a tiny run. A plain TensorFlow session takes the place of msame."""
 import json
 import os
 import re
@@ -21,7 +21,7 @@ SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three imag
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """A tiny run on whitened images whose classes differ a little, and what export_pb.py makes of it."""
+    """A tiny run on whitened images of classes that differ a little, and the files of export_pb.py for it."""
     folder, rng = tmp_path_factory.mktemp('export'), np.random.RandomState(0)
     for part, count in (('train', 12), ('test', IMAGES // CLASSES)):
         for label in range(CLASSES):
@@ -50,7 +50,7 @@ def load_graph(pb):
 
 
 def frozen_classifier(pb, name):
-    """The file's graph in its own session, no Keras: a function from the input `name` to probabilities."""
+    """The file's graph in its own session, without Keras: a function from the input `name` to softmax."""
     from sesemi.device.backend import tf
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(load_graph(pb), name='')
@@ -60,7 +60,7 @@ def frozen_classifier(pb, name):
 
 @pytest.fixture(scope='module')
 def saved(exported):
-    """The h5 in Keras: `probabilities` and `whitened`, functions of images of values 0-255."""
+    """probabilities, whitened: functions of images of values 0-255, by the h5 in Keras."""
     from sesemi.device import runtime
     with runtime.open_session('cpu'):
         keras = runtime.keras
@@ -90,7 +90,7 @@ def test_the_graph_is_one_that_atc_takes(exported):
     assert len(exported.pb.read_bytes()) < 10000, 'the whitening matrix is in the file'
 
 
-def test_it_gives_the_probabilities_of_the_h5(exported, saved, test_set):
+def test_the_graph_gives_the_probabilities_of_the_h5(exported, saved, test_set):
     images = test_set.test_images[:BATCH].astype(np.float32)
     expected = saved.probabilities(images)
     assert np.ptp(expected, axis=0).max() > .1, 'the images are too alike'
@@ -98,7 +98,7 @@ def test_it_gives_the_probabilities_of_the_h5(exported, saved, test_set):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_from_images_it_takes_values_from_0_to_255(exported, saved, test_set, tmp_path):
+def test_with_from_images_the_graph_takes_values_from_0_to_255(exported, saved, test_set, tmp_path):
     status, printed, error = run('export_pb.py', exported.model, tmp_path / 'whole.pb', '--from-images',
                                  '--batch=2')
     assert status == 0, error
@@ -138,7 +138,7 @@ def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_se
 
 @pytest.fixture(scope='module')
 def outputs(exported):
-    """What msame leaves for the views: float32 probabilities, in a folder named after the time."""
+    """The files of msame for the views: float32 probabilities, in a folder named after the time."""
     classify, folder = frozen_classifier(exported.pb, 'super_data'), exported.folder / 'outputs'
     (folder / '20260101_120000').mkdir(parents=True)
     for path in (exported.bins / 'views').iterdir():
@@ -155,7 +155,7 @@ def test_the_score_is_the_error_rate_of_the_run(exported, outputs):
 
 
 def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_path):
-    """One view of each batch, by its file's older name, is sure of class 0; the others say 0.1, 0.6, 0.3."""
+    """One view of each batch gives 8, 0, 0, the others 0.1, 0.6, 0.3. The files have their older names."""
     shutil.copytree(str(outputs), str(tmp_path / 'outputs'))
     for path in list((tmp_path / 'outputs').rglob('*.bin')):
         row = [8, 0, 0] if 'view_5' in path.stem else [.1, .6, .3]
@@ -169,7 +169,7 @@ def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_pat
 
 @pytest.fixture
 def here(exported, tmp_path):
-    """A folder of files to go wrong with."""
+    """The working folder, with right and wrong files."""
     for name in ('moved', 'bins'):
         shutil.copytree(str(exported.folder / name), str(tmp_path / name))
     (tmp_path / 'alone').mkdir()
@@ -183,7 +183,7 @@ def here(exported, tmp_path):
 
 @pytest.fixture
 def refuses(here, no_tensorflow_here, monkeypatch, capsys):
-    """Checks that the flags are refused in one sentence with the words in it, and that nothing is written."""
+    """Checks that flags are refused in one sentence with these words, and that nothing is written."""
     monkeypatch.chdir(here)
 
     def refuses(flags, words):
@@ -226,18 +226,18 @@ def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, re
 
 @pytest.mark.parametrize('dataset, status, words', [
     ('nowhere', 2, '--dataset nowhere: no such file or folder'), ('data', 1, 'TensorFlow is imported')])
-def test_a_process_takes_only_right_input_to_tensorflow(here, no_tensorflow, dataset, status, words):
+def test_a_process_imports_tensorflow_for_right_input_only(here, no_tensorflow, dataset, status, words):
     flags = [*MODEL.split(), '--bins', 'new', '--dataset', dataset]
     ended = run('export_pb.py', *flags, cwd=here, PYTHONPATH=no_tensorflow)
     assert (ended.status, ended.out) == (status, '')
     assert ended.err.startswith(words) and ended.err.count('\n') == 1
 
 
-def test_outputs_that_are_not_those_of_one_run_of_msame(here, refuses, outputs):
+def test_outputs_that_are_damaged_or_of_two_runs_of_msame(here, refuses, outputs):
     shutil.copytree(str(outputs), str(here / 'outputs'))
     path = next((here / 'outputs').rglob('batch_0003_view_2_output_0.bin'))
     whole = path.read_bytes()
-    for content in whole[:-2], np.float32('nan').tobytes() + whole[4:]:     # as float16 gives for raw images
+    for content in whole[:-2], np.float32('nan').tobytes() + whole[4:]:     # as float16 does for raw images
         path.write_bytes(content)
         refuses('--score bins outputs', path.name + ': does not hold finite float32 values of shape (7, 3)')
     path.write_bytes(whole)

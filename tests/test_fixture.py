@@ -1,7 +1,8 @@
-"""What an earlier version left in tests/fixture, by make_fixture.py, is still read: runs, models, records."""
+"""The runs of earlier versions in tests/fixture, made by make_fixture.py, can still be read and resumed."""
 import csv
 import gzip
 import json
+import os
 import re
 import shutil
 
@@ -16,12 +17,12 @@ import predict
 import report
 from utils import decode_images
 
-MODELS = {'channel': 'stretch', 'none': 'stretch', 'zca': 'pad', 'shrunk': 'stretch'}     # and --fit
+MODELS = {'channel': 'stretch', 'none': 'stretch', 'zca': 'pad', 'shrunk': 'stretch'}     # name -> --fit
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-    """A copy of the fixture, the models unpacked, with the images of its runs in `images`."""
+def runs(tmp_path_factory):
+    """A copy of the fixture with the models unpacked and the images of its runs in the folder `images`."""
     folder = tmp_path_factory.mktemp('fixture') / 'runs'
     shutil.copytree(make_fixture.FIXTURE, str(folder))
     make_fixture.write_images(str(folder / 'images'))
@@ -45,11 +46,11 @@ def error_line(folder):
 
 
 @pytest.mark.parametrize('name, saved_epoch', [('channel', 4), ('none', 2)])
-def test_a_run_that_was_stopped_comes_to_the_end_that_it_had_uninterrupted(train, place, name, saved_epoch):
-    """One with the averages of training in its model; one whose best weights are in its checkpoint alone."""
-    half, whole = place / (name + '-half'), place / name
+def test_a_stopped_run_ends_as_it_did_uninterrupted(train, runs, name, saved_epoch):
+    """One has training's averages in its model; the best weights of the other are only in its checkpoint."""
+    half, whole = runs / (name + '-half'), runs / name
     before, labeled = rows_of(half / 'log.csv'), (half / 'labeled.csv').read_bytes()
-    done = train('--result', half, '--resume', '--dataset', place / 'images', '--device', 'cpu')
+    done = train('--result', half, '--resume', '--dataset', runs / 'images', '--device', 'cpu')
     assert done.status == 0, done.err
     assert 'Epoch 3/4: ' in done.out and 'Epoch 2/4: ' not in done.out
 
@@ -71,8 +72,8 @@ def test_a_run_that_was_stopped_comes_to_the_end_that_it_had_uninterrupted(train
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_a_model_gives_the_probabilities_that_it_gave(place, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(place)
+def test_a_model_gives_the_same_probabilities_as_when_it_was_made(runs, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(runs)
     model = name + '/sesemi.h5'
     assert predict.main([model, 'image.png', '--device=cpu', '--csv', str(tmp_path / 'predicted.csv')]) == 0
     (found,), (expected,) = rows_of(tmp_path / 'predicted.csv'), rows_of(name + '/predicted.csv')
@@ -85,21 +86,21 @@ def test_a_model_gives_the_probabilities_that_it_gave(place, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_the_frozen_graph_of_a_model_gives_them_too(place, tmp_path, name):
-    model, pb = place / name / 'sesemi.h5', tmp_path / 'a.pb'
+def test_the_frozen_graph_of_a_model_gives_them_too(runs, tmp_path, name):
+    model, pb = runs / name / 'sesemi.h5', tmp_path / 'a.pb'
     assert export_pb.main([str(model), str(pb), '--from-images', '--batch', '1']) == 0
-    image = decode_images([str(place / 'image.png')], 16, MODELS[name]).astype(np.float32)
-    row, = rows_of(place / name / 'predicted.csv')
+    image = decode_images([str(runs / 'image.png')], 16, MODELS[name]).astype(np.float32)
+    row, = rows_of(runs / name / 'predicted.csv')
     expected = {row['class' + rank]: float(row['probability' + rank]) for rank in ('', '_2', '_3')}
     found, = frozen_classifier(pb, 'images')(image)
     np.testing.assert_allclose(found, [expected[label] for label in make_fixture.CLASSES], rtol=0, atol=1e-4)
 
 
-def test_the_views_of_a_finished_run_are_exported_by_its_record_and_have_its_score(place, tmp_path, capsys):
-    model, pb = place / 'channel/sesemi.h5', tmp_path / 'a.pb'
+def test_the_exported_views_of_a_finished_run_have_its_score(runs, tmp_path, capsys):
+    model, pb = runs / 'channel/sesemi.h5', tmp_path / 'a.pb'
     bins, outputs = tmp_path / 'bins', tmp_path / 'outputs'
     assert export_pb.main([str(model), str(pb), '--batch', '24', '--bins', str(bins),
-                           '--dataset', str(place / 'images')]) == 0
+                           '--dataset', str(runs / 'images')]) == 0
     outputs.mkdir()
     classify = frozen_classifier(pb, 'super_data')
     for path in (bins / 'views').iterdir():
@@ -107,16 +108,16 @@ def test_the_views_of_a_finished_run_are_exported_by_its_record_and_have_its_sco
         probabilities.tofile(str(outputs / (path.stem + '_output_0.bin')))
     capsys.readouterr()
     assert export_pb.main(['--score', str(bins), str(outputs)]) == 0
-    assert capsys.readouterr().out == error_line(place / 'channel')
+    assert capsys.readouterr().out == error_line(runs / 'channel')
 
 
-def test_finished_runs_are_compared(place, capsys):
-    assert report.main(['compare', *(str(place / name) for name in MODELS)]) == 0
+def test_finished_runs_are_compared(runs, capsys):
+    assert report.main(['compare', *(str(runs / name) for name in MODELS)]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert {'method', 'data', 'network', 'labels', 'whitening', 'seed', 'error'} <= set(heading.split())
     assert len(lines) == len(MODELS)
     for name in MODELS:
-        result = result_of(place / name)
+        result = result_of(runs / name)
         shown = '{method} +images +{network} +{labels} '.format(**result['flags'])
         errors = ' +'.join('%.4f' % result[error] for error in (
             'classification_error_rate', 'classification_error_rate_1_view', 'balanced_error_rate'))
@@ -124,8 +125,19 @@ def test_finished_runs_are_compared(place, capsys):
         assert sum(bool(re.search(pattern, line)) for line in lines) == 1, name
 
 
-@pytest.mark.parametrize('name', ['channel', 'none', 'zca'])
-def test_a_finished_run_is_known_to_be_finished(train, place, name):
-    done = train('--result', place / name, '--resume', '--dataset', place / 'images')
+@pytest.mark.parametrize('name', MODELS)
+def test_a_finished_run_is_known_to_be_finished(train, runs, name):
+    done = train('--result', runs / name, '--resume', '--dataset', runs / 'images')
     assert done.status == 0 and 'holds the finished run' in done.out, done.err
-    assert done.out.endswith(error_line(place / name))
+    assert done.out.endswith(error_line(runs / name))
+
+
+def test_a_run_with_whitening_shrunk_cannot_be_resumed(train, runs, tmp_path):
+    """Earlier versions had --whitening shrunk. It is saved as zca is, so its models can be read."""
+    run = shutil.copytree(str(runs / 'shrunk'), str(tmp_path / 'run'))
+    os.remove(run + '/result.json')
+    for flags in ['--resume'], ['--resume', 'auto', '--quiet']:
+        resumed = train(*flags, '--result', run)
+        assert resumed.status == 2 and resumed.sentence() == (
+            '--resume: the run in %s was begun with --whitening shrunk, which this version does not have; '
+            'finish it with the version that began it or give another --result.' % run)

@@ -1,6 +1,6 @@
-"""What a user, and a program that starts this one, meets: each is a line of a table here, and stays as it is.
+"""The interface for users and other programs, a line of a table for each part. None of it may change.
 
-What another test proves stands in PROVED with the name of that test, which is only looked for here.
+PROVED names the tests in other files that prove the rest; here they are only looked up.
 """
 import ast
 import csv
@@ -18,10 +18,7 @@ import train_evaluate_sesemi
 import utils
 from sesemi.data import batches
 
-SCRIPTS = ('run_1p.sh', 'run_8p.sh', 'run_local.sh', 'run_tests.sh', 'tests/train_full_1p.sh',
-           'tests/train_performance_1p.sh')
-
-# Flags, and what they may be where that is a list. [True|False]: a switch that may have a value.
+# Flags, and their choices if they are a list. [True|False]: a switch that may have a value.
 FLAGS = {
     'train_evaluate_sesemi.py': '''
         --data {cifar10,cifar100,svhn,digits,folder}
@@ -87,7 +84,7 @@ FLAGS = {
         --train_url''',
 }
 
-# What a run leaves in --result, beside pictures, which need matplotlib, and hidden files.
+# The files of a run in --result, without pictures, which need matplotlib, and hidden files.
 FILES = 'args.json checkpoints events.out.tfevents labeled.csv log.csv report.html result.json sesemi.h5'
 ARGS = 'command flags device data_checksum format'
 RESULT = '''
@@ -99,7 +96,7 @@ LABELED = 'index file class split'
 # With validation images `validation_error` stands in place of `error`: test_fixture.py.
 LOG = 'epoch step learning_rate loss self_clf_loss super_clf_loss self_clf_acc super_clf_acc seconds error'
 
-# Lines of standard output that programs read: the last one of a run, of several runs, and one for each run.
+# Lines of standard output that programs read: the last of a run, the last of several runs, one of each run.
 ERROR = r'classification error rate: [01]\.\d{4}'
 ERROR_OF_RUNS = r'classification error rate: [01]\.\d{4} \+/- \d\.\d{4} \(\d+ runs\)'
 ERROR_OF_EACH = r'Seed (\d+): error rate [01]\.\d{4}, in (.+)\.'
@@ -116,7 +113,7 @@ The line of export_pb.py --score:
 The lines and files of the model zoo's scripts:
     test_zoo_scripts.py test_numbers
 The columns of predict.py --csv:
-    test_predict.py test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable
+    test_predict.py test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable
 The files of export_pb.py --bins:
     test_export_pb.py test_the_bins_hold_the_views_of_the_evaluation_in_training
 sesemi.h5 opens in plain Keras:
@@ -126,13 +123,13 @@ A killed run goes on to the same weights:
 Equal runs are equal to the bit:
     test_train_evaluate.py test_one_seed_gives_one_model_and_a_finished_run_is_kept
 A run that an earlier version began goes on:
-    test_fixture.py test_a_run_that_was_stopped_comes_to_the_end_that_it_had_uninterrupted
+    test_fixture.py test_a_stopped_run_ends_as_it_did_uninterrupted
 Exit status 0:
     test_train_evaluate.py test_a_run_prints_its_error_and_leaves_its_record
 Exit status 1, a rank was lost:
     test_ranks.py test_a_lost_rank_ends_the_other_and_the_run_can_be_resumed
 Exit status 1, predict.py could not read an image:
-    test_predict.py test_csv_of_more_images_than_a_batch_equals_one_by_one_and_lists_the_unreadable
+    test_predict.py test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable
 Exit status 1, a script of the model zoo without data:
     test_zoo_scripts.py test_data_path_is_mandatory
 Exit status 2, wrong input:
@@ -152,7 +149,7 @@ Exit status 3, training diverged:
 Exit status 130 and 143, by Ctrl-C and SIGTERM in training:
     test_train_evaluate.py test_a_signal_saves_and_says_so
 Exit status 130, 143 and 129, by Ctrl-C, SIGTERM and SIGHUP before it:
-    test_ends.py test_a_signal_ends_a_start_in_words_wherever_it_is
+    test_ends.py test_a_signal_before_the_training_ends_the_program_in_one_sentence
 Exit status 143, by SIGTERM to several ranks:
     test_ranks.py test_a_signal_to_run_local_saves_and_ends_both_ranks
 run_1p.sh has the exit status of the training:
@@ -161,7 +158,7 @@ boot_modelarts.py has the exit status of the training:
     test_boot_modelarts.py test_failed_training_leaves_its_log_and_its_status
 '''
 
-# Names that other programs call, with the parameters they may give; optional ones may be added behind them.
+# Names that other programs call, with their parameters. Optional ones may be added behind these.
 NAMES = [
     (utils.list_image_folder, '(directory, passed_over=None, least=2)'),
     (utils.load_image_folder, '(directory, image_size=32)'),
@@ -173,10 +170,6 @@ NAMES = [
     (train_evaluate_sesemi.parse_args, '(argv)'),
     (train_evaluate_sesemi.train_and_evaluate, '(args)'),
 ]
-
-
-def test_the_scripts_are_there():
-    assert [name for name in SCRIPTS if not (PROJECT / name).is_file()] == []
 
 
 def flags_in(table):
@@ -218,13 +211,13 @@ def test_a_run_leaves_these_files_and_lines(train, tmp_path):
 
 
 @pytest.mark.parametrize('file, name', re.findall(r'^    (\S+) (\S+)$', PROVED, re.MULTILINE))
-def test_what_other_tests_prove_is_proved_there(file, name):
+def test_the_tests_that_prove_the_rest_are_there(file, name):
     tree = ast.parse((PROJECT / 'tests' / file).read_text(encoding='utf-8'))
     assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
 def takes(function, parameters):
-    """Whether a function takes these parameters, and none behind them that must be given."""
+    """Whether a function takes these parameters, and behind them only optional ones."""
     return re.fullmatch(re.escape(parameters[:-1]) + r'(, \w+=.*)?\)', str(inspect.signature(function)))
 
 
@@ -233,7 +226,7 @@ def test_public_names_keep_their_parameters(function, parameters):
     assert takes(function, parameters)
 
 
-def test_public_names_that_import_tensorflow_keep_theirs():
+def test_public_names_that_import_tensorflow_keep_their_parameters():
     import tiny_trunk  # noqa: F401
 
     import networks
@@ -248,7 +241,7 @@ def test_public_names_that_import_tensorflow_keep_theirs():
     assert takes(train_step, '(inputs, targets)')
 
 
-def test_what_these_names_give():
+def test_the_fields_of_whiteners_and_flags():
     assert utils.Whitener._fields == ('mean', 'matrix')
     flags = re.findall(r'--([\w-]+)', FLAGS['train_evaluate_sesemi.py'])
     names = {flag.replace('-', '_') for flag in flags}

@@ -1,4 +1,4 @@
-"""Which module may use which, by the import statements anywhere in a file; and that ranks compare all."""
+"""Which module may import which, and that the code's checksum, which ranks compare, covers every module."""
 import ast
 import shutil
 import sys
@@ -37,7 +37,7 @@ USES = {module: {module_of(name) for name in imported(path)} - {None, module}
         for module, path in MODULES.items()}
 
 
-# Each room, and the rooms that it may use.
+# Each room of modules, and the rooms that it may import.
 LOW = {'settings', 'errors'}
 ROOMS = {
     'settings': set(),
@@ -48,21 +48,21 @@ ROOMS = {
     'utils': LOW | {'system', 'images'},
     'data': LOW | {'system', 'images', 'utils'},
     'device': LOW | {'system'},
-    'networks': LOW | {'device'},       # of it TensorFlow's names alone
+    'networks': LOW | {'device'},       # only TensorFlow's names
     'training': LOW | {'system', 'utils', 'data', 'device', 'networks'},
     'record': LOW | {'system', 'flags', 'device'},
 }
 
 
 def room(module):
-    """The room of a module: its folder in sesemi, or its file there; else networks, utils, or a program."""
+    """The room of a module: its folder or file in sesemi; outside that networks, utils or a program."""
     return module.split('.')[1] if module.startswith('sesemi.') else module.split('.')[0]
 
 
-def test_rooms_use_only_those_below_them_and_programs_use_rooms_alone():
+def test_rooms_import_only_rooms_below_them_and_programs_import_only_rooms():
     below = set()
     for name, uses in ROOMS.items():
-        assert uses <= below, name      # so there is no circle of rooms
+        assert uses <= below, name      # so rooms have no circle
         below.add(name)
     rooms = {room(module) for module in MODULES} - {'sesemi'}
     assert rooms == set(ROOMS) | PROGRAMS
@@ -70,10 +70,10 @@ def test_rooms_use_only_those_below_them_and_programs_use_rooms_alone():
         for used in uses - {'sesemi'}:
             beside = {'help_modelarts'} if module == 'boot_modelarts' else set()
             allowed = ROOMS.get(room(module), set(ROOMS) | beside)
-            assert room(used) in allowed | {room(module)}, '%s uses %s' % (module, used)
+            assert room(used) in allowed | {room(module)}, '%s imports %s' % (module, used)
 
 
-def test_there_is_no_circle():
+def test_modules_have_no_circle():
     def reached(module, path):
         assert module not in path, ' -> '.join(path + (module,))
         for used in USES[module]:
@@ -82,7 +82,7 @@ def test_there_is_no_circle():
         reached(module, ())
 
 
-def test_networks_bring_in_little_beside_tensorflow():
+def test_networks_import_little_beside_tensorflow():
     code = ('import sys, networks\n'
             "print(*sorted(name for name in sys.modules if name.split('.')[0] == 'sesemi'))")
     done = run(sys.executable, '-c', code, cwd=PROJECT)

@@ -1,4 +1,4 @@
-"""Leaks between a data set's parts and contradictions in its labels, from files to the line naming them."""
+"""Images in two parts of a data set or under two labels, from the files to the warning."""
 import shutil
 
 import pytest
@@ -30,7 +30,7 @@ def copy(folder, source, target):
     shutil.copy(str(folder / source), str(folder / target))
 
 
-def test_nothing_is_said_of_a_data_set_without_leaks(own):
+def test_a_data_set_without_leaks_gives_no_warning(own):
     assert leaks_of(own) == ''
 
 
@@ -64,7 +64,7 @@ def test_leaks_and_contradictions_are_counted_and_the_first_named(own):
         assert pair in labels
 
 
-def test_those_of_a_list_and_of_images_that_stay_in_the_cache(own):
+def test_leaks_in_a_list_and_in_images_that_stay_on_disk(own):
     copy(own, 'test/dog/000.png', 'train/cat/a copy.png')
     rows = ['train/%s/%03d.png,%s,train' % (folder, i, label)
             for folder, label in (('cat', 'cat'), ('dog', 'Cat')) for i in range(5)]

@@ -1,4 +1,4 @@
-"""Cores and memory within a container, in a tree of files as Linux has them."""
+"""Cores and memory of a container, read from copies of the files that Linux has for them."""
 import os
 
 import pytest
@@ -9,7 +9,7 @@ from sesemi.system import machine
 
 @pytest.fixture
 def container(tmp_path, monkeypatch):
-    """Puts this process into control groups: /proc/self/cgroup's lines, and files below /sys/fs/cgroup."""
+    """container(lines, files): use these lines as /proc/self/cgroup and these files below /sys/fs/cgroup."""
     def put(lines, files):
         (tmp_path / 'cgroup').write_text(''.join(line + '\n' for line in lines))
         for path, text in files.items():

@@ -1,4 +1,4 @@
-"""Files that are no saved model of this program are refused before Keras could run code that they hold."""
+"""Files that are not models of this program are refused before Keras can run code that they hold."""
 import json
 
 import h5py
@@ -23,7 +23,7 @@ def dense(**changes):
 
 
 def write(path, *layers, metadata=METADATA):
-    """A model file of an image and those layers, or of those of a right one."""
+    """Write a model file of an image input and these layers, by default those of a right one."""
     layers = layers or (layer('Flatten', 'flat', 'image'), dense())
     image = layer('InputLayer', 'image', batch_input_shape=[None, 4, 4, 3])
     with h5py.File(str(path), 'w') as file:

@@ -11,18 +11,18 @@ from networks.layers import Dropout
 from sesemi.device.backend import keras
 from sesemi.device.collective import Ranks
 from sesemi.device.runtime import batch_number, open_session, optimizer, step_variable
-from sesemi.settings import MOMENTUM, NETWORKS, NORM_BATCHES
+from sesemi.settings import MOMENTUM, NORM_BATCHES
 from sesemi.training import classifier, evaluation, training
 
 SHAPE = (32, 32, 3)
 
-# Published: the implementation's loss, self and super cross-entropy at step 1, and for convnet at step 2.
+# Loss, self and super cross-entropy of the published implementation at step 1, for convnet also at step 2.
 EXACT = {
     'convnet': [(6.15949, 1.71271, 2.38306), (3.29798, 0.49009, 0.74400)],
     'nin': [(6.02817, 1.77583, 2.64432)],
     'wrn': [(6.13267, 1.69528, 2.38491)],
 }
-STEPS = 5       # whose statistics are averaged
+STEPS = 5       # averaged over
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def session():
 
 
 def weight(name, shape):
-    """The exact check's value of a weight: a function of its kind and shape."""
+    """The value of a weight in the exact check, a function of its kind and shape."""
     kind = name.split('/')[-1].split(':')[0]
     rng = np.random.RandomState(zlib.crc32(('%s%s' % (kind, shape)).encode()) & 0x7fffffff)
     normal = rng.standard_normal(shape)
@@ -58,10 +58,6 @@ def test_the_published_losses(network):
         metrics = train_step(*exact_batch())
         found = [metrics[name] for name in ('loss', 'self_clf_loss', 'super_clf_loss')]
         assert found == pytest.approx(expected, rel=tolerance)
-
-
-def test_every_network_of_the_command_line_has_a_trunk():
-    assert set(NETWORKS) == set(networks.TRUNKS) - {'tiny'}
 
 
 @pytest.mark.parametrize('network, both_heads, trunk, features', [
@@ -110,13 +106,12 @@ def test_initial_weights_follow_from_the_seed():
 
 @pytest.mark.parametrize('network', sorted(EXACT))
 def test_batch_norm_averages_are_the_published_ones(network):
-    """At rate 0: sum of 0.01 * 0.99 ** (t - i) * x_i / (1 - 0.99 ** t), x_i the super branch's mean and
-    unbiased variance."""
+    """The sum of 0.01 * 0.99 ** (t - i) * x_i / (1 - 0.99 ** t) after t steps, x_i being the super branch's
+    mean or unbiased variance at step i."""
     model, inference_model = networks.build_sesemi(network, (16, 16, 3), 10, super_dropout=0.0)
     averages, statistics = zip(*training.batch_statistics(model))
     train_step = training.training_function(model, optimizer('cpu', 0.0, MOMENTUM))
-    # what the first layer normalises, and the deepest layer's statistics as a function of the super branch's
-    # batch alone
+    # the input of the first batch norm, and the statistics of the last, as functions of the super branch
     observe = keras.backend.function([inference_model.input, keras.backend.learning_phase()],
                                      [inference_model.get_layer('norm_2').input, *statistics[-2:]])
     rng, seen = np.random.RandomState(0), []
@@ -135,7 +130,7 @@ def test_batch_norm_averages_are_the_published_ones(network):
     assert keras.backend.get_value(step_variable()) == STEPS
 
 
-def test_measured_statistics_are_the_means_over_batches_and_the_averages_come_back():
+def test_measured_statistics_are_means_over_batches_and_the_averages_are_put_back():
     model, _ = networks.build_sesemi('nin', (16, 16, 3), 10)
     averages, statistics = zip(*training.batch_statistics(model))
     data = np.random.RandomState(0).standard_normal((100, 6, 16, 16, 3)).astype(np.float32)
@@ -166,9 +161,10 @@ RUNS = [(network, build) for network in sorted(EXACT) for build in ('build_sesem
 
 @pytest.fixture(scope='module', params=RUNS, ids='-'.join)
 def run(request, tmp_path_factory):
-    """A network with all dropouts, which add operations and take none away, and are not in the saved model.
+    """A network with all dropouts, which only add operations and are not in the saved model.
 
-    evaluating, training: its operations by then; model: the saved file; probabilities: its own, of images.
+    evaluating, training: the operations in the graph until then; model: the path of the saved file;
+    probabilities: those of `images` by the network before it was saved.
     """
     network, build = request.param
     path = str(tmp_path_factory.mktemp(network) / 'sesemi.h5')
@@ -188,13 +184,13 @@ def run(request, tmp_path_factory):
 
 
 def test_an_npu_has_every_operation_of_a_run(run, supported):
-    """Of the first weights, evaluation, training and measuring of statistics."""
+    """For first weights, evaluation, training and measured statistics."""
     assert run.evaluating - supported == set()
     assert run.training - supported == set()
     assert 'StatelessRandomUniformInt' in run.training
 
 
-def test_plain_keras_opens_the_model_and_an_npu_has_every_operation_of_it(run, supported):
+def test_plain_keras_opens_the_model_and_an_npu_has_its_operations(run, supported):
     saved = keras.models.load_model(run.model, compile=False)
     np.testing.assert_allclose(saved.predict_on_batch(run.images), run.probabilities, rtol=1e-3, atol=1e-5)
     assert operations() - supported == set()

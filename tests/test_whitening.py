@@ -1,12 +1,8 @@
-"""What follows contrast normalisation: the choice by the number of images, each kind in training, saved."""
-import json
-
-import h5py
+"""Whitening: its choice by the number of images, and each kind in training, in the cache and saved."""
 import numpy as np
 import pytest
 from conftest import write_classes
 
-import predict
 import utils
 from sesemi.data import batches, cache, datasets
 from sesemi.data.batches import WHITENINGS, choose_whitening, prepare_images
@@ -31,7 +27,7 @@ def dataset(tmp_path_factory):
     return datasets.load_dataset('folder', str(folder), 8)
 
 
-def test_a_number_that_was_changed_in_the_settings_is_noticed_by_the_cache(dataset, tmp_path, monkeypatch):
+def test_the_cache_notices_a_changed_setting(dataset, tmp_path, monkeypatch):
     store = cache.Cache(str(tmp_path))
 
     def matrix():
@@ -64,7 +60,7 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
     from sesemi.device import runtime
     from sesemi.training.classifier import Classifier
     store, labeled = cache.Cache(str(tmp_path / 'cache')), np.arange(20)
-    for other in WHITENINGS:        # which must not be taken for it
+    for other in WHITENINGS:        # the cache must not confuse them
         prepare_images(dataset, 'checksum', labeled, 'asl', other, store)
     for _ in range(2):
         images = prepare_images(dataset, 'checksum', labeled, 'asl', kind, store)
@@ -84,30 +80,3 @@ def test_each_kind_in_training_in_the_cache_and_in_the_saved_model(dataset, tmp_
         whitened = runtime.keras.Model(model.input, model.get_layer('whitened').output)
         found = whitened.predict_on_batch(dataset.train_images[labeled].astype(np.float32))
     np.testing.assert_allclose(found, images.labeled, rtol=0, atol=1e-3)
-
-
-def test_a_run_begun_with_shrunk_is_not_resumed_but_its_result_and_model_are_read(train, tmp_path, capsys):
-    """Earlier versions had --whitening shrunk, whose matrix is saved as that of zca is."""
-    write_classes(tmp_path / 'data', {'cat': 12, 'dog': 12}, size=16)
-    train('--data', 'folder', '--dataset', tmp_path / 'data', '--image-size', '16', '--network', 'nin',
-          '--labels', '8', '--batch-size', '4', '--epochs', '1', '--quiet', '--whitening', 'zca',
-          '--result', tmp_path / 'run')
-
-    def classes():
-        assert predict.main([str(tmp_path / 'run/sesemi.h5'), str(tmp_path / 'data/cat')]) == 0
-        return capsys.readouterr().out
-    before = classes()
-    with h5py.File(str(tmp_path / 'run/sesemi.h5'), 'r+') as file:
-        file.attrs['sesemi'] = json.dumps(dict(json.loads(file.attrs['sesemi']), whitening='shrunk'))
-    for name in 'args.json', 'result.json':
-        path = tmp_path / 'run' / name
-        path.write_text(path.read_text().replace('"whitening": "zca"', '"whitening": "shrunk"'))
-    assert classes() == before
-    resumed = train('--resume', '--result', tmp_path / 'run')
-    assert resumed.status == 0 and 'holds the finished run' in resumed.out
-    (tmp_path / 'run/result.json').unlink()
-    for flags in ['--resume'], ['--resume', 'auto', '--quiet']:
-        resumed = train(*flags, '--result', tmp_path / 'run')
-        assert resumed.status == 2 and resumed.sentence() == (
-            '--resume: the run in %s was begun with --whitening shrunk, which this version does not have; '
-            'finish it with the version that began it or give another --result.' % (tmp_path / 'run'))
