@@ -1,5 +1,7 @@
-"""--precision-mode: what a device has, what is refused and when, and bfloat16 on a CPU, which
-SESEMI_BFLOAT16=1 turns on where TensorFlow 2 and the processor have it."""
+"""--precision-mode: the modes of each device, refusals, and bfloat16 on a CPU.
+
+SESEMI_BFLOAT16=1 turns on the tests that need a processor and a TensorFlow 2 with bfloat16.
+"""
 import json
 import os
 import random
@@ -8,8 +10,7 @@ import re
 import numpy as np
 import pytest
 from conftest import write_classes
-from programs import TINY, read_until, run, start
-from test_train_evaluate import same_weights
+from programs import TINY, read_until, run, same_weights, start
 
 import networks
 import predict
@@ -26,7 +27,7 @@ ZEN, OLD, ARM = NEW.replace(' amx_bf16', ''), 'flags\t\t: fpu sse2 avx512f\n', '
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """machine(cpuinfo, tensorflow=..., system=..., onednn=..., nodes=...): what this machine seems to be."""
+    """machine(cpuinfo, tensorflow=..., system=..., ...) makes this machine look like another."""
     def become(cpuinfo, tensorflow='2.21.0', system='Linux', architecture='x86_64', onednn=None, nodes=()):
         (tmp_path / 'cpuinfo').write_text(cpuinfo)
         monkeypatch.setattr(precision, 'CPUINFO', str(tmp_path / 'cpuinfo'))
@@ -78,7 +79,7 @@ def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
 
 
 @pytest.mark.parametrize('node', ['nvidia0', 'davinci0'])
-def test_where_the_device_is_not_known_yet_it_is_not_refused_yet(machine, node):
+def test_mixed_is_not_refused_before_the_device_is_known(machine, node):
     machine(OLD, nodes=[node])
     assert train_evaluate_sesemi.parse_args(['--precision-mode', 'mixed']).precision_mode == 'mixed'
     with pytest.raises(InputError, match='on a CPU it needs'):
@@ -112,13 +113,13 @@ def test_a_resumed_run_keeps_its_precision_if_its_device_has_it(machine, tmp_pat
         resumed(tmp_path, 'mixed')
 
 
-def test_the_default_has_a_name_but_on_the_npu(machine):
+def test_the_default_is_float32_except_on_the_npu(machine):
     assert precision.resolve('cpu', None) == precision.resolve('gpu', None) == 'float32'
     assert precision.resolve('npu', None) is None and precision.resolve('npu', 'force_fp16') == 'force_fp16'
 
 
 def test_the_loss_is_scaled_on_a_gpu_alone():
-    """bfloat16 has the range of float32."""
+    """A CPU needs no scaling, because bfloat16 has the range of float32."""
     with runtime.open_session('cpu'):
         plain = runtime.optimizer('cpu', 0.05, 0.9, runtime.Options('mixed'))
     assert type(plain) is runtime.keras.optimizers.SGD
@@ -136,7 +137,7 @@ def flags_of_a_run(tmp_path_factory):
 @pytest.mark.parametrize('began, device, said', [
     ('mixed', 'gpu', 'mixed (float16)'), ('force_fp16', None, 'force_fp16'), (None, None, '')])
 def test_a_run_resumed_in_another_precision_says_so(train, flags_of_a_run, tmp_path, began, device, said):
-    """args.json keeps what the run began with, result.json says what it ended with."""
+    """args.json keeps the precision that the run began with, result.json has that of its end."""
     done = train(*flags_of_a_run, '--epochs', '2', '--result', tmp_path / 'run')
     assert done.status == 0, done.err
     (tmp_path / 'run/result.json').unlink()
@@ -155,7 +156,7 @@ def test_a_run_resumed_in_another_precision_says_so(train, flags_of_a_run, tmp_p
 
 
 def convolutions(options):
-    """The types of the convolutions of a training step's graph as it was run."""
+    """The types of the convolutions in the graph of a training step as it ran."""
     tf, found = runtime.tf, []
     with runtime.open_session('cpu', options) as session:
         model, _ = networks.build_sesemi('nin', (16, 16, 3), 10)
@@ -180,7 +181,7 @@ def test_the_convolutions_that_ran_are_bfloat16():
 
 
 @needs_bfloat16
-def test_equal_runs_and_a_killed_and_resumed_one_are_equal_to_the_bit_in_bfloat16(flags_of_a_run, tmp_path):
+def test_bfloat16_runs_are_equal_to_the_bit_even_if_killed_and_resumed(flags_of_a_run, tmp_path):
     mixed = [*flags_of_a_run, '--epochs', '30', '--precision-mode', 'mixed', '--resume', 'auto',
              '--checkpoint-minutes', '0.0001']
     once, again = (run(TINY, *mixed, '--result', tmp_path / name) for name in ('once', 'again'))

@@ -1,4 +1,4 @@
-"""A program that is forked meets what a program that is started meets, and ends like it."""
+"""A forked program runs and ends like one that is started."""
 import os
 import signal
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from programs import read_until, result, run, start
 
-TELLS = '''
+REPORTS = '''
 import atexit, os, signal, sys, threading
 atexit.register(print, 'at its end')
 print(sys.argv, sys.path[0], os.getcwd(), __name__, __file__, vars(sys.modules['__main__']) is globals())
@@ -23,7 +23,7 @@ threading.Timer(0.01, print, ['a thread that is waited for']).start()
     'os.kill(os.getpid(), signal.SIGKILL)'])
 def test_a_forked_program_is_like_one_that_is_started(tmp_path, end):
     program = tmp_path / 'program.py'
-    program.write_text(TELLS + end)
+    program.write_text(REPORTS + end)
     commands = [program], [sys.executable, '-u', program]
     forked, started = (run(*command, 'a word', cwd=tmp_path, SESEMI_WORD='caf\udce9') for command in commands)
     assert forked[:2] == started[:2]
@@ -42,7 +42,7 @@ def test_a_forked_program_is_killed_after_its_limit_and_by_kill(tmp_path):
 
 
 def test_a_forked_program_ends_with_the_tests_that_started_it(tmp_path):
-    """With what it started: a writer that lives on would keep the reader waiting."""
+    """So does what it started: a writer that lived on would keep the reader waiting."""
     os.mkfifo(str(tmp_path / 'fifo'))
     (tmp_path / 'program.py').write_text(
         'import os, sys, time\nwith open(sys.argv[1], "w") as file:\n'
@@ -51,5 +51,5 @@ def test_a_forked_program_ends_with_the_tests_that_started_it(tmp_path):
     program = start(tmp_path / 'program.py', tmp_path / 'fifo')
     with open(str(tmp_path / 'fifo')) as file:
         assert file.readline() == 'begun\n'
-        program.connection.close()      # as by the end of this process, however it ends
+        program.connection.close()      # as it is when this process ends, however that is
         assert file.read() == ''

@@ -1,4 +1,4 @@
-"""The report of made-up runs: what the page says, no picture ends a run, runs side by side, events."""
+"""The report page of made-up runs, comparisons of runs, and events."""
 import base64
 import errno
 import html.parser
@@ -55,7 +55,7 @@ def make_rows(epochs, method='asl'):
 
 
 def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
-    """args.json and result.json as run_folder.Run leaves them."""
+    """Write args.json and result.json as run_folder.Run does."""
     folder.mkdir(parents=True, exist_ok=True)
     args = {'command': 'train_evaluate_sesemi.py --seed 0', 'flags': dict(FLAGS, **flags),
             'data_checksum': CHECKSUM}
@@ -71,7 +71,7 @@ def write_result(folder, confusion=((1, 0), (0, 1)), error=0.25, **flags):
 
 
 def make_report(folder, dataset, **flags):
-    """The report of a run in `folder` that has been started."""
+    """The Report of a run in `folder` that is not finished."""
     write_result(folder, **flags)
     (folder / 'result.json').unlink()
     return live.Report(str(folder), dataset, np.arange(2 * len(dataset.class_names)), FLAGS['epochs'])
@@ -87,12 +87,12 @@ def finish(folder, dataset, probabilities, rows=None, **flags):
 
 
 def certain(labels, classes):
-    """Probabilities of an image set whose classes are taken for `labels`."""
+    """Probabilities that predict `labels`."""
     return np.eye(classes, dtype=np.float32)[labels] * 0.9 + np.float32(0.1 / classes)
 
 
 class Page(html.parser.HTMLParser):
-    """report.html of a folder: its elements in their order, and what is in each."""
+    """The elements of a folder's report.html in their order, and what is in each."""
     VOID = ('meta', 'link', 'img')
 
     def __init__(self, folder):
@@ -123,7 +123,7 @@ class Page(html.parser.HTMLParser):
             element.text += data
 
     def all(self, tag, kind=None, inside=None):
-        """The elements with this tag (and of this class, and in the elements of the class `inside`)."""
+        """The elements with this tag, if given also of the class `kind` and in one of the class `inside`."""
         elements = self.elements
         if inside is not None:
             elements = [e for outer in self.elements if outer.kind == inside for e in outer.inside]
@@ -133,7 +133,7 @@ class Page(html.parser.HTMLParser):
         return dict(zip([e.text for e in self.all('dt')], [e.text for e in self.all('dd') if e.kind is None]))
 
     def table(self, name):
-        """The table in the box of this name, a list of texts a row."""
+        """The rows of the table in the box of this name, lists of texts."""
         box = next(e for e in self.all('div', 'scroll') if e.attributes['aria-label'] == name)
         return [[e.text for e in row.inside if e.tag in ('th', 'td')]
                 for row in box.inside if row.tag == 'tr']
@@ -181,7 +181,7 @@ def test_finished_run(tmp_path):
     ('asl', ['Loss', 'Accuracy', 'Learning rate'], '4'),
     ('ssl', ['Loss', 'Accuracy', 'Classification error rate', 'Learning rate'], '8'),
     ('supervised', ['Loss', 'Accuracy', 'Learning rate'], 'none')])
-def test_run_that_goes_on(tmp_path, method, panels, drawn_from):
+def test_unfinished_run(tmp_path, method, panels, drawn_from):
     rows = make_rows(3, method)
     make_report(tmp_path, make_dataset('ab'), method=method).refresh(rows)
     page = Page(tmp_path)
@@ -194,7 +194,7 @@ def test_run_that_goes_on(tmp_path, method, panels, drawn_from):
     assert not (tmp_path / 'confusion.png').exists()
 
 
-def test_error_measured_now_and_then(tmp_path):
+def test_error_measured_after_some_epochs(tmp_path):
     rows = make_rows(5)
     rows[1]['error'] = 0.75
     make_report(tmp_path, make_dataset('ab')).refresh(rows)
@@ -219,7 +219,7 @@ def test_validation_images(tmp_path):
                                      ['bird', '6', '2', '3', '2'], ['cat', '6', '2', '3', '1']]
 
 
-def test_the_picture_has_all_panels_and_each_element_of_the_page_one():
+def test_the_picture_has_all_panels_and_each_element_of_the_page_has_one():
     png, elements = plots.curves(make_rows(3, 'ssl'), 'a run')
     titles = ['Loss', 'Accuracy', 'Classification error rate', 'Learning rate']
     for title, element in zip(titles, elements):
@@ -239,7 +239,7 @@ def test_epochs_are_whole_on_the_axis(epochs, ticks):
 
 @pytest.mark.parametrize('dataset, name', [
     ('/photos/flowers/', 'flowers'), ('scans/leaves.csv', 'leaves.csv')])
-def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, dataset, name):
+def test_own_images_have_the_name_of_their_folder_or_list(tmp_path, monkeypatch, dataset, name):
     made = make_dataset('ab')
     monkeypatch.setitem(FLAGS, 'data', 'folder')
     monkeypatch.setitem(FLAGS, 'dataset', dataset)
@@ -253,7 +253,7 @@ def test_own_images_are_called_by_their_folder_or_list(tmp_path, monkeypatch, da
     assert titles == [name]
 
 
-def test_one_page_that_needs_nothing_else(tmp_path):
+def test_the_page_needs_no_other_file(tmp_path):
     dataset = make_dataset('abc')
     page = finish(tmp_path, dataset, certain((dataset.test_labels + 1) % 3, 3), make_rows(300, 'ssl'),
                   method='ssl')
@@ -267,7 +267,7 @@ def test_one_page_that_needs_nothing_else(tmp_path):
     ids = [value for name, value in attributes if name == 'id']
     assert len(ids) == len(set(ids))
     assert len(page.source) < 500000
-    # Every colour of the curves is a variable, so that they can be seen in the dark too.
+    # The colours of the curves are variables, so that they can be seen in dark mode.
     svg = page.source[page.source.index('<svg'):page.source.rindex('</svg>')]
     assert 'var(--blue)' in svg and not re.search('(fill|stroke): *#', svg)
 
@@ -374,7 +374,7 @@ print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(
     assert not list(tmp_path.glob('*.png'))
 
 
-def test_a_picture_cannot_end_a_run(tmp_path, monkeypatch, capsys):
+def test_a_run_goes_on_without_a_picture_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
     def draw(rows, title):
         raise ValueError('no font')
     monkeypatch.setattr(plots, 'curves', draw)
@@ -400,11 +400,6 @@ def test_full_disk(tmp_path, monkeypatch, name):
 # Several runs
 
 
-def test_summary():
-    assert comparison.summary([0.28764]) == 'classification error rate: 0.2876'
-    assert comparison.summary([0.2, 0.3, 0.4]) == 'classification error rate: 0.3000 +/- 0.1000 (3 runs)'
-
-
 def cells(text):
     return [re.split('  +', line) for line in text.splitlines()]
 
@@ -418,7 +413,7 @@ def test_compare_keeps_runs_on_several_devices_apart(tmp_path, capsys):
     assert (one[place], one[place + 1]) == ('1', '0,1') and (two[place], two[place + 1]) == ('2', '0')
 
 
-def test_compare_puts_runs_of_other_seeds_into_one_line(tmp_path, capsys):
+def test_compare_puts_runs_that_differ_in_the_seed_into_one_line(tmp_path, capsys):
     for seed, error in ((10, 0.25), (9, 0.27), (2, 0.29)):
         write_result(tmp_path / 'asl' / ('seed-%d' % seed), error=error, seed=seed,
                      result='asl/seed-%d' % seed, device='gpu')
@@ -445,7 +440,7 @@ def test_compare_keeps_other_settings_apart(tmp_path):
     assert [row[4:6] for row in table[1:]] == [['0.05', '0'], ['0.1', '1'], ['0.05', '2']]
 
 
-def test_compare_leaves_out_what_is_not_finished(tmp_path, capsys):
+def test_compare_leaves_out_unfinished_runs(tmp_path, capsys):
     write_result(tmp_path / 'seed-0')
     write_result(tmp_path / 'seed-1', seed=1)
     (tmp_path / 'seed-1' / 'result.json').unlink()
@@ -491,7 +486,7 @@ def test_plot(tmp_path, monkeypatch, capsys):
 
 
 def read_events(folder):
-    """(tag, step, value) of a folder's scalars as TensorBoard shows them, and each file's Event protos."""
+    """((tag, step, value) of a folder's scalars as TensorBoard shows them, the Event protos of each file)."""
     files = [list(tf.train.summary_iterator(str(path)))
              for path in sorted(folder.glob('events.out.tfevents.*'))]
     shown = []
@@ -535,9 +530,9 @@ def test_grid_has_the_views_of_an_image_side_by_side():
 def test_events_of_a_resumed_run_do_not_double(tmp_path):
     inputs = {'self_data': np.zeros((12, 4, 4, 3), np.float32)}
     rows = make_rows(5)
-    # five epochs, and then it is killed
+    # a run that is killed after five epochs
     events.Events(str(tmp_path), [], inputs).write([dict(row, loss=9) for row in rows])
-    # its last checkpoint had three
+    # it is resumed from a checkpoint of three
     resumed = events.Events(str(tmp_path), rows[:3], inputs)
     resumed.write(rows[:4])
     resumed.write(rows)

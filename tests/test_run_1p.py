@@ -1,8 +1,8 @@
-"""run_1p.sh and run_tests.sh as a user meets them: bash runs copies with interpreters that are made here.
+"""run_1p.sh and run_tests.sh as a user runs them: copies of them, with interpreters that are made here.
 
-The interpreters are the real Python without its site-packages, which takes itself for the version of its
-name. Each has a folder ``packages`` instead, where small modules stand for venv and pip. This pip makes empty
-packages, so no network is needed, but it can wait or fail.
+An interpreter is the real Python without its site-packages, and has the version of its file name. Its folder
+``packages`` holds small modules in place of venv and pip. This pip makes empty packages, so no network is
+needed. It can be told to wait or to fail.
 """
 import json
 import os
@@ -33,7 +33,7 @@ MODULES = {
         sys.version_info = tuple(map(int, version.split(".")))
         try:
             import importlib.metadata
-        except ImportError:     # this is Python 3.7, which plays a newer one
+        except ImportError:     # Python 3.7 in place of a newer one
             installed = lambda name: glob.glob(os.path.dirname(__file__) + "/" + name + "-*")[0]
             sys.modules["importlib.metadata"] = types.SimpleNamespace(
                 version=lambda name: installed(name).rpartition("/")[2][6:])
@@ -68,7 +68,7 @@ MODULES = {
                 open(os.path.join(folder, name, "METADATA"), "w").write(
                     "Name: keras\\nVersion: " + name[6:-10])
     """,
-    # Like the real one it leaves what is there already, so that only a removed folder is a fresh one.
+    # Like the real one, it leaves files that are there already.
     "venv.py": """
         import os, shutil, sys
         from step import step
@@ -120,7 +120,7 @@ def write(path, text, mode=0o644):
 
 
 def add_python(path, *packages):
-    """Makes an interpreter at path, which is in a folder bin, and returns the folder of its packages."""
+    """Make an interpreter at path, in a folder bin, with these packages. Returns their folder."""
     write(path, INTERPRETER.format(sys.executable, path.name[6:] if "." in path.name else "3.11"), 0o755)
     folder = path.parent.parent / "packages"
     for name, text in MODULES.items():
@@ -169,7 +169,7 @@ class Project:
         process = subprocess.Popen(
             [str(self.bin / "bash"), str(self.folder / script), *flags],
             cwd=str(self.root), start_new_session=True, universal_newlines=True,
-            # which a background job ignores
+            # a background job ignores SIGINT
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={"PATH": str(self.bin), "LOG": str(self.root / "log"),
                  "SESEMI_GPU_NODES": "dev/nvidia[0-9]* dev/libcuda.so.1",
@@ -179,12 +179,12 @@ class Project:
         return process
 
     def run(self, *flags, **options):
-        """Starts, waits for the end and returns the standard output, the standard error, the exit status."""
+        """Start a script and wait for its end. Returns standard output, standard error and exit status."""
         process = self.start(*flags, **options)
         return (*process.communicate(), process.returncode)
 
     def train(self, *flags, **environment):
-        """What the training script, which must have run well, saw, and what was said."""
+        """(the training script's flags, pid and environment, standard error) of a start that succeeds."""
         out, err, status = self.run(*flags, **environment)
         assert status == 0, err
         return json.loads(out), err
@@ -213,7 +213,7 @@ def project(tmp_path):
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # It has ended, as it should.
+            pass  # it has ended, as it should
         process.communicate()
 
 
@@ -269,7 +269,7 @@ def test_PYTHON_is_used_before_anything_else(project):
 
 @pytest.mark.parametrize("environment, expected", [
     ({}, "python3.7"), ({"TENSORFLOW": "2"}, "python3"), ({"TENSORFLOW": "1.15"}, "python3.7")])
-def test_interpreter_with_the_packages_is_used_without_a_trace(project, environment, expected):
+def test_interpreter_with_the_packages_is_used_and_leaves_no_files(project, environment, expected):
     project.add("python3", "python3.7", packages=READY)
     before = sorted(project.folder.iterdir())
     assert project.interpreter(**environment) == str(project.bin / expected)
@@ -280,7 +280,7 @@ def test_interpreter_with_the_packages_is_used_without_a_trace(project, environm
     (["tensorflow", "PIL", "keras-2.15.0.dist-info"], True),        # TensorFlow 2.15
     (["tensorflow", "PIL", "keras-3.9.0.dist-info"], False),        # a later one, which needs tf_keras
     (["tensorflow", "tf_keras", "keras-3.9.0.dist-info"], False),
-    (["tensorflow/left_over", *READY[1:]], False)])                 # as pip uninstall leaves it
+    (["tensorflow/left_over", *READY[1:]], False)])                 # what pip uninstall leaves
 def test_interpreter_that_lacks_a_package_is_passed_over(project, packages, ready):
     project.add("python3", packages=packages)
     project.add("python3.11")
@@ -305,7 +305,7 @@ def test_makes_venv_from_the_best_interpreter(project, pythons, platform, chosen
 
 
 def test_python_that_can_make_no_environment_is_passed_over(project):
-    """The shim that pyenv has for a version that is not chosen, and Debian's without its venv module."""
+    """Such are pyenv's shim for a version that is not chosen, and Debian's Python without its venv module."""
     write(project.bin / "python3.7", "#!/bin/sh\nexit 127\n", 0o755)
     write(add_python(project.bin / "python3.11") / "ensurepip.py", "raise ImportError")
     python = project.root / "home/.pyenv/versions/3.10.13/bin/python"
@@ -325,7 +325,7 @@ def test_nothing_to_set_up_with(project, pythons, environment, about):
     assert_fails_with_one_sentence(project.run(**environment), about)
 
 
-def test_venv_is_made_anew_for_the_other_tensorflow_only_when_asked(project):
+def test_venv_is_made_anew_for_the_other_tensorflow_only_on_request(project):
     project.add("python3.7", "python3.11")
     for asked, made in (({}, 1), ({"TENSORFLOW": "1.15"}, 1), ({"TENSORFLOW": "2"}, 2), ({}, 2),
                         ({"TENSORFLOW": "1.15"}, 3), ({}, 3)):
@@ -386,7 +386,7 @@ def test_venv_without_cuda_is_not_silently_used_for_a_card(project):
 
 
 def test_interrupted_installation_is_not_followed_by_a_training(project):
-    """Ctrl-C goes to the whole group; pip ends as if it failed, and an interpreter without CUDA is there."""
+    """Ctrl-C also ends pip, as if it had failed, and there is an interpreter without CUDA to go on with."""
     project.add("python3", "python3.11", packages=READY)
     project.add_device("nvidia0")
     process = project.start_and_wait_for("waits", WAIT_IN="cuda")
@@ -410,8 +410,8 @@ def test_finished_venv_is_used_without_looking_further(project):
 
 @pytest.mark.parametrize("damage", [
     "rm .venv/finished", "echo >>requirements.txt numpy", "mv '../check out' ../moved",
-    "rm .venv/bin/python",                  # as if the Python that .venv was made from had vanished
-    "rm -r .venv/packages/tensorflow"])     # or were another version now, which does not see the packages
+    "rm .venv/bin/python",                  # as if the Python that it was made from had vanished
+    "rm -r .venv/packages/tensorflow"])     # or had become another version
 def test_venv_that_does_not_fit_is_made_afresh(project, damage):
     project.add("python3.11")
     project.train()
@@ -447,7 +447,7 @@ def test_installation_that_fails(project):
 
 def test_folder_that_cannot_be_written(project):
     project.add("python3.11")
-    # Stands for a read-only folder, into which root can write all the same.
+    # instead of a read-only folder, into which root could write
     (project.folder / ".venv.lock").mkdir()
     out, err, status = project.run()
     assert (out, status) == ("", 2)
@@ -460,7 +460,7 @@ def test_starts_at_once_install_once(project, kill_first):
     first = project.start_and_wait_for("waits", WAIT_IN=INSTALLATION[-1])
     second = project.start_and_wait_for("Waiting for another start, which is installing.")
     if kill_first:
-        first.kill()  # The shell alone: what it started goes on, and must not be disturbed.
+        first.kill()    # only the shell: what it started goes on and must not be disturbed
     outputs = [process.communicate()[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [-signal.SIGKILL if kill_first else 0, 0]
     assert json.loads(outputs[1])["environment"]["INTERPRETER"] == project.venv_python
@@ -477,7 +477,7 @@ def test_training_does_not_keep_the_lock(project):
 
 
 def test_real_venv_is_made_and_used_again(project):
-    """Its packages, which it cannot have without a network, are on PYTHONPATH."""
+    """Its packages, which it could not get without a network, are on PYTHONPATH."""
     packages = add_python(project.root / "packages only/bin/python3.11", *READY)
     for path in packages.glob("*.py"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""A run's folder: what is damaged in it is named in one sentence, what another run may have is left alone."""
+"""A run's folder: damage is named in one sentence, and files that may be another run's are left alone."""
 import json
 import os
 import shutil
@@ -22,7 +22,7 @@ def images(tmp_path_factory):
 
 
 def started(images, folder, *given):
-    """The Run in `folder` of a run on the images, and their Dataset."""
+    """(the Run in `folder`, its Dataset of the images)."""
     args = train_evaluate_sesemi.parse_args(['--data', 'folder', '--dataset', images, '--labels', '4',
                                              '--result', str(folder), *given])
     return run_folder.Run(str(folder), vars(args)), datasets.load_dataset('folder', images)
@@ -48,7 +48,7 @@ def test_a_damaged_record_is_named_and_left_alone(images, tmp_path):
         assert sorted(os.listdir(str(tmp_path))) == ['args.json', 'labeled.csv']
 
 
-def test_a_record_with_a_flag_that_the_command_line_does_not_take_any_more_is_named(images, tmp_path):
+def test_a_record_with_a_flag_that_no_longer_exists_is_named(images, tmp_path):
     a_run(images, tmp_path)
     record = json.loads((tmp_path / 'args.json').read_text())
     record['flags']['network'] = 'own'
@@ -60,7 +60,7 @@ def test_a_record_with_a_flag_that_the_command_line_does_not_take_any_more_is_na
 @pytest.mark.parametrize('given', [['--resume'], ['--whitening', 'none']])
 @pytest.mark.parametrize('folder', ['run', 'new/folders/run', '.'])
 def test_a_start_that_is_refused_leaves_nothing(images, tmp_path, folder, given):
-    """By the folder itself, and by what is read until the run is recorded."""
+    """It is refused by the folder itself, or by what is read before the run is recorded."""
     def refuse():
         run, _ = started(images, tmp_path / folder, *given)
         with run.clean_up_on_error():
@@ -80,7 +80,7 @@ def test_a_refused_start_leaves_the_lock_of_another_run(images, tmp_path):
 
 
 @pytest.mark.parametrize('again', [False, True])
-def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tmp_path, again):
+def test_a_run_stops_writing_if_its_folder_was_removed_or_taken(images, tmp_path, again):
     run, dataset = started(images, tmp_path / 'run')
     run.start(run.flags, None, dataset, [0, 1, 6, 7], '')
     shutil.rmtree(str(tmp_path / 'run'))
@@ -94,7 +94,7 @@ def test_a_run_whose_folder_was_removed_or_is_anothers_writes_no_more(images, tm
 
 
 @pytest.mark.parametrize('name', ['result.json', 'checkpoints/step-000000007.npz'])
-def test_what_another_run_left_without_its_record_is_not_taken_for_this_ones(images, tmp_path, name):
+def test_files_of_a_run_without_its_record_are_not_used(images, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('of another run')
     for given in [], ['--resume', 'auto']:

@@ -8,7 +8,7 @@ from sesemi.settings import PROGRAM_BYTES, STEP_BYTES
 
 @pytest.mark.parametrize('network', ['convnet', 'nin', 'wrn'])
 @pytest.mark.parametrize('method, branches', [('asl', 2), ('ssl', 2), ('supervised', 1)])
-def test_a_step_too_large_is_refused_with_the_batch_size_that_fits(monkeypatch, network, method, branches):
+def test_a_step_too_large_is_refused_with_a_batch_size_that_fits(monkeypatch, network, method, branches):
     image = STEP_BYTES[network] * 6 * branches * 128 ** 2
     monkeypatch.setattr(step_memory, 'get_memory_size', lambda: 2 * (PROGRAM_BYTES + 2.5 * image))
     check_memory(network, method, 2, 128, processes=2)

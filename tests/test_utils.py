@@ -43,7 +43,7 @@ def test_decode_images_names_the_first_bad_file(tmp_path):
             utils.decode_images(list(map(str, paths)), 4)
 
 
-def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, capsys):
+def test_the_first_frame_of_an_animation_is_read_and_reported_once(tmp_path, capsys):
     frames = [Image.new('RGB', (32, 32), colour) for colour in ('red', 'blue')]
     paths = [str(tmp_path / name) for name in ('a.gif', 'b.tif', 'c.webp', 'd.png', 'still.gif')]
     for path in paths[:4]:
@@ -57,7 +57,7 @@ def test_of_an_animation_the_first_frame_is_taken_which_is_said_once(tmp_path, c
     assert capsys.readouterr().out == ''
 
 
-def test_decoders_at_once_stay_within_the_memory(tmp_path):
+def test_parallel_decoders_stay_within_the_memory(tmp_path):
     path = tmp_path / 'a.png'
     Image.new('L', (6000, 3000)).save(str(path))
     for memory in None, machine.count_cores() * PIXEL_BYTES * 6000 * 3000:
@@ -98,7 +98,7 @@ def test_decoding_processes_end_with_a_parent_that_is_killed(tmp_path):
     process = start_processes(10 ** 5, [tmp_path / 'a.png'] * 50)
     assert process.stdout.readline().startswith(str(machine.count_cores()))
     process.kill()
-    assert process.communicate() == ('', '')     # when the last process that holds the pipes has ended
+    assert process.communicate() == ('', '')     # returns when no process holds the pipes
 
 
 def test_load_image_folder(tmp_path):
@@ -120,7 +120,7 @@ def test_load_image_folder(tmp_path):
 
 
 def photos(n, size=8, seed=0):
-    """Images with neighbouring pixels alike, of varied brightness and contrast: uint8 (n, size, size, 3)."""
+    """Smooth images of varied brightness and contrast: uint8 (n, size, size, 3)."""
     rng = np.random.RandomState(seed)
     smooth = ndimage.gaussian_filter(rng.standard_normal((n, size, size, 3)), (0, 1, 1, .5))
     images = 128 + 200 * rng.rand(n, 1, 1, 1) * smooth + rng.randint(-60, 60, (n, 1, 1, 1))
@@ -159,7 +159,7 @@ def test_contrast_normalisation_of_the_faintest_image():
 
 
 def zca(flat):
-    """(mean, matrix) in float64 from the singular values."""
+    """(mean, matrix) in float64, by singular values."""
     mean = flat.mean(0)
     covariance = (flat - mean).T @ (flat - mean) / (len(flat) - 1) + .1 * np.eye(flat.shape[1])
     u, s, _ = np.linalg.svd(covariance)

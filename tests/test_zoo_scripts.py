@@ -1,4 +1,4 @@
-"""tests/train_full_1p.sh and train_performance_1p.sh, mostly beside a run_1p.sh that leaves a record."""
+"""tests/train_full_1p.sh and train_performance_1p.sh, mostly with a run_1p.sh that only writes a record."""
 import json
 import os
 import platform
@@ -19,7 +19,7 @@ TRAINING = 'printf "%s\\n" "$@" $RANK_SIZE $RANK_ID $JOB_ID $ASCEND_DEVICE_ID "$
 
 
 class Zoo:
-    """The scripts in a project whose run_1p.sh writes flags and environment to its output, and a record."""
+    """A project with the scripts and a run_1p.sh that prints flags and environment and writes a record."""
 
     def __init__(self, root):
         self.root, self.tests = root / 'the project', root / 'the project/tests'
@@ -31,9 +31,9 @@ class Zoo:
         shutil.copy(str(PROJECT / 'scripts/setup_env.sh'), str(self.root / 'scripts'))
         for path in (PROJECT / 'tests').glob('*.sh'):
             shutil.copy(str(path), str(self.tests))
-        self.leaves()
+        self.set_training()
 
-    def leaves(self, record=RECORD, log=LOG, end=''):
+    def set_training(self, record=RECORD, log=LOG, end=''):
         (self.root / 'record').write_text(record if isinstance(record, str) else json.dumps(record))
         (self.root / 'log').write_text(log)
         copies = 'cp "{0}/record" "$result/result.json"\ncp "{0}/log" "$result/log.csv"\n'
@@ -53,7 +53,7 @@ def zoo(tmp_path):
 
 
 def assert_failed(outcome, status, *parts):
-    """One sentence, and no number that could be taken for a result."""
+    """The output is one sentence, without a number that could be taken for a result."""
     assert outcome[0] == status and outcome[2] == '', outcome
     assert outcome[1].startswith('[Error] ') and outcome[1].count('\n') == 1
     assert all(part in outcome[1] for part in parts), outcome[1]
@@ -81,7 +81,7 @@ def test_numbers(zoo, script, variant):
 
 
 def test_numbers_of_a_single_epoch(zoo):
-    zoo.leaves(dict(RECORD, images_per_step=12), log='epoch,step,seconds,loss\n1,10,0.6,4.5\n')
+    zoo.set_training(dict(RECORD, images_per_step=12), log='epoch,step,seconds,loss\n1,10,0.6,4.5\n')
     _, out, _ = zoo.run(FULL, '--data_path=/data')
     assert 'Final Performance images/sec : 200.00\n' in out
     assert out.startswith('images/sec: 12 images a step, those of both branches, in 0.0600 s, '
@@ -115,8 +115,8 @@ def test_wrong_options(zoo, option, part):
     assert_failed(zoo.run(FULL, '--data_path=/data', option), 1, part)
 
 
-def test_a_checkpoint_path_is_said_to_be_unused(zoo):
-    zoo.leaves()
+def test_a_checkpoint_path_is_reported_as_unused(zoo):
+    zoo.set_training()
     status, out, _ = zoo.run(FULL, '--data_path=/data', '--ckpt_path=/checkpoints')
     assert status == 0 and '--ckpt_path is not used' in out
     assert 'ckpt_path' not in (zoo.tests / 'output/0/train_0.log').read_text()
@@ -132,17 +132,17 @@ def test_help(zoo, script):
 
 
 @pytest.mark.parametrize('script, variant', [(FULL, 'acc'), (PERFORMANCE, 'perf')])
-def test_crash_fails_the_script_and_leaves_no_earlier_numbers(zoo, script, variant):
+def test_a_crash_fails_the_script_and_earlier_numbers_are_removed(zoo, script, variant):
     for end, status in ('echo "the reason" >&2; exit 3', 3), ('echo "the reason"; kill -KILL $$', 137):
-        zoo.leaves()
+        zoo.set_training()
         assert zoo.run(script, '--data_path=/data')[0] == 0
-        zoo.leaves(end=end)
+        zoo.set_training(end=end)
         assert_failed(zoo.run(script, '--data_path=/data'), status, 'status %d' % status, "'the reason'",
                       'output/0/train_0.log')
         assert set(os.listdir(str(zoo.tests / 'output/0'))) == {'train_0.log', 'result_' + variant}
 
 
-def test_a_folder_in_which_a_run_goes_on_is_not_emptied(zoo):
+def test_the_folder_of_a_run_at_work_is_not_emptied(zoo):
     assert zoo.run(FULL, '--data_path=/data')[0] == 0
     result = zoo.tests / 'output/0/result_acc'
     before = sorted(os.listdir(str(zoo.tests / 'output/0')))
@@ -164,13 +164,13 @@ def without(key):
     (RECORD, LOG.replace('loss', 'lost')), (RECORD, LOG.replace('3.372', '')),
     (RECORD, LOG.replace('3.125', 'nan')), (RECORD, LOG.replace('3.2,', '-3.372,'))])
 def test_missing_number_fails_the_script(zoo, record, log):
-    zoo.leaves(record, log)
+    zoo.set_training(record, log)
     assert_failed(zoo.run(FULL, '--data_path=/data'), 1, 'output/0/result_acc is damaged or incomplete')
     assert set(os.listdir(str(zoo.tests / 'output/0'))) == {'train_0.log', 'result_acc'}
 
 
 def test_missing_record_fails_the_script(zoo):
-    zoo.leaves(end='rm "$result/result.json"')
+    zoo.set_training(end='rm "$result/result.json"')
     assert_failed(zoo.run(FULL, '--data_path=/data'), 1, 'result.json')
 
 
