@@ -119,7 +119,7 @@ The files of export_pb.py --bins:
 sesemi.h5 opens in plain Keras:
     test_train_evaluate.py test_the_saved_model_needs_nothing_of_the_project
 A killed run goes on to the same weights:
-    test_train_evaluate.py test_killed_at_random_and_resumed_it_ends_as_the_run_left_alone
+    test_train_evaluate.py test_a_run_killed_at_random_and_resumed_ends_as_one_left_alone
 Equal runs are equal to the bit:
     test_train_evaluate.py test_one_seed_gives_one_model_and_a_finished_run_is_kept
 A run that an earlier version began goes on:

@@ -1,4 +1,4 @@
-"""Which device a run is on and how. tests/stand_ins/npu_bridge plays the NPU in processes of their own."""
+"""The device of a run and its options. tests/stand_ins/npu_bridge takes the place of an NPU's adapter."""
 import ctypes
 import importlib.util
 import json
@@ -26,7 +26,7 @@ ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'itera
 
 @pytest.fixture(scope='module')
 def npu_run(tmp_path_factory):
-    """What the adapter saw of a whole run, and the run's folder."""
+    """(the stand-in's record of a whole run, the run's folder)."""
     root = tmp_path_factory.mktemp('npu')
     code = copy_project(root / 'code')
     status, out, err = run(
@@ -83,15 +83,15 @@ def test_npu_runs_once_a_step_and_compiles_few_graphs(npu_run):
     assert len(runs) <= 6, runs
     training_graph, = [graph for graph in runs if 'self_data' in graph]
     assert runs[training_graph] == 20
-    # else two evaluations and the report, of 2 batches and 4 views each, the first weights, two readings of
-    # weights, and Keras' own look
+    # beside the steps: two evaluations and the report of 2 batches and 4 views each, the first weights, two
+    # times reading weights, and Keras' check for uninitialised variables
     assert sum(runs.values()) <= 20 + 3 * 8 + 5, runs
 
 
 @pytest.mark.parametrize('nodes, level, onednn', [
     (['/dev/davinci0'], None, None), ([], '3', '1' if platform.machine() == 'x86_64' else None)])
 def test_what_is_set_before_tensorflow_is_imported(nodes, level, onednn):
-    """The adapter's errors, its line about the compiled model too, are hidden by TF_CPP_MIN_LOG_LEVEL=3."""
+    """TF_CPP_MIN_LOG_LEVEL=3 would hide the adapter's errors and its line about the compiled model."""
     code = '''
 import glob, os
 for name in 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS':
@@ -141,7 +141,7 @@ with runtime.open_session('npu'):
 
 @pytest.fixture(scope='module')
 def sessions(tmp_path_factory):
-    """What the adapter saw of SESSIONS, what that printed and its folder."""
+    """(the stand-in's record of SESSIONS, what that printed, its folder)."""
     folder = tmp_path_factory.mktemp('sessions')
     status, out, err = run(sys.executable, '-c', SESSIONS, folder, cwd=PROJECT,
                            NPU_BRIDGE_RECORD=str(folder / 'record.json'),
@@ -159,11 +159,11 @@ def test_npu_parameters_of_other_flags(sessions):
     assert ranks == dict(ALWAYS, hcom_parallel=True)
 
 
-def test_npu_sessions_are_closed_also_after_an_error(sessions):
+def test_npu_sessions_are_closed_even_after_an_error(sessions):
     assert [session['closed'] for session in sessions[0]['npu_sessions']] == 5 * [True]
 
 
-def test_stand_in_tells_host_sessions_and_float64(sessions):
+def test_the_stand_in_counts_host_sessions_and_refuses_float64(sessions):
     assert sessions[0]['host_sessions'] == 1
     assert sessions[1].startswith('the NPU has no float64: ')
 
@@ -173,7 +173,7 @@ def test_stand_in_tells_host_sessions_and_float64(sessions):
 
 @pytest.fixture
 def adapter(tmp_path, monkeypatch):
-    """Installs an npu_bridge whose npu_init is the given code; None uninstalls any."""
+    """adapter(code) installs an npu_bridge whose npu_init is this code; None uninstalls it."""
     def forget():
         for name in [name for name in sys.modules if name.split('.')[0] == 'npu_bridge']:
             del sys.modules[name]
@@ -214,7 +214,7 @@ def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
 @pytest.mark.parametrize('installed', [True, False])
 @pytest.mark.parametrize('node', [True, False])
 @pytest.mark.parametrize('gpu', [True, False])
-def test_auto_takes_the_npu_with_adapter_and_node_alone(adapter, tmp_path, monkeypatch, installed, node, gpu):
+def test_auto_takes_the_npu_only_with_adapter_and_node(adapter, tmp_path, monkeypatch, installed, node, gpu):
     for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
         monkeypatch.setenv(name, '0')
     adapter('' if installed else None)
@@ -241,7 +241,7 @@ def test_auto_does_not_import_the_adapter(adapter, monkeypatch, tmp_path):
 
 @pytest.fixture
 def add_card(tmp_path, monkeypatch):
-    """A machine of its own device nodes; a call adds an NVIDIA card's."""
+    """A machine without device nodes of cards; add_card() adds that of an NVIDIA card."""
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / 'davinci[0-9]*'))
     monkeypatch.setattr(nvidia, 'GPU_NODES', (str(tmp_path / 'nvidia[0-9]*'),))
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -249,7 +249,7 @@ def add_card(tmp_path, monkeypatch):
     return lambda: (tmp_path / 'nvidia0').write_text('')
 
 
-def test_without_a_card_nothing_is_said_of_one(add_card, monkeypatch, capsys):
+def test_without_a_card_the_cpu_is_used_silently_and_gpu_is_refused(add_card, monkeypatch, capsys):
     monkeypatch.setattr(devices, 'list_gpus', lambda: [])
     assert devices.choose_device('auto')[0] == 'cpu'
     assert capsys.readouterr() == ('', '')
@@ -266,7 +266,7 @@ def has_driver():
 
 @pytest.mark.skipif(has_driver() or not runtime.tf.test.is_built_with_cuda(),
                     reason='needs a build for CUDA and no driver')
-def test_card_that_tensorflow_cannot_use_is_told_of_or_refused(add_card, capsys):
+def test_a_card_that_tensorflow_cannot_use_is_reported_or_refused(add_card, capsys):
     add_card()
     assert devices.choose_device('auto')[0] == 'cpu'
     out, err = capsys.readouterr()
@@ -278,7 +278,7 @@ def test_card_that_tensorflow_cannot_use_is_told_of_or_refused(add_card, capsys)
     assert str(error.value) == err.strip().replace('This run is on the CPU:', '--device gpu:')
 
 
-# As TensorFlow 2.21 writes it, and 1.15 with another beginning.
+# A line of TensorFlow 2.21. In 1.15 only its beginning differs.
 NOT_LOADED = ("I0000 00:00:1795558998.733599 7283 dso_loader.cc:144] "
               "Could not load dynamic library '%s'; dlerror\n")
 REFUSED = ('failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: '
@@ -293,7 +293,7 @@ REFUSED = ('failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: 
     ('1.15.0', NOT_LOADED % 'libcudart.so.10.0',
      'CUDA is missing (libcudart.so.10.0); start with PYTHON= TENSORFLOW=2 bash run_1p.sh'),
     ('2.21.0', 'CUDA_ERROR_INSUFFICIENT_DRIVER', 'its log tells the cause; read it with --verbose')])
-def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(version, log, reason, monkeypatch):
+def test_the_log_tells_why_a_card_is_not_used_and_the_remedy(version, log, reason, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '7')
     assert nvidia.find_cause(log, version, True) == reason
     assert nvidia.find_cause(log, version, False).startswith('it is built for CPUs alone; ')
@@ -301,7 +301,7 @@ def test_why_a_card_is_not_used_and_the_remedy_are_read_from_the_log(version, lo
 
 @pytest.mark.skipif(not shutil.which('cc'), reason='needs a compiler')
 def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, monkeypatch):
-    """A library that is loaded is found by its name, wherever it lies; before, it is not."""
+    """A library that has been loaded is found by its name, wherever it is; before that it is not."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(nvidia, 'GPU_NODES', (str(tmp_path),))
     for name in 'libcusolver.so.11', 'libnccl.so.2':
@@ -316,7 +316,7 @@ def test_cuda_libraries_that_tensorflow_does_not_look_for_are_loaded(tmp_path, m
 
 
 def test_early_lines_of_tensorflow_are_not_shown_and_all_others_are():
-    """Those of its import, and such as it may write; then it aborts, as on a CPU it was not built for."""
+    """At the end TensorFlow aborts, as on a CPU that it was not built for."""
     lines = [b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR',
              b'I0000 00:00:1795558566.395856    4549 cudart_stub.cc:31] '
              b'Could not find cuda drivers on your machine, GPU will not be used.',
@@ -340,15 +340,15 @@ with backend.filtered_stderr():
                                 'F0000 the last words']
 
 
-# Mixed precision on a GPU: what a CPU can show of it
+# Mixed precision on a GPU, as far as a CPU can show it
 
 
 @pytest.fixture
 def train_half():
     """train_half(mixed, factor): gradient and updated weight of a step whose loss is 2 * factor * weight.
 
-    The product is float16, as the session's graph rewrite makes products on a GPU. The weight starts at 1;
-    with and without mixed precision it is another one, each with an optimizer of its own.
+    The product is float16, as the graph rewrite makes products on a GPU. The weight starts at 1. With and
+    without mixed precision there are two weights, each with its own optimizer.
     """
     tf, backend = runtime.tf, runtime.keras.backend
 
@@ -374,13 +374,13 @@ def test_mixed_precision_scales_the_loss_and_unscales_the_gradient(train_half):
 
 
 def test_mixed_precision_skips_an_update_that_overflows_and_lowers_the_scale(train_half):
-    """The first scale, 2 ** 15, takes the gradient out of float16; so does half of it, a quarter does not."""
+    """The gradient overflows float16 at the first scale, 2 ** 15, and at half of it, but not at a quarter."""
     mixed, plain = ([train_half(mixed, 2.)[1] for _ in range(steps)]
                     for mixed, steps in ((True, 4), (False, 2)))
     assert mixed == [1, 1, *plain] and len({1, *plain}) == 3
 
 
-# What the device flags ask for
+# Options of a device
 
 
 def options(device, precision_mode=None, **given):
@@ -390,7 +390,7 @@ def options(device, precision_mode=None, **given):
     return devices.device_options(device, args)
 
 
-def test_options_put_their_folders_below_the_result():
+def test_options_have_their_folders_in_the_result():
     result = os.path.abspath('result')
     dumping = options('npu', 'force_fp16', data_dump=True, data_dump_step='0|5', autotune=True)
     assert dumping == runtime.Options(
@@ -407,7 +407,7 @@ def test_options_put_their_folders_below_the_result():
     ('cpu', {'over_dump': True}, '--over-dump: only the npu'),
     ('gpu', {'data_dump': True}, '--data-dump: only the npu'),
     ('cpu', {'autotune': True}, '--autotune: only the npu')])
-def test_options_that_a_device_has_not(device, given, part):
+def test_options_that_a_device_does_not_have(device, given, part):
     with pytest.raises(InputError, match=part):
         options(device, **given)
 

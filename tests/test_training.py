@@ -28,7 +28,7 @@ def batches(method='asl'):
 
 
 class Run:
-    """A tiny run in a session of its own, stopped after `stop_after` steps."""
+    """A tiny run in its own session, stopped after step `stop_after`."""
 
     def __init__(self, folder, stop_after=None, method='asl', lr=0.05, minutes=1e-9):
         self.folder, self.stop_after, self.rows = str(folder), stop_after, []
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def received(self):
-        """What training.StopSignals has: a signal comes within the last step."""
+        """As in training.StopSignals: the signals that have come, SIGTERM in step `stop_after`."""
         return np.array([0, self.step == self.stop_after, 0], np.int32)
 
     def check(self):
@@ -157,25 +157,36 @@ def test_prefetch_keeps_the_order_and_passes_errors_on():
         next(results)
 
 
-@pytest.mark.parametrize('flip, count', [(True, 8), (False, 4)])
-def test_the_evaluator_averages_the_softmax_over_the_views(monkeypatch, flip, count):
-    monkeypatch.setattr(evaluation, 'EVALUATION_BATCH', 5)
-    images = np.random.RandomState(0).standard_normal((13,) + SHAPE).astype(np.float32)
-    batch_sizes = set()
+@pytest.mark.parametrize('flip', [True, False])
+def test_evaluators_average_the_softmax_over_the_views_in_batches_of_one_size(flip):
+    shapes = set()
+
+    def softmax(x):
+        exponentials = np.exp(x[:, :3, :3, 0].sum(axis=1))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     class Model:
         def predict_on_batch(self, x):
-            batch_sizes.add(len(x))
-            exponentials = np.exp(x[:, :3, :3, 0].sum(axis=1))
-            return exponentials / exponentials.sum(axis=1, keepdims=True)
+            shapes.add(x.shape)
+            return softmax(x)
+    sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32)
+            for count in (40, 301)]
+    size = evaluation.evaluation_batch(*map(len, sets))
+    for images in sets:
+        evaluate = evaluation.DenseEvaluator(
+            Model(), images, lambda images, first: views_of(images, first, 7, flip), training.StopSignals(),
+            Ranks(), size)
+        dense, plain = evaluate()
+        outputs = [softmax(view) for view in views_of(images, 0, 7, flip)]
+        np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)
+        for one_view in plain, evaluate.predict_one_view():
+            np.testing.assert_array_equal(one_view, outputs[0])
+    assert shapes == {(40,) + SHAPE}
 
-    class Stop:
-        def check(self):
-            pass
 
-    dense, plain = evaluation.DenseEvaluator(
-        Model(), images, lambda images, first: views_of(images, first, 7, flip), Stop(), Ranks())()
-    outputs = [Model().predict_on_batch(view) for view in views_of(images, 0, 7, flip)]
-    assert len(outputs) == count and batch_sizes == {5, 13}
-    np.testing.assert_allclose(dense, np.mean(outputs, axis=0), rtol=1e-5)
-    np.testing.assert_array_equal(plain, outputs[0])
+@pytest.mark.parametrize('counts, image_size, size', [
+    ((10000,), 32, 250), ((355,), 32, 178), ((7,), 32, 7), ((3, 10000), 32, 32), ((3, 20), 32, 20),
+    ((600, 300), 32, 150), ((1000,), 16, 250), ((1000,), 48, 100), ((1000,), 128, 15)])
+def test_the_size_of_evaluation_batches(counts, image_size, size):
+    for given in counts, counts[::-1]:
+        assert evaluation.evaluation_batch(*given, image_size=image_size) == size

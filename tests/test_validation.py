@@ -1,4 +1,4 @@
-"""Validation images, best weights, plain --resume, class weights: what runs do beside the published one."""
+"""What is not in the published method: validation images, best weights, class weights, plain --resume."""
 import csv
 import json
 import re
@@ -38,9 +38,9 @@ def batches():
 
 
 class Run:
-    """A tiny run in its own session whose validation errors are given, killed after `killed_after` steps.
+    """A tiny run in its own session with these validation errors, killed after step `killed_after`.
 
-    best: its best weights; weights: those at the end of each epoch, as the evaluation sees them.
+    best: its best weights; weights: those of each epoch, with the statistics of the evaluation.
     """
 
     def __init__(self, folder, errors, killed_after=None, minutes=1e-9):
@@ -76,8 +76,8 @@ class Run:
 
 
 def test_the_best_weights_survive_a_kill_at_any_step(tmp_path, capsys):
-    """Each is killed one step after its last checkpoint: before the best epoch is over, and at the end, with
-    that checkpoint damaged."""
+    """Runs are killed one step after their last checkpoint: one before the best epoch is over, and one at the
+    end, where that checkpoint is damaged too."""
     def same(weights, others):
         return all(np.array_equal(a, b) for a, b in zip(weights, others))
     errors, epoch = (0.5, 0.2, 0.3, 0.2), 2
@@ -125,51 +125,12 @@ def test_balanced_weights_make_all_classes_weigh_the_same():
     assert (training.balanced_weights(np.eye(3)[np.arange(12) % 3]) == 1).all()
 
 
-# Evaluation
-
-
-def views_of_seed(seed):
-    return lambda images, first: views_of(images, first, seed)
-
-
-def test_all_sets_are_evaluated_in_batches_of_one_size():
-    shapes = set()
-
-    class Model:
-        def predict_on_batch(self, x):
-            shapes.add(x.shape)
-            return x[:, 0, 0]
-    sets = [np.random.RandomState(0).standard_normal((count,) + SHAPE).astype(np.float32)
-            for count in (40, 301)]
-    size = evaluation.evaluation_batch(*map(len, sets))
-    for images in sets:
-        evaluate = evaluation.DenseEvaluator(
-            Model(), images, views_of_seed(7), training.StopSignals(), Ranks(), size)
-        dense, plain = evaluate()
-        views = [view[:, 0, 0] for view in views_of(images, 0, 7, True)]
-        np.testing.assert_allclose(dense, np.mean(views, axis=0), rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(plain, images[:, 0, 0])
-        np.testing.assert_array_equal(evaluate.predict_one_view(), images[:, 0, 0])
-    assert shapes == {(40,) + SHAPE}
-
-
-@pytest.mark.parametrize('counts, size', [
-    ((10000,), 250), ((355,), 178), ((7,), 7), ((3, 10000), 32), ((3, 20), 20), ((600, 300), 150)])
-def test_the_size_of_evaluation_batches(counts, size):
-    assert evaluation.evaluation_batch(*counts) == evaluation.evaluation_batch(*counts[::-1]) == size
-
-
-@pytest.mark.parametrize('image_size, size', [(16, 250), (48, 100), (128, 15)])
-def test_the_size_of_evaluation_batches_of_larger_images(image_size, size):
-    assert evaluation.evaluation_batch(1000, image_size=image_size) == size
-
-
 # Whole runs
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """Classes hard to tell apart, so that the last epoch is seldom the best; one of them has fewer images."""
+    """Classes that are hard to tell apart, so the last epoch is seldom the best; one has fewer images."""
     folder, rng = tmp_path_factory.mktemp('flowers'), np.random.RandomState(4)
     for part, counts in (('train', (16, 8, 16)), ('test', (9, 9, 9))):
         for k, count in enumerate(counts):
@@ -180,7 +141,7 @@ def data(tmp_path_factory):
 
 
 def validation_error(data, path):
-    """That of a saved model, on the images that --validation 0.25 takes out, over the views of seed 5."""
+    """The error of a saved model on the images that --validation 0.25 takes out, over the views of seed 5."""
     dataset = datasets.load_dataset('folder', str(data), 16)
     dataset, _ = split_validation(dataset, np.arange(len(dataset.train_labels)), 0.25)
     with open_session('cpu'):
@@ -188,9 +149,10 @@ def validation_error(data, path):
         whitened = model.get_layer('whitened').output
         images, = keras.backend.function([model.input], [whitened])([dataset.valid_images.astype(np.float32)])
         classify = keras.backend.function([whitened], [model.output])
-        behind = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
+        behind_whitening = SimpleNamespace(predict_on_batch=lambda views: classify([views])[0])
         evaluate = evaluation.DenseEvaluator(
-            behind, images, views_of_seed(5), training.StopSignals(), Ranks())
+            behind_whitening, images, lambda images, first: views_of(images, first, 5),
+            training.StopSignals(), Ranks())
         dense, _ = evaluate()
     return metrics.error_rate(dense, dataset.valid_labels)
 
@@ -209,7 +171,7 @@ def test_a_validated_run_killed_and_resumed_by_one_flag_ends_as_one_left_alone(
     assert not (tmp_path / 'cut/result.json').exists(), 'it ended before it was killed'
     monkeypatch.chdir(data.parent)
     whole = train(*flags('whole'))
-    monkeypatch.chdir(tmp_path)         # and from another folder
+    monkeypatch.chdir(tmp_path)         # it is resumed from another folder
     resumed = train('--result', 'cut', '--resume')
     assert whole.status == resumed.status == 0, whole.err + resumed.err
     assert 'Epoch 1/8' not in resumed.out and '--scale-lr: there is one process' in resumed.err
@@ -221,7 +183,7 @@ def test_a_validated_run_killed_and_resumed_by_one_flag_ends_as_one_left_alone(
         errors = [float(row['validation_error']) for row in csv.DictReader(file)]
     assert len(errors) == 8 and record['validation_error_rate'] == min(errors)
     assert record['saved_epoch'] == errors.index(min(errors)) + 1
-    assert record['saved_epoch'] < 8, 'no test of the best weights: the last are the best'
+    assert record['saved_epoch'] < 8, 'the last weights are the best, so this tests nothing'
     assert validation_error(data, tmp_path / 'cut' / 'sesemi.h5') == min(errors)
     assert 'The weights of epoch %d, of the least validation error' % record['saved_epoch'] in resumed.out
     low, high = record['error_rate_interval']
@@ -253,14 +215,14 @@ def test_keep_best_needs_validation_images(train, data, tmp_path):
 
 
 def begin(folder, words='', **record):
-    """args.json of a run that `words` began."""
+    """Write the args.json of a run that was begun with the flags `words`."""
     args = vars(train_evaluate_sesemi.parse_args(words.split()))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'args.json').write_text(json.dumps(
         {'flags': args, 'data_checksum': '', 'format': run_folder.FORMAT, **record}))
 
 
-def test_what_is_taken_from_the_run_that_goes_on(tmp_path):
+def test_flags_that_a_resumed_run_takes_from_its_record(tmp_path):
     begin(tmp_path, '--data folder --dataset x --labels 30 --method ssl --epochs 7 --validation 0.2 '
                     '--keep best --eval-every 3 --runs 4 --rank 1 --class-weights balanced '
                     '--checkpoint-minutes 2 --memory-limit 3 --quiet --workers a:1,b:2 --device cpu')
@@ -297,15 +259,7 @@ def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
         assert run_folder.Run(str(tmp_path), args).resuming
 
 
-@pytest.mark.parametrize('words, said', [
-    ('--data digits --no-flip False', '--no-flip False'), ('--validation 0', '--validation'),
-    ('--validation 0.6', '0.6'), ('--keep first', '--keep'), ('--class-weights 3', '--class-weights')])
-def test_flags_that_are_refused(words, said):
-    with pytest.raises(InputError, match=said):
-        train_evaluate_sesemi.parse_args(words.split())
-
-
-def test_flags_that_belong_to_nothing_say_so():
+def test_unused_flags_are_named():
     def said(words, ranks=1):
         return [sentence.split(':')[0].split()[0]
                 for sentence in flags.unused_flags(train_evaluate_sesemi.parse_args(words.split()), ranks)]
@@ -317,7 +271,7 @@ def test_flags_that_belong_to_nothing_say_so():
     assert train_evaluate_sesemi.parse_args(['--no-flip', 'False']).flip
 
 
-def test_profiling_says_when_its_step_never_comes(capsys):
+def test_profiling_in_a_run_that_is_too_short_is_reported(capsys):
     from sesemi.device import runtime
     assert runtime.profiler_callbacks('cpu', runtime.Options(profiling='x'), None, 9) == []
     assert re.match('--profiling: step 10 .* has 9;', capsys.readouterr().err)
