@@ -108,7 +108,7 @@ def test_url_of_a_file(job):
 
 
 def test_whole_program(tmp_path):
-    """As in docs/ascend.md, results go to OBS. On a CPU the adapter is not imported: it patches TensorFlow."""
+    """Results go to OBS, as in docs/ascend.md. A run on a CPU does not import the adapter."""
     code = copy_project(tmp_path / 'code')
     status, out, err = run(
         sys.executable, code / 'boot_modelarts.py', '--data_url', './dataset',
