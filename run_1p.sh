@@ -13,6 +13,8 @@ export ASCEND_DEVICE_ID="${ASCEND_DEVICE_ID:-0}"
 export RANK_ID="${RANK_ID:-0}"
 export RANK_SIZE="${RANK_SIZE:-1}"
 export JOB_ID="${JOB_ID:-10087}"
+# The adapter refuses RANK_SIZE beside CM_WORKER_SIZE.
+if [[ ${CM_WORKER_SIZE:-} && $RANK_SIZE == 1 ]]; then unset RANK_SIZE; fi
 
 # With exec, signals reach Python itself; with -u, a log file gets each line at once.
 exec "$python" -u "$here/train_evaluate_sesemi.py" "$@"

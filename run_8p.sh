@@ -11,6 +11,8 @@ if [[ ! -f ${RANK_TABLE_FILE:-} ]]; then
         "set it to the rank table of this host's cards." >&2
     exit 2
 fi
+# The adapter refuses a rank table beside these.
+unset CM_CHIEF_IP CM_WORKER_SIZE
 export RANK_TABLE_FILE RANK_SIZE=${RANK_SIZE:-8} JOB_ID=${JOB_ID:-10087}
 
 start_rank() {

@@ -20,8 +20,8 @@ STAND_INS = PROJECT / 'tests/stand_ins'
 TINY = 'tests/tiny_trunk.py'        # train_evaluate_sesemi.py with a trunk of one convolution
 LIMIT = 300                         # seconds
 # variables that a platform may set for its jobs, and that the programs would read
-JOB_VARIABLES = ('RANK_ID', 'RANK_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG', 'PYTHONPATH',
-                 'PYTHONUNBUFFERED')
+JOB_VARIABLES = ('RANK_ID', 'RANK_SIZE', 'CM_WORKER_SIZE', 'JOB_ID', 'ASCEND_DEVICE_ID', 'TF_CONFIG',
+                 'PYTHONPATH', 'PYTHONUNBUFFERED')
 # prefixes of the variables that Python and TensorFlow read at their start
 START_PREFIXES = ('PYTHON', 'TF_', 'CUDA_')
 TEXT = {'encoding': 'utf-8', 'errors': 'surrogateescape'}
@@ -188,7 +188,7 @@ def read_until(process, text):
 def copy_project(folder):
     """Copy the whole program into a folder, with one convolution as its network nin."""
     for pattern in ('*.py', '*.sh', 'requirements.txt', 'networks/*.py', 'sesemi/**/*.py', 'sesemi/**/*.html',
-                    'scripts/*', 'tests/*.sh'):
+                    'scripts/*', 'test*/*.sh'):
         for path in PROJECT.glob(pattern):
             (folder / path.relative_to(PROJECT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(path), str(folder / path.relative_to(PROJECT)))

@@ -239,6 +239,7 @@ def test_sums_keep_every_bit(tmp_path):
 
 def test_find_rank():
     assert find_rank(None, None, {'RANK_ID': '0', 'RANK_SIZE': '1'}) == RankInfo()
+    assert find_rank(None, None, {'CM_WORKER_SIZE': '1'}) == RankInfo()
     assert find_rank('a:1,b:2', 1, {}) == RankInfo(1, 2, ('a:1', 'b:2'))
     assert find_rank('a:1,b:2,a:3', 2, {}).local_size == 2
     cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
@@ -246,9 +247,12 @@ def test_find_rank():
     for workers, rank, environment in [
             ('a:1,b', 0, {}), ('a..b:1,c:2', 1, {}), (64 * 'a' + ':1,c:2', 1, {}), ('a:1,a:1', 0, {}),
             ('a:1,b:' + 5000 * '1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}),
-            (None, None, {'TF_CONFIG': '{}'})]:
+            (None, None, {'TF_CONFIG': '{}'}), (None, None, {'CM_WORKER_SIZE': 'x'})]:
         with pytest.raises(InputError):
             find_rank(workers, rank, environment)
+    for environment in {'CM_WORKER_SIZE': '8'}, {'CM_WORKER_SIZE': '2', 'RANK_SIZE': '2'}:
+        with pytest.raises(InputError, match='^CM_WORKER_SIZE=[28]: .*run_8p.sh with RANK_TABLE_FILE'):
+            find_rank(None, None, environment)
 
 
 def test_several_runs_of_several_ranks(tmp_path):
@@ -314,7 +318,7 @@ def test_run_8p_gives_each_rank_its_card_and_ends_all_ranks_if_one_fails(tmp_pat
     python = tmp_path / 'python'
     python.write_text("""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exit 0; fi
-echo "$RANK_ID $RANK_SIZE $ASCEND_DEVICE_ID $JOB_ID ${*:3}"
+echo "$RANK_ID $RANK_SIZE $ASCEND_DEVICE_ID $JOB_ID ${CM_WORKER_SIZE-}${CM_CHIEF_IP-}${*:3}"
 touch "${0%/*}/started-$RANK_ID"
 if [[ $RANK_ID == 5 ]]; then
     until [[ $(ls -d "${0%/*}"/started-* | wc -l) == 8 ]]; do :; done
@@ -328,7 +332,7 @@ exec tail -f /dev/null
 
     def run_8p(table):
         return run('bash', PROJECT / 'run_8p.sh', '--data', 'digits',
-                   PYTHON=str(python), RANK_TABLE_FILE=table)
+                   PYTHON=str(python), RANK_TABLE_FILE=table, CM_WORKER_SIZE='8', CM_CHIEF_IP='10.0.0.1')
     done = run_8p(str(tmp_path / 'table.json'))
     assert done.status == 7
     assert sorted(done.out.splitlines()) == ['%d 8 %d 10087 --data digits' % (rank, rank)

@@ -253,6 +253,14 @@ def test_sets_ascend_and_log_variables_but_keeps_the_platforms(project):
         assert {name: seen.get(name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("environment, rank_size", [
+    ({"CM_WORKER_SIZE": "1"}, None), ({"CM_WORKER_SIZE": "1", "RANK_SIZE": "1"}, None),
+    ({"CM_WORKER_SIZE": "1", "RANK_SIZE": "2"}, "2"), ({"CM_WORKER_SIZE": ""}, "1")])
+def test_rank_size_1_is_not_set_beside_cm_worker_size(project, environment, rank_size):
+    project.add("python3", packages=READY)
+    assert project.train(**environment)[0]["environment"].get("RANK_SIZE") == rank_size
+
+
 # Which interpreter runs
 
 

@@ -26,6 +26,10 @@ def find_rank(workers, rank, environment):
     The first of these that is given decides. workers: 'host:port,host:port' or None; rank: int or None;
     environment: as os.environ. Raises InputError if one is wrong or disagrees with another.
     """
+    cards = _read_number(environment, 'CM_WORKER_SIZE', 1)
+    if cards > 1:
+        raise InputError('CM_WORKER_SIZE=%d: the CM_* variables are not used here; start the ranks by '
+                         'run_8p.sh with RANK_TABLE_FILE, or unset them.' % cards)
     size = _read_number(environment, 'RANK_SIZE', 1)
     if workers:
         info = _make_rank_info(workers.split(','), rank, '--workers %s' % workers, '--rank')
