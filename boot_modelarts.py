@@ -23,10 +23,12 @@ from help_modelarts import ModelArtsError
 PROJECT = os.path.dirname(os.path.abspath(__file__))
 LOG = 'train.log'       # in the folder of the results; if it is there, an earlier start has written there
 
-# Arguments that ModelArts adds for scripts that build a cluster by hand. Only these are dropped. An unknown
-# argument must stop the job, because it may be a misspelled flag.
+# Arguments that ModelArts adds for scripts that build a cluster by hand, and some of the model zoo that have
+# no use here. Only these are dropped. An unknown argument must stop the job, because it may be a misspelled
+# flag.
 PLATFORM_ARGUMENTS = ('num_gpus', 'init_method', 'rank', 'world_size', 'ps_hosts', 'worker_hosts', 'job_name',
                       'task_index')
+UNUSED_ARGUMENTS = ('output_path', 'train_steps', 'bind_core', 'conda_name', 'more_path1', 'ckpt_path')
 
 
 def main(argv):
@@ -53,8 +55,9 @@ def parse_args(argv):
     parser.add_argument('--data_url', metavar='DIR|URL',
                         help='the data, passed on as --dataset unless that is given')
     parser.add_argument('--train_url', metavar='DIR|URL', help='where to write the results and train.log')
+    parser.add_argument('--train_epochs', help=argparse.SUPPRESS)
     parser.add_argument('--result', help=argparse.SUPPRESS)
-    for name in PLATFORM_ARGUMENTS:
+    for name in PLATFORM_ARGUMENTS + UNUSED_ARGUMENTS:
         parser.add_argument('--' + name, nargs='?', help=argparse.SUPPRESS)
     job, flags = parser.parse_known_args(argv)
     if not job.train_url:
@@ -64,6 +67,11 @@ def parse_args(argv):
         flags += ['--rank', job.rank]
     if job.result:
         raise ModelArtsError('--result: here the results are left in --train_url; leave the flag out.')
+    if job.train_epochs is not None:
+        flags.append('--epochs=' + job.train_epochs)
+    unused = ['--' + name for name in UNUSED_ARGUMENTS if has_flag('--' + name, argv)]
+    if unused:
+        print('Not used:', *unused, flush=True)
     return job, flags
 
 

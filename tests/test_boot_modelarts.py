@@ -135,6 +135,19 @@ def test_unknown_arguments_go_through_untouched(job):
     assert job.flags(job.elsewhere / 'out')[4:] == ['--workers', 'a:1,b:2', '--rank', '1']
 
 
+def test_arguments_of_the_model_zoo(job):
+    unused = '--output_path --train_steps --bind_core --conda_name --more_path1 --ckpt_path'
+    _, out, _ = job.run('--train_url', 'out', *['%s=x y' % name for name in unused.split()])
+    assert out.splitlines()[0] == 'Not used: ' + unused
+    assert job.flags(job.elsewhere / 'out')[4:] == []
+    for given in ['--train_epochs', '7'], ['--train_epochs=7']:
+        _, out, _ = job.run('--train_url', 'out', *given, '--bind_core', '1', '--conda_name', '--labels',
+                            '20', '--train_epoch=8', '--bind_cores=1', 'ckpt_path')
+        assert out.splitlines()[0] == 'Not used: --bind_core --conda_name'
+        assert job.flags(job.elsewhere / 'out')[4:] == [
+            '--labels', '20', '--train_epoch=8', '--bind_cores=1', 'ckpt_path', '--epochs=7']
+
+
 @pytest.mark.parametrize('given', [
     ['--dataset', 'mine'], ['--dataset=mine'], ['--resume'], ['--resume=auto', '--dataset=mine']])
 def test_flags_of_the_user_go_first(job, given):
