@@ -82,7 +82,7 @@ def test_every_command_of_a_program_is_one_it_takes(tmp_path, monkeypatch):
 
 def test_every_file_that_is_named_is_there():
     named = re.compile(r'`([\w/-]+\.(?:py|sh|txt|md)|'
-                       r'(?:benchmarks|docs|networks|scripts|sesemi|tests)/[\w./-]*)`')
+                       r'(?:benchmarks|docs|networks|scripts|sesemi|tests?)/[\w./-]*)`')
     for page, text in PAGES.items():
         for name in named.findall(text):
             assert (PROJECT / name).exists(), '%s: %s' % (page, name)
@@ -100,7 +100,8 @@ def test_every_link_leads_somewhere_and_some_link_to_every_page():
 
 def test_what_one_starts_and_every_room_is_in_the_layout():
     rooms = [path.parent for path in PROJECT.glob('sesemi/*/__init__.py')]
-    for path in [*PROJECT.glob('*.py'), *PROJECT.glob('*.sh'), *PROJECT.glob('sesemi/[!_]*.py'), *rooms]:
+    for path in [*PROJECT.glob('*.py'), *PROJECT.glob('*.sh'), *PROJECT.glob('sesemi/[!_]*.py'), *rooms,
+                 PROJECT / 'test']:
         name = str(path.relative_to(PROJECT)) + '/' * path.is_dir()
         assert re.search(r'^\|.*`%s`.*\|' % re.escape(name), PAGES['docs/design.md'], re.MULTILINE), path
 

@@ -1,4 +1,4 @@
-"""tests/train_full_1p.sh and train_performance_1p.sh, mostly with a run_1p.sh that only writes a record."""
+"""train_full_1p.sh and train_performance_1p.sh, mostly with a run_1p.sh that only writes a record."""
 import json
 import os
 import platform
@@ -15,7 +15,8 @@ RECORD = {'classification_error_rate': 0.2876, 'images_per_step': 192,
           'flags': {'network': 'convnet', 'batch_size': 16}}
 LOG = ('epoch,step,learning_rate,seconds,loss\n'
        '1,62,0.05,100.0,6.5\n2,124,0.04,3.2,4.25\n3,186,0.03,3.372,3.125\n')
-TRAINING = 'printf "%s\\n" "$@" $RANK_SIZE $RANK_ID $JOB_ID $ASCEND_DEVICE_ID "$PWD"\nmkdir "$result"\n'
+TRAINING = ('printf "%s\\n" "$@" ${RANK_SIZE-unset} $RANK_ID $JOB_ID $ASCEND_DEVICE_ID "$PWD"\n'
+            'mkdir "$result"\n')
 
 
 class Zoo:
@@ -29,8 +30,9 @@ class Zoo:
         for name in '__init__', 'errors', 'record/__init__', 'record/lock':
             shutil.copy(str(PROJECT / 'sesemi' / (name + '.py')), str(self.root / 'sesemi' / (name + '.py')))
         shutil.copy(str(PROJECT / 'scripts/setup_env.sh'), str(self.root / 'scripts'))
-        for path in (PROJECT / 'tests').glob('*.sh'):
-            shutil.copy(str(path), str(self.tests))
+        (self.root / 'test').mkdir()
+        for path in PROJECT.glob('test*/*.sh'):
+            shutil.copy(str(path), str(self.root / path.relative_to(PROJECT)))
         self.set_training()
 
     def set_training(self, record=RECORD, log=LOG, end=''):
@@ -92,13 +94,14 @@ def test_numbers_of_a_single_epoch(zoo):
     (FULL, 'acc', []), (PERFORMANCE, 'perf', ['--epochs=3'])])
 def test_flags_and_environment(zoo, script, variant, of_its_own):
     options = ['--precision_mode=allow_mix_precision', '--over_dump=False', '--data_dump_step=0|5',
-               '--profiling=True', '--epochs=7', '--network=two words']
-    status, _, _ = zoo.run(script, *options, '--data_path=/the data', '--data_dump_flag=True', cwd=zoo.root,
-                           ASCEND_DEVICE_ID='5', RANK_SIZE='8', RANK_ID='3', JOB_ID='1')
-    assert status == 0
+               '--profiling=True', '--epochs=7', '--network=two words', '--train_epoch=8', '--bind_cores=1']
+    status, out, _ = zoo.run(script, *options, '--data_path=/the data', '--data_dump_flag=True',
+                             '--train_epochs=8 9', cwd=zoo.root,
+                             ASCEND_DEVICE_ID='5', RANK_SIZE='8', RANK_ID='3', JOB_ID='1')
+    assert status == 0 and 'Not used' not in out
     assert zoo.output('train_5.log', device='5').splitlines() == [
         '--dataset=/the data', '--result={}/output/5/result_{}'.format(zoo.tests, variant), *of_its_own,
-        *options, '--data_dump=True', '1', '0', '10087', '5', str(zoo.root)]
+        *options, '--data_dump=True', '--epochs=8 9', '1', '0', '10087', '5', str(zoo.root)]
 
 
 @pytest.mark.parametrize('script', [FULL, PERFORMANCE])
@@ -115,18 +118,39 @@ def test_wrong_options(zoo, option, part):
     assert_failed(zoo.run(FULL, '--data_path=/data', option), 1, part)
 
 
-def test_a_checkpoint_path_is_reported_as_unused(zoo):
-    zoo.set_training()
-    status, out, _ = zoo.run(FULL, '--data_path=/data', '--ckpt_path=/checkpoints')
-    assert status == 0 and '--ckpt_path is not used' in out
-    assert 'ckpt_path' not in (zoo.tests / 'output/0/train_0.log').read_text()
+def test_unused_options_are_named_in_one_line(zoo):
+    unused = '--output_path --train_steps --bind_core --conda_name --more_path1 --ckpt_path'
+    status, out, _ = zoo.run(PERFORMANCE, '--data_path=/data', *[name + '=x y' for name in unused.split()])
+    result = '%s/output/0/result_perf' % zoo.tests
+    assert status == 0
+    assert out.splitlines()[0] == 'Not used: %s; the result is left in %s.' % (unused, result)
+    flags = zoo.output('train_0.log').splitlines()[:4]
+    assert flags == ['--dataset=/data', '--result=' + result, '--epochs=3', '1']
+
+
+def test_rank_size_is_not_set_beside_cm_worker_size(zoo):
+    for given, rank_size in ('', '1'), ('1', 'unset'):
+        assert zoo.run(FULL, '--data_path=/data', CM_WORKER_SIZE=given, RANK_SIZE='1')[0] == 0
+        assert zoo.output('train_0.log').splitlines()[2] == rank_size
+
+
+@pytest.mark.parametrize('script, variant', [(FULL, 'acc'), (PERFORMANCE, 'perf')])
+def test_scripts_in_test_write_beside_themselves(zoo, script, variant):
+    folder = zoo.root / 'test'
+    for cwd, path in (folder, script), (zoo.root, 'test/' + script), (zoo.root.parent, folder / script):
+        status, out, err = run('bash', path, '--data_path=/data', '--train_epochs=7', cwd=cwd)
+        assert (status, err) == (0, '') and 'Final Train Accuracy : 0.7124\n' in out
+        flags = (folder / 'output/0/train_0.log').read_text().splitlines()
+        assert flags[1] == '--result=%s/output/0/result_%s' % (folder, variant) and '--epochs=7' in flags
+        shutil.rmtree(str(folder / 'output'))
+    assert not (zoo.tests / 'output').exists()
 
 
 @pytest.mark.parametrize('script', [FULL, PERFORMANCE])
 def test_help(zoo, script):
     status, out, err = zoo.run(script, '-h')
     assert (status, err) == (0, '') and not (zoo.tests / 'output').exists()
-    for option in ('data_path', 'ckpt_path', 'precision_mode', 'over_dump', 'data_dump_flag',
+    for option in ('data_path', 'train_epochs', 'ckpt_path', 'precision_mode', 'over_dump', 'data_dump_flag',
                    'data_dump_step', 'profiling'):
         assert '\n--{}='.format(option) in out
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The common part of train_full_1p.sh and train_performance_1p.sh: trains with run_1p.sh, then reads the
-# record of the run and prints its numbers as the model zoo has them. Arguments: acc or perf, then the
-# options.
+# Sourced by train_full_1p.sh and train_performance_1p.sh: trains with run_1p.sh, then reads the record of the
+# run and prints its numbers as the model zoo has them. Arguments: acc or perf, then the options. The output
+# is written beside the script that was started.
 set -eu
 tests=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 variant=$1
@@ -29,7 +29,9 @@ Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; A
 --data_dump_flag=True   dump of the operators' inputs and outputs
 --data_dump_step=STEPS  which steps to dump, as in 0|5|10-20
 --profiling=True        record a trace
---ckpt_path=DIR         not used: the result is written below output/
+--train_epochs=N        the same as --epochs=N
+--ckpt_path=DIR, --output_path=DIR, --train_steps=N, --bind_core=N, --conda_name=NAME, --more_path1=DIR
+                        not used: the result is written below output/
 --NAME=VALUE            any other flag of train_evaluate_sesemi.py, such as --data=digits --network=nin
                         --device=cpu
 
@@ -41,17 +43,21 @@ END
 }
 
 export RANK_SIZE=1 RANK_ID=0 JOB_ID=10087 ASCEND_DEVICE_ID="${ASCEND_DEVICE_ID:-0}"
-output=$tests/output/$ASCEND_DEVICE_ID
+# The adapter refuses RANK_SIZE beside CM_WORKER_SIZE.
+if [[ ${CM_WORKER_SIZE:-} ]]; then unset RANK_SIZE; fi
+output=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)/output/$ASCEND_DEVICE_ID
 log=$output/train_$ASCEND_DEVICE_ID.log
 result=$output/result_$variant
 
-data_path=
+data_path='' unused=''
 flags=("--result=$result")
 for option; do
     case $option in
         -h | --help) usage && exit ;;
         --data_path=*) data_path=${option#*=} ;;
-        --ckpt_path=*) printf '%s\n' "--ckpt_path is not used: the result is left in $result." ;;
+        --train_epochs=*) flags+=("--epochs=${option#*=}") ;;
+        --ckpt_path=* | --output_path=* | --train_steps=* | --bind_core=* | --conda_name=* | --more_path1=*)
+            unused+=" ${option%%=*}" ;;
         --data_dump_flag=*) flags+=("--data_dump=${option#*=}") ;;
         --result=* | --resume=*)
             error "${option%%=*}: each start is a new training in $result; leave the option out" ;;
@@ -79,6 +85,7 @@ except errors.InputError as error:
 ' "$result")
 [[ ! $in_use ]] || error "$in_use"
 rm -rf "$output"/*_1p_"$variant".log "$output"/train_*_1p_"$variant"_loss.txt
+if [[ $unused ]]; then printf 'Not used:%s; the result is left in %s.\n' "$unused" "$result"; fi
 
 status=0
 # The braces and 2>/dev/null hide bash's own message about a killed training.
