@@ -12,11 +12,14 @@ def escape_controls(text):
 
 
 class RunError(Exception):
-    """Ends a program: the message is one plain sentence for the user, `status` the exit status."""
+    """Ends a program: the message is one plain sentence for the user, `status` the exit status.
+
+    Arguments after the message are for the caller that catches it.
+    """
     status = 1
 
     def __str__(self):
-        return escape_controls(super().__str__())
+        return escape_controls(str(self.args[0]))
 
 
 class InputError(RunError, ValueError):

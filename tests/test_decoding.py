@@ -50,11 +50,13 @@ def test_decode_modes(tmp_path, mode, name, options, recwarn):
     assert not recwarn.list
 
 
+def chunk(kind, content, checksum=None):
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
+
+
 def write_png(path, rows, colour_type):
     """A 16-bit PNG, which Pillow writes in grey only. rows: (h, w) or (h, w, 3)."""
-    def chunk(kind, content):
-        checksum = zlib.crc32(kind + content)
-        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
     height, width = rows.shape[:2]
     lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in rows)
     head = struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0)
@@ -72,13 +74,104 @@ def test_decode_16_bits(tmp_path):
     np.testing.assert_array_equal(decode_image(str(tmp_path / 'colour.png')), quarters())
 
 
-def test_decode_turns_images_upright(tmp_path):
-    """The file holds red green / blue grey and the mark to turn it by a quarter."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save(tmp_path / 'a.jpg', quality=100, subsampling=0, exif=exif.tobytes())
-    expected = np.array([QUARTERS[name] for name in ('blue', 'red', 'grey', 'green')]).reshape(2, 2, 3)
-    assert abs(decode_image(str(tmp_path / 'a.jpg'))[8::16, 8::16].astype(int) - expected).max() <= 3
+def upright(orientation):
+    """quarters(), turned as a viewer turns an image of this EXIF orientation."""
+    pixels = quarters()
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    return pixels[::-1 if orientation in (3, 4, 7, 8) else 1, ::-1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def exif(orientation, kind='H', number=3, *others):
+    """EXIF of the orientation, as a struct `kind` of the TIFF type `number`, and of other entries."""
+    entries = [(274, number, struct.pack('<' + kind, orientation)), *others]
+    head, contents = b'', b''
+    for tag, number, content in entries:
+        head += struct.pack('<HHI', tag, number, 1)
+        if len(content) > 4:
+            where = 14 + 12 * len(entries) + len(contents)
+            contents, content = contents + content, struct.pack('<I', where)
+        head += content.ljust(4, b'\0')
+    return b'II*\0' + struct.pack('<IH', 8, len(entries)) + head + bytes(4) + contents
+
+
+EXIF = {
+    **{'orientation %d' % orientation: (orientation, exif(orientation)) for orientation in range(1, 9)},
+    'int8': (6, exif(6, 'b', 6)), 'int16': (6, exif(6, 'h', 8)), 'uint64': (6, exif(6, 'Q', 16)),
+    # entries that Pillow cannot write again
+    'negative': (6, exif(6, 'H', 3, (40000, 8, struct.pack('<h', -5)))),
+    'negative int8': (6, exif(6, 'H', 3, (40000, 6, b'\xff'))),
+    'above uint32': (6, exif(6, 'H', 3, (40000, 16, struct.pack('<Q', 2 ** 63)))),
+    'text for an offset': (6, exif(6, 'H', 3, (34665, 2, b'a'))),
+    'offset beyond the end': (6, exif(6, 'H', 3, (34665, 4, struct.pack('<I', 2 ** 31)))),
+    **{'unknown %d' % orientation: (1, exif(orientation)) for orientation in (0, 9, 65535)},
+    'no EXIF': (1, b'no EXIF'), 'cut to 9': (1, exif(6)[:9]), 'cut to 20': (1, exif(6)[:20])}
+
+
+@pytest.mark.parametrize('orientation, content', EXIF.values(), ids=EXIF)
+def test_decode_turns_images_upright_whatever_else_the_exif_holds(tmp_path, orientation, content):
+    save(tmp_path / 'a.jpg', quality=100, subsampling=0, exif=b'Exif\0\0' + content)
+    save(tmp_path / 'a.webp', lossless=True, exif=content)
+    save(tmp_path / 'a.png')
+    data = (tmp_path / 'a.png').read_bytes()
+    (tmp_path / 'a.png').write_bytes(data[:-12] + chunk(b'eXIf', content) + data[-12:])
+    for name in 'a.jpg', 'a.webp', 'a.png':
+        assert abs(decode_image(str(tmp_path / name)).astype(int) - upright(orientation)).max() <= 3, name
+
+
+@pytest.mark.parametrize('compression', [None, 'tiff_lzw'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_tiff_image_is_turned_once(tmp_path, orientation, compression):
+    save(tmp_path / 'a.tif', tiffinfo={274: orientation}, compression=compression)
+    np.testing.assert_array_equal(decode_image(str(tmp_path / 'a.tif')), upright(orientation))
+
+
+def animation():
+    content = io.BytesIO()
+    frames = [Image.fromarray(quarters()), Image.new('RGB', (32, 32))]
+    frames[0].save(content, 'PNG', save_all=True, append_images=frames[1:])
+    return content.getvalue()
+
+
+CHUNKS = {
+    'zTXt of 2 MB': chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2 << 20))),
+    'iCCP of 1.3 MB': chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(1300000))),
+    'EXIF in zTXt': chunk(b'zTXt', b'Raw profile type exif\0\0' + zlib.compress(b'\n\n\nno')),
+    'empty iCCP': chunk(b'iCCP', b''), 'empty sRGB': chunk(b'sRGB', b''),
+    **{'checksum of ' + kind: chunk(kind.encode(), bytes(9), 1)
+       for kind in ('tEXt', 'tIME', 'pHYs', 'tRNS', 'eXIf', 'prVt')},
+    **{'short ' + kind: chunk(kind.encode(), b'a')
+       for kind in ('gAMA', 'cHRM', 'pHYs', 'tRNS', 'acTL', 'fcTL')}}
+
+
+@pytest.mark.parametrize('damage', CHUNKS.values(), ids=CHUNKS)
+def test_damaged_metadata_of_a_png_file_does_no_harm(tmp_path, damage):
+    """Nor does it make a good image of one whose pixels are cut off."""
+    save(tmp_path / 'a.png')
+    still = (tmp_path / 'a.png').read_bytes()
+    for whole, is_animated in (still, False), (animation(), True):
+        first = whole.index(b'IDAT') - 4
+        data = whole[:first] + damage + whole[first:]
+        (tmp_path / 'a.png').write_bytes(data)
+        animated = []
+        image = decode_image(str(tmp_path / 'a.png'), animated=animated)
+        np.testing.assert_array_equal(image, quarters())
+        assert len(animated) == is_animated
+        (tmp_path / 'a.png').write_bytes(data[:data.index(b'IDAT') + 40])
+        with pytest.raises(InputError, match='cannot be read as an image'):
+            decode_image(str(tmp_path / 'a.png'))
+
+
+def test_metadata_behind_and_between_the_pixels_of_a_png_file(tmp_path):
+    save(tmp_path / 'a.png')
+    data = (tmp_path / 'a.png').read_bytes()
+    first = data.index(b'IDAT')
+    pixels = data[first + 4:-16]
+    for rest in (chunk(b'IDAT', pixels) + chunk(b'gAMA', b'a') + chunk(b'IEND', b''),
+                 chunk(b'IDAT', pixels) + struct.pack('>I', 99) + b'tEXtcut off',
+                 chunk(b'IDAT', pixels[:50]) + chunk(b'tEXt', b'a\0b') + chunk(b'IDAT', pixels[50:])):
+        (tmp_path / 'a.png').write_bytes(data[:first - 4] + rest)
+        np.testing.assert_array_equal(decode_image(str(tmp_path / 'a.png')), quarters())
 
 
 @pytest.mark.parametrize('height, width', [(64, 96), (16, 8)])
@@ -108,6 +201,14 @@ def test_decode_fits_images_that_are_not_square(tmp_path, fit, left_column, midd
     for line, parts in (image[:, 0], left_column), (image[16], middle_row):
         expected = np.repeat([QUARTERS.get(name, (0, 0, 0)) for name in parts], list(parts.values()), axis=0)
         assert (line != expected).any(axis=1).sum() <= 4        # resizing mixes neighbours
+
+
+@pytest.mark.parametrize('width, height', [(9, 400), (400, 9), (1, 3000)])
+def test_a_line_of_a_narrow_image_is_left_when_it_is_padded(tmp_path, width, height):
+    write_image(tmp_path / 'a.png', np.full((height, width, 3), 200))
+    image = decode_image(str(tmp_path / 'a.png'), 16, 'pad')
+    line = image if height > width else image.transpose(1, 0, 2)
+    assert (line[:, 8] == 200).all() and line.sum() == 16 * 3 * 200
 
 
 @pytest.mark.filterwarnings('ignore:Truncated File Read')
@@ -178,7 +279,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path)
     Image.fromarray(pixels.astype(np.uint8)).save(str(tmp_path / 'progressive.jpg'), progressive=True)
     for name, most in ('a.png', 1600 ** 2), ('a.jpg', 200 ** 2), ('progressive.jpg', 1600 ** 2 // 2):
         assert not decode_image(str(tmp_path / name), max_pixels=most).any()
-        with pytest.raises(InputError, match='%s: cannot be read as an image .it has' % name):
+        with pytest.raises(InputError, match='%s: cannot be read as an image .it has 1600 x 1600' % name):
             decode_image(str(tmp_path / name), max_pixels=most - 1)
 
 

@@ -23,7 +23,7 @@ from sesemi.system.files import WAIT_SECONDS, hold_lock
 from sesemi.system.machine import get_memory_size
 from utils import decode_blocks, decode_images
 
-FORMAT_VERSION = 2      # part of every hash; increase it when the same files give another entry
+FORMAT_VERSION = 3      # part of every hash; increase it when the same files give another entry
 MAX_BYTES = 16 << 30    # of all entries together
 LOCK_SUFFIX = '.lock'   # added to the name of an entry while it is being made
 STALE_SECONDS = 86400   # an unfinished entry not written to for this long is abandoned
