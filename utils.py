@@ -27,6 +27,7 @@ from sesemi.system.pools import make_process_pool, prefetch, show_progress
 
 SMALL_FILE = 16 << 10       # bytes; for smaller files, decoding takes less than half of the time to read them
 MANY_FILES = 4000           # so many small files or more are worth starting processes
+MAX_UNREADABLE = 100        # files that cannot be read, after which no more are tried
 CHUNK = 5000                # images that are normalised at once
 
 
@@ -36,28 +37,47 @@ def decode_blocks(paths, image_size=32, fit='stretch', memory=None):
     """Decode image files on all cores: yield uint8 (up to 64, s, s, 3) in the order of `paths`.
 
     Shows a progress bar on a terminal. memory: bytes that decoding may take, by default half of the memory.
-    Raises InputError naming the first file that cannot be read.
+    Raises InputError naming the first ten files that cannot be read, after trying the others.
     """
     blocks = [paths[first:first + 64] for first in range(0, len(paths), 64)]
     cores = min(machine.count_cores(), 16)        # more processes would take longer to start than they save
     decode = functools.partial(_decode_block, image_size=image_size, fit=fit,
                                max_pixels=compute_max_pixels(memory or machine.get_memory_size() / 2, cores))
-    decoded, animated = prefetch(decode, blocks, _make_pool(paths, cores), 4 * cores), []
+    decoded = prefetch(decode, blocks, _make_pool(paths, cores), 4 * cores)
+    animated, unreadable = [], []
     try:
-        for images, found in show_progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
+        for images, found, failed in show_progress(decoded, len(blocks), 'Reading %d images' % len(paths)):
             animated += found
+            unreadable += failed
+            if len(unreadable) >= MAX_UNREADABLE:
+                decoded.close()
+                break
             yield images
     except BrokenProcessPool:
         raise RunError('A process that read images was killed, perhaps for lack of memory; start '
                        'again.') from None
+    if len(unreadable) == 1:
+        raise unreadable[0]
+    if unreadable:
+        count = min(len(unreadable), MAX_UNREADABLE)
+        raise InputError('%d images%s cannot be read; replace or remove the files: %s.' % (
+            count, ' or more' if count == MAX_UNREADABLE else '',
+            join_names(['%s (%s)' % error.args[1:] for error in unreadable[:count]], 10)))
     if animated:
         print('%d files have several frames; only the first is read: %s.' % (
             len(animated), join_names(animated)))
 
 
 def _decode_block(paths, image_size, fit, max_pixels):
-    animated = []
-    return np.stack([decode_image(path, image_size, fit, max_pixels, animated) for path in paths]), animated
+    """Decode files: (uint8 (n, s, s, 3), paths of animations, an InputError for each unreadable file)."""
+    images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
+    animated, unreadable = [], []
+    for i, path in enumerate(paths):
+        try:
+            images[i] = decode_image(path, image_size, fit, max_pixels, animated)
+        except InputError as error:
+            unreadable.append(error)
+    return images, animated, unreadable
 
 
 def _make_pool(paths, cores):

@@ -1,3 +1,4 @@
+import os
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import ndimage
 
 import utils
 from sesemi.errors import InputError
-from sesemi.images.decoding import PIXEL_BYTES
+from sesemi.images.decoding import PIXEL_BYTES, decode_image
 from sesemi.system import machine
 
 
@@ -33,14 +34,27 @@ def test_decode_images_keeps_the_order_over_many_files(tmp_path):
     np.testing.assert_array_equal(images, np.tile(order[:, None, None, None], (1, 4, 4, 3)))
 
 
-def test_decode_images_names_the_first_bad_file(tmp_path):
-    paths = [tmp_path / '{:03d}.png'.format(i) for i in range(150)]
-    for i, path in enumerate(paths):
-        write_image(path, np.full((4, 4, 3), i))
-    for bad in paths[140], paths[70]:
-        bad.write_bytes(b'')
-        with pytest.raises(InputError, match=bad.name):
-            utils.decode_images(list(map(str, paths)), 4)
+@pytest.mark.parametrize('bad, count, named', [
+    (1, '', 1), (2, '2 images cannot be read;', 2), (70, '70 images cannot be read;', 10),
+    (150, '100 images or more cannot be read;', 10)])
+def test_unreadable_files_are_counted_and_ten_of_them_named(tmp_path, monkeypatch, bad, count, named):
+    paths, tried = [str(tmp_path / '{:04d}.png'.format(i)) for i in range(2000)], []
+
+    def decode(path, *args):
+        tried.append(path)
+        return decode_image(path, *args) if os.path.exists(path) else np.zeros((4, 4, 3))
+    monkeypatch.setattr(utils, 'decode_image', decode)
+    monkeypatch.setattr(machine, 'count_cores', lambda: 1)
+    broken = paths[1:3 * bad:3]
+    for path in broken:
+        open(path, 'w').close()
+    with pytest.raises(InputError) as error:
+        utils.decode_images(paths, 4)
+    said = str(error.value)
+    assert said.startswith(count) and said.count('(it is empty)') == said.count('.png') == named
+    assert all(path in said for path in broken[:10]) and 'replace or remove the file' in said
+    assert ('and %d more' % (min(bad, 100) - 10) in said) == (bad > 10)
+    assert len(tried) == 2000 if bad < 100 else len(tried) < 2000
 
 
 def test_the_first_frame_of_an_animation_is_read_and_reported_once(tmp_path, capsys):
