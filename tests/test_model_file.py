@@ -1,4 +1,5 @@
 """Files that are not models of this program are refused before Keras can run code that they hold."""
+import fcntl
 import json
 
 import h5py
@@ -43,6 +44,16 @@ def refused(path):
 
 def test_a_file_of_the_right_form(tmp_path):
     assert model_file.read_metadata(write(tmp_path / 'a.h5')) == METADATA
+
+
+def test_a_file_that_cannot_be_locked(tmp_path):
+    """As on a file system without locks: here another descriptor holds the lock that HDF5 takes."""
+    path = write(tmp_path / 'a.h5')
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match='unable to lock file'):
+            h5py.File(path, 'r')
+        assert model_file.read_metadata(path) == METADATA
 
 
 @pytest.mark.parametrize('kind, settings', [

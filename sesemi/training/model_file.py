@@ -33,7 +33,8 @@ def open_model(path):
         raise InputError('%s: no such file; give the sesemi.h5 of a result folder.' % path)
     import h5py  # here, because it takes a third of a second, which --help need not wait for
     try:
-        with h5py.File(path, 'r') as file:
+        # h5py locks a file that it opens itself, which some file systems refuse
+        with open(path, 'rb') as opened, h5py.File(opened, 'r') as file:
             yield file
     except Exception as error:      # h5py and Keras raise nearly anything for a damaged or foreign file
         raise InputError('%s: not a model saved by this program (%s); give the sesemi.h5 of a result folder.'
