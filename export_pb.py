@@ -20,7 +20,8 @@ from collections import defaultdict
 from pathlib import Path
 
 if __name__ == '__main__':
-    from sesemi.system import signals
+    from sesemi.system import command_line, signals
+    command_line.keep_docstrings()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np
@@ -201,7 +202,7 @@ def read_output(outputs, paths, name, shape):
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
-    parser = Parser(prog='export_pb.py', description=__doc__.split(':')[0] + '.')
+    parser = Parser(prog='export_pb.py', description='Freeze a saved classifier for offline inference.')
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
     parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
     parser.add_argument('--batch', type=whole_number(1), metavar='N',

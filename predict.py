@@ -12,7 +12,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 if __name__ == '__main__':
-    from sesemi.system import signals
+    from sesemi.system import command_line, signals
+    command_line.keep_docstrings()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np
@@ -197,7 +198,7 @@ def print_evaluation(probabilities, labels, class_names, threshold=0.0):
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
-    parser = Parser(prog='predict.py', description=__doc__.split(':')[0] + '.')
+    parser = Parser(prog='predict.py', description='Classify new images with a saved model.')
     parser.add_argument('model', metavar='MODEL', help='the sesemi.h5 of a result folder')
     parser.add_argument('paths', metavar='FILE|FOLDER', nargs='*',
                         help='images, and folders to look for images in, at any depth')

@@ -10,11 +10,11 @@ import argparse
 import contextlib
 import os
 import sys
-import warnings
 from typing import NamedTuple
 
 if __name__ == '__main__':
-    from sesemi.system import output, signals
+    from sesemi.system import command_line, output, signals
+    command_line.keep_docstrings()
     output.tolerate_write_errors()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 
@@ -311,8 +311,6 @@ def select_gpu(args, info, argv):
 @report_run_errors
 def main(argv):
     """Run the program; returns its exit status."""
-    # Pillow warns of odd image files; a file that it cannot read raises an error
-    warnings.filterwarnings('ignore', module='PIL')
     args = parse_args(argv)
     info = find_rank(args.workers, args.rank, os.environ)
     select_gpu(args, info, argv)

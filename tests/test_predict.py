@@ -72,9 +72,12 @@ def test_images_of_any_format_and_depth_get_a_line_each(saved, tmp_path):
         (tmp_path / stray).parent.mkdir(exist_ok=True)
         (tmp_path / stray).write_text('not an image')
 
+    Image.fromarray(picture(0)).save(str(tmp_path / 'photos/B.JPG'), exif=b'Exif\0\0II*\0\x08\0\0\0\1\0')
+
     status, lines, error = run('sesemi.h5', 'photos', '--device', 'cpu', 'alone', cwd=tmp_path)
 
     assert status == 0, error
+    assert 'Corrupt EXIF' not in error, 'a warning of Pillow'
     cells = [line.split('\t') for line in lines]
     assert [path for path, *_ in cells] == [name.replace('\udce9', '\\udce9') for name in names] + ['alone']
     for name, (_, *classes) in zip(names + ['alone'], cells):
@@ -254,6 +257,16 @@ def test_a_process_imports_tensorflow_for_right_input_only(saved, folder, no_ten
     assert error.startswith('labeled/wolf: the model has no class of this name')
     ended = run(saved.model, 'image.png', cwd=folder, PYTHONPATH=no_tensorflow)
     assert ended == (1, [], 'TensorFlow is imported\n')
+
+
+@pytest.mark.parametrize('program, output', [('predict.py', 'image.png'), ('export_pb.py', 'sesemi.pb')])
+def test_tensorflow_is_imported_with_docstrings_whatever_python_is_told(
+        saved, folder, no_tensorflow, program, output):
+    """Without them its import fails."""
+    (folder / 'packages/tensorflow.py').write_text('import sys\nraise SystemExit(str(sys.flags.optimize))')
+    words = program, saved.model, output
+    done = programs.run(*words, cwd=folder, PYTHONPATH=no_tensorflow, PYTHONOPTIMIZE='2')
+    assert done == (1, '', '0\n')
 
 
 def test_a_closed_pipe_prints_no_error():

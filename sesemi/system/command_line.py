@@ -1,6 +1,7 @@
 """What all programs use for their command line: the parser, types of flags, and the exit status."""
 import argparse
 import functools
+import os
 import sys
 
 from sesemi.errors import InputError, RunError
@@ -14,6 +15,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError('%s; --help lists the flags.' % message)
+
+
+def keep_docstrings():
+    """Restart a program that runs with PYTHONOPTIMIZE=2 or -OO: TensorFlow's import needs docstrings."""
+    if sys.flags.optimize > 1:
+        os.environ.pop('PYTHONOPTIMIZE', None)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def report_run_errors(main):
