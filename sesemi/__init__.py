@@ -1,1 +1,1 @@
-"""The modules that train_evaluate_sesemi.py, predict.py, report.py and export_pb.py are made of."""
+"""The modules that train_evaluate_sesemi.py, predict.py, report.py and export.py are made of."""

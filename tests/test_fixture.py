@@ -10,9 +10,9 @@ import make_fixture
 import numpy as np
 import pytest
 from programs import saved_weights
-from test_export_pb import frozen_classifier
+from test_export import frozen_classifier
 
-import export_pb
+import export
 import predict
 import report
 from utils import decode_images
@@ -88,7 +88,7 @@ def test_a_model_gives_the_same_probabilities_as_when_it_was_made(runs, tmp_path
 @pytest.mark.parametrize('name', MODELS)
 def test_the_frozen_graph_of_a_model_gives_them_too(runs, tmp_path, name):
     model, pb = runs / name / 'sesemi.h5', tmp_path / 'a.pb'
-    assert export_pb.main([str(model), str(pb), '--from-images', '--batch', '1']) == 0
+    assert export.main([str(model), str(pb), '--from-images', '--batch', '1']) == 0
     image = decode_images([str(runs / 'image.png')], 16, MODELS[name]).astype(np.float32)
     row, = rows_of(runs / name / 'predicted.csv')
     expected = {row['class' + rank]: float(row['probability' + rank]) for rank in ('', '_2', '_3')}
@@ -99,7 +99,7 @@ def test_the_frozen_graph_of_a_model_gives_them_too(runs, tmp_path, name):
 def test_the_exported_views_of_a_finished_run_have_its_score(runs, tmp_path, capsys):
     model, pb = runs / 'channel/sesemi.h5', tmp_path / 'a.pb'
     bins, outputs = tmp_path / 'bins', tmp_path / 'outputs'
-    assert export_pb.main([str(model), str(pb), '--batch', '24', '--bins', str(bins),
+    assert export.main([str(model), str(pb), '--batch', '24', '--bins', str(bins),
                            '--dataset', str(runs / 'images')]) == 0
     outputs.mkdir()
     classify = frozen_classifier(pb, 'super_data')
@@ -107,7 +107,7 @@ def test_the_exported_views_of_a_finished_run_have_its_score(runs, tmp_path, cap
         probabilities = classify(np.fromfile(str(path), '<f4').reshape(24, 16, 16, 3))
         probabilities.tofile(str(outputs / (path.stem + '_output_0.bin')))
     capsys.readouterr()
-    assert export_pb.main(['--score', str(bins), str(outputs)]) == 0
+    assert export.main(['--score', str(bins), str(outputs)]) == 0
     assert capsys.readouterr().out == error_line(runs / 'channel')
 
 

@@ -71,7 +71,7 @@ FLAGS = {
         --evaluate
         --device {auto,cpu,gpu,npu}
         --precision-mode''',
-    'export_pb.py': '''
+    'export.py': '''
         --batch
         --from-images
         --bins
@@ -108,14 +108,14 @@ runs.png of several runs:
     test_train_evaluate.py test_several_runs_are_one_result_and_are_not_run_again
 The line of predict.py --evaluate:
     test_predict.py test_evaluation_of_some_of_the_classes_equals_the_hand_computation
-The line of export_pb.py --score:
-    test_export_pb.py test_the_score_is_the_error_rate_of_the_run
+The line of export.py --score:
+    test_export.py test_the_score_is_the_error_rate_of_the_run
 The lines and files of the model zoo's scripts:
     test_zoo_scripts.py test_numbers
 The columns of predict.py --csv:
     test_predict.py test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable
-The files of export_pb.py --bins:
-    test_export_pb.py test_the_bins_hold_the_views_of_the_evaluation_in_training
+The files of export.py --bins:
+    test_export.py test_the_bins_hold_the_views_of_the_evaluation_in_training
 sesemi.h5 opens in plain Keras:
     test_train_evaluate.py test_the_saved_model_needs_nothing_of_the_project
 A killed run goes on to the same weights:
@@ -136,8 +136,8 @@ Exit status 2, wrong input:
     test_wrong_input.py test_flags
 Exit status 2, wrong input of predict.py:
     test_predict.py test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported
-Exit status 2, wrong input of export_pb.py:
-    test_export_pb.py test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported
+Exit status 2, wrong input of export.py:
+    test_export.py test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported
 Exit status 2, wrong input of report.py:
     test_report.py test_a_wrong_command_is_one_sentence
 Exit status 2, wrong input of boot_modelarts.py:

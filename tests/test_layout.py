@@ -8,7 +8,7 @@ from programs import run
 
 from sesemi.record import identity
 
-PROGRAMS = {'train_evaluate_sesemi', 'predict', 'report', 'export_pb', 'boot_modelarts', 'help_modelarts'}
+PROGRAMS = {'train_evaluate_sesemi', 'predict', 'report', 'export', 'boot_modelarts', 'help_modelarts'}
 FILES = [path for pattern in ('*.py', 'networks/**/*.py', 'sesemi/**/*.py')
          for path in sorted(PROJECT.glob(pattern))]
 MODULES = {'.'.join(path.relative_to(PROJECT).with_suffix('').parts).replace('.__init__', ''): path

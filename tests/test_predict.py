@@ -259,7 +259,7 @@ def test_a_process_imports_tensorflow_for_right_input_only(saved, folder, no_ten
     assert ended == (1, [], 'TensorFlow is imported\n')
 
 
-@pytest.mark.parametrize('program, output', [('predict.py', 'image.png'), ('export_pb.py', 'sesemi.pb')])
+@pytest.mark.parametrize('program, output', [('predict.py', 'image.png'), ('export.py', 'sesemi.pb')])
 def test_tensorflow_is_imported_with_docstrings_whatever_python_is_told(
         saved, folder, no_tensorflow, program, output):
     """Without them its import fails."""

@@ -9,7 +9,7 @@ import pytest
 from conftest import PROJECT
 
 import boot_modelarts
-import export_pb
+import export
 import predict
 import train_evaluate_sesemi
 from sesemi.device import precision
@@ -28,7 +28,7 @@ PARSERS = {
     'run_local.sh': lambda words: train_evaluate_sesemi.parse_args(words[1:]),
     'boot_modelarts.py': lambda words: train_evaluate_sesemi.parse_args(boot_modelarts.parse_args(words)[1]),
     'predict.py': predict.parse_args,
-    'export_pb.py': export_pb.parse_args,
+    'export.py': export.parse_args,
 }
 
 

@@ -1,4 +1,7 @@
-"""export_pb.py as a user runs it, on a tiny run. A plain TensorFlow session takes the place of msame."""
+"""export.py as a user runs it, on a tiny run. A plain TensorFlow session takes the place of msame.
+
+SESEMI_ONNX=1 turns on the test of an ONNX export, which needs tf2onnx and onnxruntime.
+"""
 import json
 import os
 import re
@@ -10,7 +13,7 @@ import pytest
 from conftest import write_image
 from programs import TINY, run
 
-import export_pb
+import export
 from sesemi.data import cache, datasets
 from sesemi.data.batches import make_test_views as views_of
 from sesemi.data.batches import prepare_images
@@ -21,7 +24,7 @@ SEED, BATCH, IMAGES, CLASSES = 3, 7, 45, 3     # the last batch holds three imag
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """A tiny run on whitened images of classes that differ a little, and the files of export_pb.py for it."""
+    """A tiny run on whitened images of classes that differ a little, and the files of export.py for it."""
     folder, rng = tmp_path_factory.mktemp('export'), np.random.RandomState(0)
     for part, count in (('train', 12), ('test', IMAGES // CLASSES)):
         for label in range(CLASSES):
@@ -35,7 +38,7 @@ def exported(tmp_path_factory):
     assert status == 0, error
     shutil.copytree(str(folder / 'result'), str(folder / 'moved'))
     (folder / 'data').rename(folder / 'elsewhere')
-    status, printed, error = run('export_pb.py', 'moved/sesemi.h5', '--batch', BATCH, 'sesemi.pb',
+    status, printed, error = run('export.py', 'moved/sesemi.h5', '--batch', BATCH, 'sesemi.pb',
                                  '--bins', 'bins', '--dataset', 'elsewhere', cwd=folder)
     assert status == 0, error
     return SimpleNamespace(folder=folder, printed=printed.splitlines(), pb=folder / 'sesemi.pb',
@@ -99,7 +102,7 @@ def test_the_graph_gives_the_probabilities_of_the_h5(exported, saved, test_set):
 
 
 def test_with_from_images_the_graph_takes_values_from_0_to_255(exported, saved, test_set, tmp_path):
-    status, printed, error = run('export_pb.py', exported.model, tmp_path / 'whole.pb', '--from-images',
+    status, printed, error = run('export.py', exported.model, tmp_path / 'whole.pb', '--from-images',
                                  '--batch=2')
     assert status == 0, error
     assert 'not for atc' in printed and '--soc_version' not in printed
@@ -117,7 +120,7 @@ def test_the_commands_it_prints_fit_the_graph(exported):
         'atc --model=sesemi.pb --framework=3 --output=sesemi --soc_version=Ascend310 '
         '--input_shape="super_data:7,16,16,3"',
         './msame --model sesemi.om --input bins/views --output outputs --outfmt BIN',
-        'python export_pb.py --score bins outputs']
+        'python export.py --score bins outputs']
 
 
 def test_the_bins_hold_the_views_of_the_evaluation_in_training(exported, test_set):
@@ -150,7 +153,7 @@ def outputs(exported):
 def test_the_score_is_the_error_rate_of_the_run(exported, outputs):
     error_rate = json.loads((exported.folder / 'result/result.json').read_text())['classification_error_rate']
     assert .1 < error_rate < .9, 'too few or too many errors to tell right from wrong'
-    scored = run('export_pb.py', '--score', exported.bins, outputs)
+    scored = run('export.py', '--score', exported.bins, outputs)
     assert scored == (0, 'classification error rate: {:.4f}\n'.format(error_rate), '')
 
 
@@ -161,8 +164,24 @@ def test_the_score_is_that_of_the_mean_over_the_views(exported, outputs, tmp_pat
         row = [8, 0, 0] if 'view_5' in path.stem else [.1, .6, .3]
         np.tile(np.float32(row), (BATCH, 1)).tofile(str(path))
         path.rename(path.parent / path.name.replace('_output', ''))
-    status, printed, error = run('export_pb.py', '--score', exported.bins, tmp_path / 'outputs')
+    status, printed, error = run('export.py', '--score', exported.bins, tmp_path / 'outputs')
     assert (status, printed) == (0, 'classification error rate: {:.4f}\n'.format(1 - 1 / 3)), error
+
+
+@pytest.mark.skipif('SESEMI_ONNX' not in os.environ,
+                    reason='SESEMI_ONNX=1 turns it on: needs tf2onnx, onnxruntime')
+def test_the_onnx_model_gives_the_probabilities_of_the_h5(exported, saved, test_set, tmp_path):
+    import onnxruntime
+    status, printed, error = run('export.py', exported.model, tmp_path / 'sesemi.onnx')
+    assert (status, printed.count('\n')) == (0, 1), error
+    session = onnxruntime.InferenceSession(str(tmp_path / 'sesemi.onnx'), providers=['CPUExecutionProvider'])
+    images = test_set.test_images.astype(np.float32)
+    found, = session.run(['super_clf/Softmax'], {'images': images})
+    np.testing.assert_allclose(found, saved.probabilities(images), rtol=0, atol=1e-5)
+    result = json.loads((exported.folder / 'result/result.json').read_text())
+    assert np.mean(found.argmax(axis=1) != test_set.test_labels) == pytest.approx(
+        result['classification_error_rate_1_view'])
+    assert json.loads(session.get_modelmeta().custom_metadata_map['class_names']) == ['a', 'b', 'c']
 
 
 # Wrong input
@@ -187,7 +206,7 @@ def refuses(here, no_tensorflow_here, monkeypatch, capsys):
     monkeypatch.chdir(here)
 
     def refuses(flags, words):
-        status = export_pb.main(flags.split())
+        status = export.main(flags.split())
         printed, error = capsys.readouterr()
         assert (status, printed, error.count('\n')) == (2, '', 1), error
         assert words in error
@@ -199,7 +218,9 @@ MODEL = 'moved/sesemi.h5 new.pb '
 
 
 @pytest.mark.parametrize('flags, words', [
-    ('', 'give MODEL and PB, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and PB'),
+    ('', 'give MODEL and OUT, or --score BINS OUTPUTS'), ('moved/sesemi.h5', 'give MODEL and OUT'),
+    ('moved/sesemi.h5 new.txt', 'new.txt: the file must end in .onnx or .pb'),
+    ('moved/sesemi.h5 new.onnx --batch 2', 'new.onnx: --batch, --from-images, --bins and --dataset are for'),
     ('nowhere.h5 new.pb', 'nowhere.h5: no such file'),
     ('text.h5 new.pb', 'text.h5: not a model saved by this program'),
     ('moved/sesemi.h5 nowhere/new.pb', 'nowhere/new.pb: cannot be written there'),
@@ -228,7 +249,7 @@ def test_wrong_input_ends_in_one_sentence_before_tensorflow_is_imported(here, re
     ('nowhere', 2, '--dataset nowhere: no such file or folder'), ('data', 1, 'TensorFlow is imported')])
 def test_a_process_imports_tensorflow_for_right_input_only(here, no_tensorflow, dataset, status, words):
     flags = [*MODEL.split(), '--bins', 'new', '--dataset', dataset]
-    ended = run('export_pb.py', *flags, cwd=here, PYTHONPATH=no_tensorflow)
+    ended = run('export.py', *flags, cwd=here, PYTHONPATH=no_tensorflow)
     assert (ended.status, ended.out) == (status, '')
     assert ended.err.startswith(words) and ended.err.count('\n') == 1
 

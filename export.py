@@ -1,17 +1,20 @@
-"""Freeze a saved classifier for offline inference.
+"""Export a saved classifier to where models run: a frozen TensorFlow graph (.pb) or ONNX (.onnx).
 
-    python export_pb.py result/sesemi.h5 sesemi.pb --batch 10000
+    python export.py result/sesemi.h5 sesemi.onnx
+    python export.py result/sesemi.h5 sesemi.pb --batch 10000
 
-The graph is for atc, the compiler for the Ascend 310. It has constants instead of variables, one batch size
-and no learning phase. It takes images that are contrast normalised and whitened already, because atc computes
-in float16, where normalising values 0-255 overflows. --from-images exports the complete graph instead, for
-CPUs and GPUs.
+The ONNX graph takes any number of images of values 0-255. The frozen graph is for atc, the compiler for the
+Ascend 310. It has constants instead of variables, one batch size and no learning phase. It takes images that
+are contrast normalised and whitened already, because atc computes in float16, where normalising values 0-255
+overflows. --from-images freezes the complete graph instead, for TensorFlow on CPUs and GPUs.
 
 --bins writes the views of the run's test images to files that msame, which runs the compiled graph, reads.
 --score reads msame's outputs; its last line is `classification error rate: 0.xxxx`, as in result.json. Exit
 status 2: wrong input.
 """
+import importlib.util
 import json
+import logging
 import math
 import os
 import shlex
@@ -37,12 +40,15 @@ from sesemi.training import metrics, model_file
 from utils import chunks
 
 BATCH = 100
+ONNX = '.onnx'
 LABELS, MANIFEST, VIEWS = 'labels.bin', 'manifest.json', 'views'     # in the folder of --bins
 
 
 def export(args):
-    """Write the frozen graph and, with args.bins, the test images' views. Raises InputError."""
-    classes = len(model_file.read_metadata(args.model)['class_names'])
+    """Write the graph and, with args.bins, the test images' views. Raises InputError."""
+    metadata = model_file.read_metadata(args.model)
+    if args.path.endswith(ONNX) and not importlib.util.find_spec('tf2onnx'):
+        raise InputError('%s: ONNX needs the package tf2onnx: pip install tf2onnx.' % args.path)
     flags, dataset = read_run(args.model, args.dataset) if args.bins else (None, None)
 
     # imported late: these load TensorFlow, and wrong input is reported before that
@@ -55,30 +61,56 @@ def export(args):
         model = classifier.load_classifier(args.model)
         whitened = model.get_layer('whitened').output
         start, name = (model.input, 'images') if args.from_images else (whitened, 'super_data')
-        files.write_atomic(args.pb, freeze(model, start, name, args.batch).SerializeToString())
-        shape = [args.batch] + [int(side) for side in start.shape[1:]]
-        print('%s: %s float32 %s -> %s float32 %s'
-              % (args.pb, name, shape, model.output.op.name, [args.batch, classes]))
-        if args.from_images:
+        graph = freeze(model, start, name, args.batch)
+        output = model.output.op.name
+        if args.path.endswith(ONNX):
+            content = convert_to_onnx(graph, name, output, metadata['class_names'])
+        else:
+            content = graph.SerializeToString()
+        files.write_atomic(args.path, content)
+        shape = [args.batch or 'n'] + [int(side) for side in start.shape[1:]]
+        print('%s: %s float32 %s -> %s float32 %s' % (
+            args.path, name, describe_shape(shape), output,
+            describe_shape([shape[0], len(metadata['class_names'])])))
+        if args.from_images and args.batch:
             print('It takes values 0-255 and is for TensorFlow on CPUs and GPUs. It is not for atc, whose '
                   'float16 overflows in the contrast normalisation; for atc leave --from-images out.')
+        if args.from_images:
             return
-        base = os.path.splitext(args.pb)[0]
+        base = os.path.splitext(args.path)[0]
         print('atc --model=%s --framework=3 --output=%s --soc_version=Ascend310 --input_shape="%s:%s"' % (
-            shlex.quote(args.pb), shlex.quote(base), name, ','.join(map(str, shape))))
+            shlex.quote(args.path), shlex.quote(base), name, ','.join(map(str, shape))))
         if args.bins:
             write_bins(args.bins, keras.Model(model.input, whitened), dataset, flags['seed'], flags['flip'],
                        args.batch)
             print('./msame --model %s --input %s --output outputs --outfmt BIN' % (
                 shlex.quote(base + '.om'), shlex.quote(os.path.join(args.bins, VIEWS))))
-            print('python export_pb.py --score %s outputs' % shlex.quote(args.bins))
+            print('python export.py --score %s outputs' % shlex.quote(args.bins))
+
+
+def describe_shape(shape):
+    """A shape in words: '[n, 32, 32, 3]'."""
+    return '[%s]' % ', '.join(map(str, shape))
+
+
+def convert_to_onnx(graph, name, output, class_names):
+    """An ONNX model, as bytes, of a GraphDef with the input `name` and the output `output`.
+
+    Its metadata holds `class_names`, a JSON list in the order of the probabilities.
+    """
+    from tf2onnx.convert import from_graph_def
+    logging.disable(logging.WARNING)        # tf2onnx logs each of its steps
+    tensors = {'%s:0' % tensor: tensor for tensor in (name, output)}
+    model, _ = from_graph_def(graph, 'sesemi', ['%s:0' % name], ['%s:0' % output], tensors_to_rename=tensors)
+    model.metadata_props.add(key='class_names', value=json.dumps(class_names))
+    return model.SerializeToString()
 
 
 def freeze(model, start, name, batch):
     """Freeze the part of `model` from the tensor `start` to its output into a GraphDef of constants.
 
-    A placeholder called `name`, float32 (batch, s, s, 3), replaces `start`. The model must have been made in
-    learning phase 0 and in the current Keras session.
+    A placeholder called `name`, float32 (batch, s, s, 3), replaces `start`; batch None: any number. The model
+    must have been made in learning phase 0 and in the current Keras session.
     """
     from sesemi.device.backend import keras, tf
     output = [model.output.op.name]
@@ -202,15 +234,17 @@ def read_output(outputs, paths, name, shape):
 
 def parse_args(argv):
     """The flags as a Namespace. Raises InputError."""
-    parser = Parser(prog='export_pb.py', description='Freeze a saved classifier for offline inference.')
+    parser = Parser(prog='export.py',
+                    description='Export a saved classifier as ONNX or as a frozen TensorFlow graph.')
     parser.add_argument('model', metavar='MODEL', nargs='?', help='the sesemi.h5 of a result folder')
-    parser.add_argument('pb', metavar='PB', nargs='?', help='the file to write the frozen graph to')
+    parser.add_argument('path', metavar='OUT', nargs='?',
+                        help='the file to write: OUT.onnx, or OUT.pb, a frozen graph')
     parser.add_argument('--batch', type=whole_number(1), metavar='N',
-                        help='number of images in a batch (default: %d)' % BATCH)
+                        help='.pb: number of images in a batch (default: %d)' % BATCH)
     parser.add_argument('--from-images', action='store_true',
-                        help='export a graph that takes values 0-255, for CPUs and GPUs, not for atc')
+                        help='.pb: a graph that takes values 0-255, for CPUs and GPUs, not for atc')
     parser.add_argument('--bins', metavar='DIR',
-                        help="also write the views of the run's test images for msame to this new folder")
+                        help=".pb: also write the views of the run's test images for msame to a new folder")
     parser.add_argument('--dataset', metavar='DIR',
                         help='for --bins: the data of the run, if it is not where the run found it')
     parser.add_argument('--score', nargs=2, metavar=('BINS', 'OUTPUTS'),
@@ -221,15 +255,23 @@ def parse_args(argv):
         if any(value for name, value in vars(args).items() if name != 'score'):
             parser.error('--score BINS OUTPUTS takes no other arguments; leave them out')
         return args
-    if not args.pb:
-        parser.error('give MODEL and PB, or --score BINS OUTPUTS')
-    args.batch = BATCH if args.batch is None else args.batch
+    if not args.path:
+        parser.error('give MODEL and OUT, or --score BINS OUTPUTS')
+    if args.path.endswith(ONNX):
+        if args.batch or args.from_images or args.bins or args.dataset:
+            parser.error('%s: --batch, --from-images, --bins and --dataset are for a .pb; leave them out'
+                         % args.path)
+        args.from_images = True
+    elif args.path.endswith('.pb'):
+        args.batch = BATCH if args.batch is None else args.batch
+    else:
+        parser.error('%s: the file must end in .onnx or .pb' % args.path)
     if args.dataset and not args.bins:
         parser.error('--dataset is read for --bins DIR only; add that or leave it out')
     if args.from_images and args.bins:
         parser.error('--bins writes whitened views, which the graph of --from-images does not take; leave '
                      'one out')
-    files.check_writable(args.pb, args.pb)
+    files.check_writable(args.path, args.path)
     if args.bins and os.path.exists(args.bins) and (not os.path.isdir(args.bins) or os.listdir(args.bins)):
         raise InputError('--bins %s: is there already; give a folder that is new or empty.' % args.bins)
     return args
