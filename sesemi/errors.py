@@ -1,13 +1,13 @@
 """Errors that end a program with one plain sentence, and helpers to word such sentences."""
 import re
 
-# control characters, and those that change the direction of text
-CONTROL_CHARACTERS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]')
+# control characters, those that change the direction of text, and bytes of a name that are not UTF-8
+CONTROL_CHARACTERS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]')
 MAX_DESCRIPTION = 300   # characters of an error's description
 
 
 def escape_controls(text):
-    """Write control characters as \\n, \\x1b or \\u202e, so that text from elsewhere stays one line."""
+    """Write control characters as \\n, \\x1b or \\u202e: text from elsewhere stays one line of UTF-8."""
     return CONTROL_CHARACTERS.sub(lambda found: found.group().encode('unicode_escape').decode(), text)
 
 

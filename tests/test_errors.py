@@ -6,6 +6,7 @@ from sesemi.system import files
 
 NAMES = [('a\nb.png', r'a\nb.png'), ('\x1b[2Jgone', r'\x1b[2Jgone'),
          ('\r\t\x00\x7f\x9b', r'\r\t\x00\x7f\x9b'), ('gnp\u202eexe', r'gnp\u202eexe'), ('\u2028', r'\u2028'),
+         ('caf\udce9', r'caf\udce9'),
          ('caf\u00e9 \u732b.png', 'caf\u00e9 \u732b.png')]
 
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from sesemi.device import precision
-from sesemi.errors import InputError
+from sesemi.errors import InputError, escape_controls
 from sesemi.flags import IDENTITY_FLAGS
 from sesemi.record import page, plots
 from sesemi.record.live import print_once
@@ -43,7 +43,7 @@ def compare(folders):
     for runs in groups:
         def values(key):
             return [run[key] for run in runs]
-        lines.append([str(setting_of(runs[0])[name]) for name in columns] + [
+        lines.append([escape_controls(str(setting_of(runs[0])[name])) for name in columns] + [
             ','.join(str(run['flags']['seed']) for run in runs),
             mean_and_deviation(values('classification_error_rate')),
             mean_and_deviation(values('classification_error_rate_1_view')),

@@ -4,15 +4,16 @@ render() puts it together; each function below it makes the HTML of one part, fr
 and style are in page.html.
 """
 import base64
+import html
 import io
 import os
 import string
 import time
-from html import escape
 
 import numpy as np
 from PIL import Image
 
+from sesemi.errors import escape_controls
 from sesemi.record import plots
 from sesemi.record.run_folder import data_name
 
@@ -26,13 +27,13 @@ SAMPLES, SAMPLED_CLASSES = 8, 40    # labeled images shown: most per class, of s
 def render(report, rows, curves, result=None, probabilities=None):
     """The page as text.
 
-    report: a live.Report; rows: a dict for each epoch so far; curves: <svg> elements, none without
-    matplotlib. Of a finished run result: as run_folder.Run.result returns it; probabilities: float
+    report: a live.Report; rows: a dict for each epoch so far; curves: <svg> elements, none if they could not
+    be drawn. Of a finished run result: as run_folder.Run.result returns it; probabilities: float
     (n, classes) of the test images.
     """
     flags, dataset, labeled = report.record['flags'], report.dataset, report.labeled
     sections = [('Curves', '<div class="curves">%s</div>' % ''.join(curves) if curves else
-                 '<p>Not drawn, because matplotlib is missing. The numbers are in log.csv.</p>')]
+                 '<p>Not drawn; standard error says why. The numbers are in log.csv.</p>')]
     matrix = None
     if result:
         matrix = np.array(result['confusion_matrix'])
@@ -243,6 +244,11 @@ def picture(pixels):
     memory = io.BytesIO()
     Image.fromarray(pixels).save(memory, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(memory.getvalue()).decode()
+
+
+def escape(text):
+    """Text from elsewhere as HTML."""
+    return html.escape(escape_controls(text))
 
 
 def number(value):

@@ -10,6 +10,8 @@ import warnings
 
 import numpy as np
 
+from sesemi.errors import escape_controls
+
 INK, MUTED, LINE = '#1b1f24', '#57606a', '#d3d9df'
 # the palette of Okabe and Ito, for the colour-blind
 BLUE, VERMILLION, GREEN = '#0072b2', '#d55e00', '#009e73'
@@ -214,5 +216,6 @@ def _svg(figure, box, description):
 
 def _escape(name, length):
     """A name for matplotlib, shortened to `length`, with $ escaped, which would start a formula."""
+    name = escape_controls(name)
     name = name if len(name) <= length else name[:length - 1] + '…'
     return name.replace('$', r'\$')
