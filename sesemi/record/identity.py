@@ -36,11 +36,13 @@ def code_checksum():
 
 
 def git_revision():
-    """The git revision, with -dirty if files differ from it; None outside a checkout."""
+    """The git revision, with -dirty if files differ from it; None if PROJECT is not itself a checkout."""
+    # such variables, which git sets for a hook, may name another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
     try:
-        return subprocess.run(['git', '-C', PROJECT, 'describe', '--always', '--dirty', '--abbrev=40',
-                               '--exclude', '*'],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        return subprocess.run(['git', '--git-dir', os.path.join(PROJECT, '.git'), '--work-tree', PROJECT,
+                               'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*'],
+                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                               check=True).stdout.decode().strip()
     except (OSError, subprocess.CalledProcessError):
         return None
