@@ -252,6 +252,18 @@ def test_a_cache_that_can_only_be_read_is_used(files, store, no_decoding, monkey
     np.testing.assert_array_equal(store.decode_images(files[0], 16), files[1])
 
 
+@pytest.mark.parametrize('mask, mode', [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_an_entry_is_decided_by_the_umask(files, store, mask, mode):
+    before = os.umask(mask)
+    try:
+        store.decode_images(files[0][:1], 16)
+        store.get_whitener(utils.ChannelStandardizer, 'checksum', standardizer)
+    finally:
+        os.umask(before)
+    modes = [os.stat(os.path.join(store.folder, name)).st_mode & 0o777 for name in entries(store)]
+    assert modes == [mode, mode]
+
+
 def test_a_user_without_a_home_has_no_cache(monkeypatch):
     for name in 'SESEMI_CACHE', 'XDG_CACHE_HOME', 'HOME':
         monkeypatch.delenv(name, raising=False)

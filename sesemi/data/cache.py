@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ import PIL
 
 from sesemi.errors import InputError, describe_error
 from sesemi.system import signals
-from sesemi.system.files import WAIT_SECONDS, hold_lock
+from sesemi.system.files import PARTIAL_NAME, WAIT_SECONDS, flush_to_disk, hold_lock
 from sesemi.system.machine import get_memory_size
 from utils import decode_blocks, decode_images
 
@@ -159,11 +160,11 @@ class Cache:
         """Write an entry from blocks of bytes and remove old entries; print why if it cannot be written."""
         try:
             os.makedirs(self.folder, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix='new-', suffix='.part', dir=self.folder)
-            with signals.remove_if_unfinished(temporary), open(handle, 'wb') as file:
+            # not mkstemp, whose files no other user can read
+            temporary = PARTIAL_NAME % (path, secrets.token_hex(4))
+            with signals.remove_if_unfinished(temporary), open(temporary, 'xb') as file:
                 file.writelines(blocks)
-                file.flush()
-                os.fsync(file.fileno())
+                flush_to_disk(file)
                 os.replace(temporary, path)
             self._remove_old_entries(path)
         except OSError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from sesemi.data.pickles import read_pickle
 from sesemi.errors import InputError, describe_error
 from sesemi.system import signals
-from sesemi.system.files import open_regular
+from sesemi.system.files import flush_to_disk, open_regular
 from sesemi.system.pools import show_progress
 
 ARCHIVES = {'cifar10': 'cifar-10-python.tar.gz', 'cifar100': 'cifar-100-python.tar.gz'}
@@ -125,6 +125,5 @@ def _fetch(url, path):
         for block in show_progress(blocks, -(-size // BLOCK_BYTES), 'Downloading %s' % url):
             digest.update(block)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
     return digest.hexdigest()

@@ -11,12 +11,16 @@ import stat
 import sys
 import time
 
-from sesemi.errors import InputError, escape_controls
+from sesemi.errors import InputError, describe_error, escape_controls
 from sesemi.system import signals
 
+# errors by which a file system says that it cannot flush a file
+NO_FSYNC = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP
 WAIT_SECONDS = 1800     # how long processes of one run wait for each other
 # name of a file that is being written: the random part keeps two processes from writing the same file
 PARTIAL_NAME = '%s.%s.part'
+
+_failed = set()         # paths of which try_to_write has spoken
 
 
 def open_regular(path):
@@ -87,13 +91,39 @@ def write_atomic(path, data):
         with signals.remove_if_unfinished(temporary):
             with open(temporary, 'xb') as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                flush_to_disk(file)
             os.replace(temporary, path)
     except OSError as error:
         raise InputError('%s: cannot be written (%s); make room or write to another place. What was saved '
                          'before is whole.'
                          % (path, error.strerror)) from None
+
+
+def flush_to_disk(file):
+    """Flush an open file to the disk. A file system that has no such operation is accepted."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+
+
+def try_to_write(write, path, *args):
+    """Call write(path, *args) for a file that a run does not need; returns whether that succeeded.
+
+    The first time it fails for a path, standard error says so.
+    """
+    try:
+        write(path, *args)
+        return True
+    except Exception as error:      # a plotting library may raise anything
+        if path not in _failed:
+            _failed.add(path)
+            sentence = error if isinstance(error, InputError) else InputError(
+                '%s: cannot be made (%s: %s).' % (path, type(error).__name__, describe_error(error)))
+            print('%s The run goes on; each epoch and the end try again.' % sentence, file=sys.stderr)
+        return False
 
 
 def write_json(path, content):
