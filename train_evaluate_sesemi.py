@@ -255,7 +255,7 @@ def make_hooks(evaluation, checkpoints, observer, callbacks, verbose):
         evaluation.after_epoch(rows)
         if observer:
             observer.after_epoch(rows)
-    return Hooks(checkpoints.is_due, save, after_epoch, callbacks, verbose)
+    return Hooks(checkpoints.is_due, save, after_epoch, callbacks, verbose, checkpoints.ranks.alone)
 
 
 def train_runs(args, info):

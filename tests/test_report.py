@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import PROJECT
+from matplotlib.text import Text
 from PIL import Image
 from programs import run
 
@@ -19,8 +20,9 @@ import report
 from sesemi.data.batches import PROXY_TRANSFORMS, make_proxy_views
 from sesemi.data.datasets import Dataset
 from sesemi.device.backend import tf
-from sesemi.errors import InputError
+from sesemi.errors import CONTROL_CHARACTERS, escape_controls
 from sesemi.record import comparison, events, live, plots
+from sesemi.system import files
 
 FLAGS = {'data': 'cifar10', 'network': 'convnet', 'labels': 20, 'method': 'asl', 'epochs': 10,
          'batch_size': 16, 'lr': 0.05, 'no_oversample': False, 'no_flip': False, 'flip': True,
@@ -279,9 +281,34 @@ def test_any_class_name(tmp_path):
     assert [row[0] for row in page.table('Classes')[1:]] == page.table('Confusion matrix')[0][1:] == names
     assert [e.text for e in page.all('figcaption', inside='images samples')] == names
     assert {e.text for e in page.all('b')} == set(names)
-    assert page.all('img', inside='images mistakes')[0].attributes['alt'] == 'test image <i>0</i>?.png'
+    assert page.all('img', inside='images mistakes')[0].attributes['alt'] == r'test image <i>0</i>\udcff.png'
     assert not page.all('i') and not page.all('u')
     assert (tmp_path / 'confusion.png').exists()
+
+
+@pytest.mark.parametrize('name', [
+    '猫狗'.encode('gbk'), 'кот'.encode('cp1251'), b'caf\xe9', b'$5\xff$', b'\x1b[31mred',
+    '\u202egnp'.encode()])
+def test_a_name_in_other_bytes_or_with_control_characters(tmp_path, monkeypatch, capsys, name):
+    """Of the data folder and of a class; in report.py compare too."""
+    name = os.fsdecode(name)
+    shown = escape_controls(name)
+    monkeypatch.setitem(FLAGS, 'data', 'folder')
+    monkeypatch.setitem(FLAGS, 'dataset', '/data/' + name)
+    drawn, draw = [], Text.draw
+    monkeypatch.setattr(Text, 'draw', lambda text, *args: drawn.append(text.get_text()) or draw(text, *args))
+    dataset = make_dataset([name, 'dog'])
+    page = finish(tmp_path, dataset, certain(1 - dataset.test_labels, 2))
+    assert page.all('h1')[0].text == 'asl on %s: convnet, 4 labels' % shown
+    for table in 'Classes', 'Confusion matrix':
+        assert [row[0] for row in page.table(table)[1:]] == [shown, 'dog']
+    assert report.main(['compare', str(tmp_path), '--plot', str(tmp_path / 'errors.png')]) == 0
+    out, err = capsys.readouterr()
+    assert cells(out)[1][1] == shown and not err
+    in_pictures = shown.replace('$', r'\$')
+    assert {in_pictures, 'asl on %s: convnet, 4 labels' % in_pictures} <= set(drawn)
+    assert not any(CONTROL_CHARACTERS.search(text) for text in drawn)
+    assert {path.name for path in tmp_path.glob('*.png')} == {'confusion.png', 'curves.png', 'errors.png'}
 
 
 def test_most_confident_mistakes_come_first(tmp_path):
@@ -374,27 +401,55 @@ print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(
     assert not list(tmp_path.glob('*.png'))
 
 
-def test_a_run_goes_on_without_a_picture_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
-    def draw(rows, title):
-        raise ValueError('no font')
-    monkeypatch.setattr(plots, 'curves', draw)
-    made = make_report(tmp_path, make_dataset('ab'))
-    made.clock = iter(range(0, 1000, 50)).__next__
-    made.refresh(make_rows(1))
-    made.refresh(make_rows(2))
-    assert capsys.readouterr().err == (
-        '%s: the report could not be drawn (ValueError: no font); the run goes on.\n' % tmp_path)
+def blocked_by_a_folder(path, monkeypatch):
+    path.mkdir()
+    return path.rmdir
 
 
-@pytest.mark.parametrize('name', ['curves.png', 'report.html'])
-def test_full_disk(tmp_path, monkeypatch, name):
+def on_a_full_disk(path, monkeypatch):
     def full(descriptor):
-        if name in os.readlink('/proc/self/fd/%d' % descriptor):
+        if path.name in os.readlink('/proc/self/fd/%d' % descriptor):
             raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(InputError, match=name + '.*No space left'):
-        make_report(tmp_path, make_dataset('ab')).refresh(make_rows(1))
-    assert not list(tmp_path.glob('*.part'))
+    return lambda: monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
+
+
+def not_drawn(path, monkeypatch):
+    names = {'curves.png': 'curves', 'confusion.png': 'confusion_png'}
+    module, name = (plots, names[path.name]) if path.name in names else (live.page, 'render')
+    draw = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *_: float('no font'))
+    return lambda: monkeypatch.setattr(module, name, draw)
+
+
+@pytest.mark.parametrize('name', ['curves.png', 'confusion.png', 'report.html'])
+@pytest.mark.parametrize('fail, reason', [
+    (blocked_by_a_folder, 'Is a directory'), (on_a_full_disk, 'No space left'), (not_drawn, 'no font')])
+def test_a_file_of_the_report_that_cannot_be_made_ends_no_run(tmp_path, monkeypatch, capsys,
+                                                              fail, reason, name):
+    """It is said once and tried again at the next epoch; the other files are there."""
+    dataset = make_dataset('ab')
+    made = make_report(tmp_path, dataset)
+    mend = fail(tmp_path / name, monkeypatch)
+    files = {'curves.png', 'report.html'} | {name}
+    for epoch in 1, 2:
+        made.refresh(make_rows(epoch))
+    write_result(tmp_path)
+    ended = make_rows(2), certain(dataset.test_labels, 2), json.loads((tmp_path / 'result.json').read_text())
+    if name == 'confusion.png':
+        made.finish(*ended)
+    said = capsys.readouterr().err
+    assert said.startswith('%s: ' % (tmp_path / name)) and reason in said and said.count('\n') == 1
+    assert all((tmp_path / other).is_file() for other in files - {name}) and not (tmp_path / name).is_file()
+    if name != 'report.html':
+        page = Page(tmp_path)
+        assert bool(page.all('svg')) == ((name, fail) != ('curves.png', not_drawn))
+    mend()
+    if name == 'confusion.png':
+        made.finish(*ended)
+    else:
+        made.refresh(make_rows(3))
+    assert (tmp_path / name).is_file() and not list(tmp_path.glob('*.part')) and not capsys.readouterr().err
 
 
 # Several runs
@@ -552,10 +607,20 @@ def test_events_of_a_supervised_run_have_no_views(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-def test_events_on_a_full_disk(tmp_path, monkeypatch):
+def test_events_that_cannot_be_written_are_said_once_and_written_later(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(events.time, 'time', lambda: 1)
-    (tmp_path / 'events.out.tfevents.0000000001.000000000').symlink_to('/dev/full')
-    with pytest.raises(InputError, match='No space left on device'):
-        events.Events(str(tmp_path), [], {})
-    with pytest.raises(InputError, match='none'):
-        events.Events(str(tmp_path / 'none'), [], {})
+    path = tmp_path / 'events.out.tfevents.0000000001.000000000'
+    for block, free, reason in ((lambda: path.symlink_to('/dev/full'), path.unlink, 'No space left'),
+                                (path.mkdir, path.rmdir, 'irectory')):
+        files._failed.clear()
+        block()
+        written = events.Events(str(tmp_path), [], {})
+        written.write(make_rows(2))
+        said = capfd.readouterr().err
+        assert said.startswith('%s: ' % path) and reason in said and said.count('\n') == 1
+        free()
+        written.write(make_rows(3))
+        shown, (events_of_file,) = read_events(tmp_path)
+        assert [step for tag, step, _ in shown if tag == 'loss'] == [25, 50, 75]
+        assert len(events_of_file) == 5
+        path.unlink()

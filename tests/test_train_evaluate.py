@@ -225,6 +225,25 @@ def check_that_a_full_disk_loses_no_checkpoint(data, result):
     assert checkpoints(result) == before
 
 
+def test_files_that_cannot_be_replaced(train, data, tmp_path):
+    """The log and the page end no run; the model does, with a checkpoint, from which it is written later."""
+    result = tmp_path / 'run'
+    blocked = [result / name for name in ('log.csv', 'report.html', 'sesemi.h5')]
+    for path in blocked:
+        path.mkdir(parents=True)
+    flags = flags_for(data, result, '--epochs', '2', '--quiet')
+    done = train(*flags)
+    assert done.status == 2 and done.err.count('cannot be written') == 3
+    for path, line in zip(blocked, done.err.splitlines()):
+        assert line.startswith('%s: cannot be written (Is a directory)' % path)
+    for path in blocked[0], blocked[2]:
+        path.rmdir()
+    done = train(*flags, '--resume')
+    assert done.status == 0 and 'Epoch' not in done.out, done.err
+    assert (result / 'log.csv').read_text().count('\n') == 3 and (result / 'sesemi.h5').is_file()
+    assert not done.err     # the page was said before
+
+
 def test_several_runs_are_one_result_and_are_not_run_again(train, data, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, 'plot', lambda folders, path: drawn.append(
         [os.path.basename(folder) for folder in folders] + [path]))

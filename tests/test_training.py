@@ -134,6 +134,29 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Run(tmp_path / 'checkpoints', stop_after=1)
 
 
+@pytest.mark.parametrize('method', ['after_epoch', '__getitem__'])
+@pytest.mark.parametrize('alone', [True, False])
+def test_an_error_outside_of_a_step_saves_what_was_trained(tmp_path, monkeypatch, alone, method):
+    def fail(*_):
+        raise OSError('stale file')
+    whole = Run(tmp_path / 'whole')
+    with monkeypatch.context() as broken:
+        hooks = training.Hooks
+        after_epoch = {'after_epoch': fail} if method == 'after_epoch' else {}
+        if not after_epoch:
+            get = TwoBranchBatches.__getitem__
+            broken.setattr(TwoBranchBatches, '__getitem__',
+                           lambda batches, t: get(batches, t) if t < STEPS else fail())
+        broken.setattr(training, 'Hooks', lambda *given, **named: hooks(*given, **named)._replace(
+            alone=alone, is_due=lambda step: False, **after_epoch))
+        with pytest.raises(OSError, match='stale file'):
+            Run(tmp_path / 'cut')
+    resumed = Run(tmp_path / 'cut')
+    assert resumed.started_at == (STEPS if alone else 0)
+    assert all(np.array_equal(a, b) for a, b in zip(whole.weights, resumed.weights))
+    assert len(resumed.progress.rows) == EPOCHS
+
+
 def test_no_checkpoint_sooner_than_asked(tmp_path):
     Run(tmp_path, minutes=60)
     assert not os.listdir(str(tmp_path))

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from sesemi.device.backend import tf
-from sesemi.errors import InputError
 from sesemi.settings import PROXY_CLASSES
+from sesemi.system.files import try_to_write
 
 IMAGES = 8      # most images in the picture of a batch
 
@@ -18,7 +18,8 @@ class Events:
     """Writes the event file of this process into the run's folder. Earlier processes left their own there.
 
     resumed: the rows of log.csv up to the checkpoint that this process resumes from, [] for a new run;
-    inputs: the first batch's, as in TwoBranchBatches. Raises InputError if the file cannot be written.
+    inputs: the first batch's, as in TwoBranchBatches. If the file cannot be written, the next `write` begins
+    it anew.
 
     TensorBoard reads event files in the order of their names. At a START event it drops what it has from that
     step on, so steps that an earlier process took after its last checkpoint are not shown twice.
@@ -27,39 +28,44 @@ class Events:
     def __init__(self, folder, resumed, inputs):
         fresh = not glob.glob(os.path.join(glob.escape(folder), 'events.out.tfevents.*'))
         step = resumed[-1]['step'] if resumed else 0
-        self.written = len(resumed)
         self.path = os.path.join(folder, 'events.out.tfevents.%010d.%09d' % (time.time(), step))
-        records = [tf.Event(file_version='brain.Event:2'),
-                   tf.Event(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))]
+        self.file, self.events = None, [
+            _event(file_version='brain.Event:2'),
+            _event(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))]
         if fresh and 'self_data' in inputs:
             image = tf.Summary.Value(tag='proxy_views', image=_image(view_grid(inputs['self_data'])))
-            records.append(tf.Event(step=0, summary=tf.Summary(value=[image])))
-        self.file = None
-        self._write(records)
+            self.events.append(_event(step=0, summary=tf.Summary(value=[image])))
+        self.rows = len(resumed)
+        self.write(resumed)
 
     def write(self, rows):
         """Add the rows that are new: each column as a value at the row's step.
 
-        rows: a dict for each epoch so far. Raises InputError if the disk is full.
+        rows: a dict for each epoch so far.
         """
-        self._write([tf.Event(step=row['step'], summary=tf.Summary(value=[
+        self.events += [_event(step=row['step'], summary=tf.Summary(value=[
             tf.Summary.Value(tag=name, simple_value=value)
             for name, value in row.items() if name not in ('epoch', 'step')]))
-            for row in rows[self.written:]])
-        self.written = len(rows)
+            for row in rows[self.rows:]]
+        self.rows = len(rows)
+        try_to_write(self._write, self.path)
 
-    def _write(self, records):
+    def _write(self, path):
         # tf.summary.FileWriter of TensorFlow 1.15 would not report a full disk.
         try:
-            self.file = self.file or tf.io.TFRecordWriter(self.path)
-            for record in records:
-                record.wall_time = time.time()
-                self.file.write(record.SerializeToString())
+            if not self.file:
+                self.file, self.written = tf.io.TFRecordWriter(os.fsencode(path)), 0
+            for event in self.events[self.written:]:
+                self.file.write(event.SerializeToString())
             self.file.flush()
-        except tf.errors.OpError as error:
-            raise InputError('%s: cannot be written (%s); make room or give another --result. What was saved '
-                             'before is whole.'
-                             % (self.path, error.message.split('; ')[-1])) from None
+            self.written = len(self.events)
+        except tf.errors.OpError:
+            self.file = None
+            raise
+
+
+def _event(**fields):
+    return tf.Event(wall_time=time.time(), **fields)
 
 
 def view_grid(views):

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
-from sesemi.errors import RunError
+from sesemi.errors import escape_controls
 from sesemi.record import page, plots
 from sesemi.record.run_folder import stored_record
-from sesemi.system.files import write_atomic
+from sesemi.system.files import try_to_write, write_atomic
 
 REFRESH_SECONDS = 30        # an epoch on an accelerator may last seconds: too short for a drawing each
 
@@ -34,50 +34,43 @@ class Report:
         self.drawn_at = float('-inf')
 
     def refresh(self, rows):
-        """Write curves.png and report.html, unless that was done in the last REFRESH_SECONDS.
+        """Write curves.png and report.html, unless both were written in the last REFRESH_SECONDS.
 
-        rows: a dict for each epoch so far, as in log.csv. Raises InputError if a file cannot be written.
+        rows: a dict for each epoch so far, as in log.csv.
         """
-        if self.clock() - self.drawn_at >= REFRESH_SECONDS:
-            self._draw(rows)
+        if self.clock() - self.drawn_at >= REFRESH_SECONDS and self._draw(rows):
             self.drawn_at = self.clock()
 
     def finish(self, rows, probabilities, result):
         """Write the complete report.
 
         probabilities: float (n, classes) of the test images, in their order; result: as run_folder.Run.result
-        returns it. Raises InputError if a file cannot be written.
+        returns it.
         """
         self._draw(rows, result, probabilities)
 
     def _draw(self, rows, result=None, probabilities=None):
-        try:
-            for name, content in self._files(rows, result, probabilities):
-                write_atomic(os.path.join(self.folder, name), content)
-        except RunError:
-            raise
-        except Exception as error:
-            # whatever a plotting library does, a picture must not end a run of days
-            print_once('%s: the report could not be drawn (%s: %s); the run goes on.'
-                     % (self.folder, type(error).__name__, error))
+        """Write each file, if that is possible; returns whether all were written."""
+        title, curves = page.title(self.record['flags'], self.labeled), []
 
-    def _files(self, rows, result, probabilities):
-        """Yield (name, content in bytes) of each file."""
-        curves, title = [], page.title(self.record['flags'], self.labeled)
-        if not plots.import_error():
-            png, curves = plots.curves(rows, title)
-            yield 'curves.png', png
-        if result and not plots.import_error():
+        def write_curves(path):
+            png, elements = plots.curves(rows, title)
+            curves.extend(elements)
+            write_atomic(path, png)
+
+        def write_confusion(path):
             names = self.dataset.class_names
-            matrix = np.array(result['confusion_matrix'])
-            yield 'confusion.png', plots.confusion_png(matrix, names, len(names) <= page.NUMBERED_CLASSES,
-                                                       title)
-        text = page.render(self, rows, curves, result, probabilities)
-        # file names may contain bytes that are not text
-        yield 'report.html', text.encode('utf-8', 'replace')
+            write_atomic(path, plots.confusion_png(np.array(result['confusion_matrix']), names,
+                                                   len(names) <= page.NUMBERED_CLASSES, title))
+
+        def write_page(path):
+            write_atomic(path, page.render(self, rows, curves, result, probabilities).encode())
+        pictures = [('curves.png', write_curves), ('confusion.png', write_confusion)][:2 if result else 1]
+        files = [*([] if plots.import_error() else pictures), ('report.html', write_page)]
+        return all([try_to_write(write, os.path.join(self.folder, name)) for name, write in files])
 
 
 @functools.lru_cache(maxsize=None)
 def print_once(sentence):
     """Print a sentence on standard error, but only the first time this is called with it."""
-    print(sentence, file=sys.stderr)
+    print(escape_controls(sentence), file=sys.stderr)

@@ -7,8 +7,9 @@ class Observer:
     """Starts the run's record in its folder, then keeps its log, events and page.
 
     run: the run_folder.Run; plan, data: train_evaluate_sesemi's Plan and Data; device: 'cpu', 'gpu' or 'npu';
-    batches: the TwoBranchBatches; progress: the training.Progress to go on from. Raises InputError if a file
-    cannot be written.
+    batches: the TwoBranchBatches; progress: the training.Progress to go on from. Raises InputError if
+    args.json, labeled.csv or result.json cannot be written, and as Run.check_held. If another file cannot be
+    written, that is said once and tried again.
     """
 
     def __init__(self, run, plan, device, data, batches, progress):
@@ -39,6 +40,8 @@ class Observer:
         if self.args.keep == 'best':
             print('The weights of epoch %d, of the least validation error, %.4f, are saved.' % (
                 metrics['saved_epoch'], metrics['validation_error_rate']))
+        self.run.log(rows)
+        self.events.write(rows)
         self.page.finish(rows, probabilities, result)
         self.run.finish(result)
 

@@ -17,7 +17,7 @@ from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, s
 from sesemi.record.identity import git_revision
 from sesemi.record.lock import is_held, lock
 from sesemi.settings import default_directory
-from sesemi.system.files import PARTIAL_NAME, write_json, write_table
+from sesemi.system.files import PARTIAL_NAME, try_to_write, write_json, write_table
 from sesemi.system.versions import list_versions
 
 # keys that every args.json and result.json has
@@ -62,7 +62,8 @@ class Run:
         self.error_rate = result['classification_error_rate'] if result else None
         unfinished = PARTIAL_NAME % ('*', 8 * '[0-9a-f]')
         for path in [*absolute.glob(unfinished), *absolute.glob('checkpoints/' + unfinished)]:
-            path.unlink()       # left by a process that was killed while it wrote
+            with contextlib.suppress(OSError):      # open elsewhere
+                path.unlink()       # left by a process that was killed while it wrote
 
     @contextlib.contextmanager
     def clean_up_on_error(self):
@@ -134,6 +135,7 @@ class Run:
         self._started, self.flags, self.device = True, flags, device
         if self.resuming:
             self._print_precision_change()
+            self._print_lost_epochs()
             return
         held_out = set(held_out)
         write_table(self.path('labeled.csv'), [
@@ -155,10 +157,20 @@ class Run:
         if before != now:
             print('Precision: %s from here on; the run began in %s.' % (now, before))
 
+    def _print_lost_epochs(self):
+        if any(pathlib.Path(self.folder).glob('checkpoints/step-*.npz')):
+            return
+        with contextlib.suppress(OSError), open(self.path('log.csv'), 'rb') as file:
+            epochs = len(file.readlines()) - 1
+            if epochs > 0:
+                print('%s: no checkpoint of the %d epochs in log.csv is there; it starts again.'
+                      % (self.folder, epochs), file=sys.stderr)
+
     def read_split(self, dataset, checksum):
         """The indices of the labeled images of the run to be resumed, from labeled.csv: int64 (labels,).
 
-        Raises InputError if the file cannot be read, or if the images have changed since the run was started.
+        Raises InputError if the file cannot be read or has another number of images than were chosen, or if
+        the images have changed since the run was started.
         """
         if stored_record(self.folder)['data_checksum'] != checksum:
             raise InputError('--resume: the images are not those that the run in %s was started with; give '
@@ -166,17 +178,22 @@ class Run:
         try:
             with open(self.path('labeled.csv'), encoding='utf-8', newline='') as file:
                 labeled = [int(row['index']) for row in csv.DictReader(file)]
-            if not labeled:
-                raise ValueError('it is empty')
+            chosen, images = self.flags['labels'], len(dataset.train_labels)
+            chosen = images if chosen in ('all', images) else chosen - chosen % len(dataset.class_names)
+            if len(labeled) != chosen:
+                raise ValueError('it has %d images, not %d' % (len(labeled), chosen))
             return np.array(labeled)
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise InputError('%s: not the labeled images of a run (%s); give another --result.'
                              % (self.path('labeled.csv'), describe_error(error))) from None
 
     def log(self, rows):
-        """Write log.csv. rows: a dict for each epoch so far. Raises InputError if that fails."""
+        """Write log.csv, if that is possible. rows: a dict for each epoch so far.
+
+        Raises InputError as check_held.
+        """
         self.check_held()
-        write_table(self.path('log.csv'), rows)
+        try_to_write(write_table, self.path('log.csv'), rows)
 
     def result(self, metrics, rows, images_per_step, laps):
         """The content of result.json: the metrics, times and versions, and the content of args.json.

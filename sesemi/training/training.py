@@ -1,4 +1,5 @@
 """The training loop and what a step needs: the update, learning rate, progress line and signals."""
+import contextlib
 import math
 import signal
 import time
@@ -174,13 +175,15 @@ class Hooks(NamedTuple):
 
     save(progress) is called if is_due(step) is true on any rank, and when the run stops. after_epoch(rows)
     gets a row of means for each finished epoch and may add to the last. The Keras callbacks are called at the
-    start of training and around each step.
+    start of training and around each step. With one process, save is also called before an error in
+    after_epoch or in making a batch ends the run.
     """
     is_due: Callable
     save: Callable
     after_epoch: Callable
     callbacks: Sequence = ()
     verbose: bool = True        # whether to print a progress line
+    alone: bool = True          # whether there is one process
 
 
 def train(train_step, batches, schedule, progress, stop, hooks):
@@ -195,18 +198,27 @@ def train(train_step, batches, schedule, progress, stop, hooks):
     def get_votes(step):
         return [*stop.received, hooks.is_due(step)]
 
+    @contextlib.contextmanager
+    def saving(progress):
+        try:
+            yield
+        except Interrupted:
+            hooks.save(progress)
+            stop.check()        # waits until rank 0 has saved
+            raise
+        except Exception:
+            if hooks.alone:     # else the other ranks would have to save too
+                hooks.save(progress)
+            raise
+
     def close_epoch(progress):
         row = dict(epoch=progress.step // steps_per_epoch, step=progress.step,
                    learning_rate=schedule.rate(progress.step - 1),
                    **{name: total / (1 if name == 'seconds' else steps_per_epoch)
                       for name, total in progress.totals.items()})
         rows = progress.rows + [row]
-        try:
+        with saving(progress):
             hooks.after_epoch(rows)
-        except Interrupted:
-            hooks.save(progress)
-            stop.check()        # waits until rank 0 has saved
-            raise
         return progress._replace(totals={}, rows=rows)
 
     for callback in hooks.callbacks:
@@ -227,7 +239,9 @@ def train(train_step, batches, schedule, progress, stop, hooks):
             started = time.perf_counter()
             for callback in hooks.callbacks:
                 callback.on_train_batch_begin(t)
-            metrics = train_step(*next(upcoming), lambda: get_votes(t + 1))
+            with saving(progress):
+                batch = next(upcoming)
+            metrics = train_step(*batch, lambda: get_votes(t + 1))
             for callback in hooks.callbacks:
                 callback.on_train_batch_end(t)
             votes = metrics.pop('votes', None)      # None with one process, which asks get_votes below
