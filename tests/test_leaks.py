@@ -53,7 +53,7 @@ def test_leaks_and_contradictions_are_counted_and_the_first_named(own):
              '1 test image is in validation too (test/dog/c.png is valid/dog/001.png)',
              '1 validation image is in unlabeled too (valid/cat/d.png)',
              '1 test image is in unlabeled too (test/dog/secret.png)',
-             "labels that differ in spaces or capitals only: 'Red  fox' and 'redFox'")
+             "labels that differ in spaces, capitals or look-alike letters only: 'Red  fox' and 'redFox'")
     said = leaks_of(own)
     assert said.startswith('Warning: ') and said.endswith('.')
     labels, = [part for part in said[len('Warning: '):-1].split('; ') if 'two labels' in part]
@@ -72,7 +72,18 @@ def test_leaks_in_a_list_and_in_images_that_stay_on_disk(own):
         'path,label,split', *rows, 'train/cat/a copy.png,cat,', 'test/dog/000.png,Cat,test', '']))
     expected = ('Warning: 1 test image is in train too (test/dog/000.png is train/cat/a copy.png); '
                 '1 labeled image is under two labels (train/cat/a copy.png is test/dog/000.png); '
-                "labels that differ in spaces or capitals only: 'Cat' and 'cat'.")
+                "labels that differ in spaces, capitals or look-alike letters only: 'Cat' and 'cat'.")
     assert leaks_of(own / 'list.csv') == expected
     small = cache.Cache(str(own / 'cache'), memory_limit=1e-9)
     assert leaks_of(own / 'list.csv', small.decode_images) == expected
+
+
+@pytest.mark.parametrize('name, alike', [
+    ('\ufb01sh', True), ('\uff46\uff49\uff53\uff48', True), ('fi\u200bsh', True), ('fish\ufeff', True),
+    ('f\u00adish', True), ('fish\u3164', True), ('fish\ufe0f', True), ('FI SH', True), ('fisk', False),
+    ('fi-sh', False), ('f\xedsh', False), ('fish\udcff', False)])
+def test_labels_that_look_alike(own, name, alike):
+    for part in 'train', 'test', 'valid':
+        (own / part / 'dog').rename(own / part / 'fish')
+        (own / part / 'cat').rename(own / part / name)
+    assert leaks_of(own).startswith('Warning: labels that differ in ') == alike

@@ -1,10 +1,15 @@
-"""Finds images in two parts of a data set or under two labels, and labels that differ only in spaces or case.
+"""Finds images in two parts of a data set or under two labels, and labels that look alike.
 
 Each makes the error rate misleading although every file can be read.
 """
+import unicodedata
+
 import numpy as np
 
 from sesemi.errors import join_names
+
+# letters that show nothing, beside those of the category Cf
+INVISIBLE = '\u034f\u115f\u1160\u2800\ufe0e\ufe0f'
 
 
 def find_leaks(dataset, train, test, unlabeled, valid):
@@ -33,9 +38,13 @@ def find_leaks(dataset, train, test, unlabeled, valid):
     found += _describe_leak(len(np.unique(digests[order[1:]][differ])), 'labeled', 'under two labels', first)
     spellings = {}
     for name in dataset.class_names:
-        spellings.setdefault(''.join(name.split()).lower(), []).append(repr(name))
+        seen = ''.join(letter for letter in unicodedata.normalize('NFKC', name).lower()
+                       if not letter.isspace() and unicodedata.category(letter) != 'Cf'
+                       and letter not in INVISIBLE)
+        spellings.setdefault(seen, []).append(repr(name))
     alike = [' and '.join(names) for names in spellings.values() if len(names) > 1]
-    found += ['labels that differ in spaces or capitals only: %s' % join_names(alike)] if alike else []
+    found += ['labels that differ in spaces, capitals or look-alike letters only: %s'
+              % join_names(alike)] if alike else []
     return 'Warning: %s.' % '; '.join(found) if found else ''
 
 
