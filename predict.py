@@ -22,7 +22,7 @@ from sesemi.device import precision
 from sesemi.errors import InputError, RunError, escape_controls
 from sesemi.flags import PRECISION_HELP
 from sesemi.images.decoding import compute_max_pixels, decode_image
-from sesemi.images.folders import PassedOver, find_images
+from sesemi.images.folders import PassedOver, find_images, find_places
 from sesemi.system import files
 from sesemi.system.command_line import Parser, fraction, report_run_errors, whole_number
 from sesemi.system.machine import count_cores, get_memory_size
@@ -50,10 +50,10 @@ def predict(args):
         paths, labels, labeled_classes = list_images(args.paths, passed_over), None, ()
     if str(passed_over):
         print(passed_over, file=sys.stderr)
-    for name in labeled_classes:
-        if name not in class_names:
-            raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.'
-                             % (os.path.join(args.evaluate, name), ', '.join(class_names)))
+    places = find_places(labeled_classes, class_names)
+    if -1 in places:
+        raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
+            os.path.join(args.evaluate, labeled_classes[places.index(-1)]), ', '.join(class_names)))
 
     probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device, args.precision_mode)
     for error in unreadable.values():
@@ -66,7 +66,7 @@ def predict(args):
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
             print('%8d  %s' % (count, escape_controls(name)))
     if args.evaluate:
-        labels = np.array([class_names.index(name) for name in labeled_classes])[labels]
+        labels = np.array(places)[labels]
         readable = [i for i in range(len(paths)) if i not in unreadable]
         print_evaluation(probabilities[readable], labels[readable], class_names, args.threshold)
     elif not args.csv:

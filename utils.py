@@ -14,7 +14,15 @@ import numpy as np
 
 from sesemi.errors import InputError, RunError, join_names
 from sesemi.images.decoding import compute_max_pixels, decode_image
-from sesemi.images.folders import PassedOver, find_images, find_skip_reason, is_junk, list_entries
+from sesemi.images.folders import (
+    PassedOver,
+    find_images,
+    find_places,
+    find_skip_reason,
+    is_junk,
+    list_entries,
+    unite_names,
+)
 from sesemi.settings import (
     CONTRAST_EPSILON,
     CONTRAST_SCALE,
@@ -103,33 +111,34 @@ def decode_images(paths, image_size=32, fit='stretch', memory=None):
 def list_image_folder(directory, passed_over=None, least=2):
     """List the images of a folder of class folders: (paths, labels int64 (n,), class names).
 
-    Classes and paths are sorted. A class's images are in its folder or below it. A folder named `unlabeled`
-    is not a class. passed_over: a folders.PassedOver, which collects what is not read. Raises InputError when
-    the folder is missing, has fewer than `least` classes, or a class has no images.
+    Classes and paths are sorted. A class's images are in its folder or below it. Folders with names that are
+    equal in Unicode's form NFC are one class. A folder named `unlabeled` is not a class. passed_over: a
+    folders.PassedOver, which collects what is not read. Raises InputError when the folder is missing, has
+    fewer than `least` classes, or a class has no images.
     """
     if not os.path.isdir(directory):
         raise InputError('%s: no such folder; give one that holds a folder of images for each class.'
                          % directory)
     passed_over = PassedOver() if passed_over is None else passed_over
     folders, files = list_entries(directory)
-    class_names = [folder.name for folder in folders if not is_junk(folder)
-                   and folder.name.lower() != 'unlabeled']
-    passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in class_names)
+    names = [folder.name for folder in folders if not is_junk(folder) and folder.name.lower() != 'unlabeled']
+    class_names = unite_names(names)
+    passed_over.folders.update((folder.path, '') for folder in folders if folder.name not in names)
     passed_over.files.update(find_skip_reason(file) or 'outside the class folders' for file in files)
     if len(class_names) < least:
         raise InputError('%s: holds %s; %s.' % (
             directory, 'one class only (%s)' % class_names[0] if class_names else 'no class folders',
             'give at least two folders of images, one for each class' if least > 1
             else 'give a folder of images for each class'))
-    found = [find_images(os.path.join(directory, name), passed_over) for name in class_names]
-    for name, images in zip(class_names, found):
+    found = [find_images(os.path.join(directory, name), passed_over) for name in names]
+    for name, images in zip(names, found):
         if not images:
             skipped = PassedOver()
             find_images(os.path.join(directory, name), skipped)
             raise InputError('%s: holds no images%s; add some or remove the folder.' % (
                 os.path.join(directory, name),
                 ' that are read (%s)' % str(skipped)[:-1] if str(skipped) else ''))
-    labels = np.repeat(np.arange(len(class_names)), [len(images) for images in found])
+    labels = np.repeat(find_places(names, class_names), [len(images) for images in found])
     return list(itertools.chain(*found)), labels, class_names
 
 

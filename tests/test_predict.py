@@ -16,7 +16,7 @@ import predict
 from sesemi.errors import InputError
 from utils import decode_image, fit_channel_standardizer, global_contrast_normalize
 
-CLASSES = ['ant', 'bee', 'cow', 'dog', 'elk fawn']
+CLASSES = ['ané', 'bee', 'cow', 'dog', 'elk fawn']
 
 
 def picture(number):
@@ -132,8 +132,12 @@ def test_evaluation_of_some_of_the_classes_equals_the_hand_computation(saved, tm
 
     status, lines, error = run(saved.model, '--evaluate', tmp_path / 'test')
 
-    write_picture(tmp_path / 'one/dog/0.png', 0)
-    assert run(saved.model, '--evaluate', tmp_path / 'one')[0] == 0
+    write_picture(tmp_path / 'one/ane\u0301/0.png', 0)     # é as two letters
+    write_picture(tmp_path / 'one/ane\u0301/result/curves.png', 0)
+    (tmp_path / 'one/ane\u0301/result/.lock').write_text('')
+    ended, said, passed_over = run(saved.model, '--evaluate', tmp_path / 'one')
+    assert (ended, passed_over) == (0, 'Folders passed over: result.\n')
+    assert [line.split()[:2] for line in said if line.startswith('ané')] == [['ané', '1']]
     assert status == 1 and str(tmp_path / 'test/dog/broken.png') in error
     *_, header, bee, dog, elk, last = lines
     assert last == 'classification error rate: {:.4f}'.format(1 - right.sum() / 40)

@@ -1,11 +1,14 @@
-"""Finds the image files in a folder, at any depth, and records what was passed over."""
+"""Finds the image files in a folder, at any depth, and records what was passed over; compares names."""
+import glob
 import os
+import unicodedata
 from collections import Counter
 
 from sesemi.errors import InputError, escape_controls, join_names
 from sesemi.images.decoding import find_formats
 
 JUNK_FOLDERS = ('__MACOSX', '__pycache__')      # left behind by other programs
+RUN_FILES = 'args.json', '.lock'        # what lies in the folder of a run
 # what reads a suffix that the installed Pillow may not read
 NEEDED_PACKAGES = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.avif': 'a newer Pillow'}
 
@@ -59,8 +62,11 @@ def find_skip_reason(file):
 
 
 def is_junk(folder):
-    """Whether a folder, an os.DirEntry, is hidden or one of JUNK_FOLDERS."""
-    return folder.name.startswith('.') or folder.name in JUNK_FOLDERS
+    """Whether a folder, an os.DirEntry, is hidden, one of JUNK_FOLDERS, or of one or several runs."""
+    if folder.name.startswith('.') or folder.name in JUNK_FOLDERS:
+        return True
+    places = [folder.path, *glob.glob(os.path.join(glob.escape(folder.path), 'seed-*'))]
+    return any(os.path.lexists(os.path.join(place, name)) for place in places for name in RUN_FILES)
 
 
 def find_images(directory, passed_over):
@@ -84,3 +90,16 @@ def find_images(directory, passed_over):
             else:
                 images.append(file.path)
     return sorted(images)
+
+
+# Names. Those on the disk stay as they are, but é may be one letter there or e and an accent.
+
+def unite_names(names):
+    """Sort names, of those that are equal in Unicode's form NFC only the first one."""
+    return sorted({unicodedata.normalize('NFC', name): name for name in reversed(list(names))}.values())
+
+
+def find_places(names, known):
+    """The index in `known` of each name, compared in Unicode's form NFC; -1 if it is not there."""
+    places = {unicodedata.normalize('NFC', name): place for place, name in enumerate(known)}
+    return [places.get(unicodedata.normalize('NFC', name), -1) for name in names]
