@@ -15,6 +15,7 @@ from test_pickles import Forged
 
 from sesemi.data import cifar, datasets
 from sesemi.data.cache import Cache
+from sesemi.data.image_folders import VALIDATION_NAMES
 from sesemi.data.split import split_validation
 from sesemi.errors import InputError
 from sesemi.settings import PRESETS, Preset
@@ -51,6 +52,8 @@ def test_train_and_test_folders(tmp_path):
 
 def test_test_classes_keep_the_numbers_of_train(tmp_path):
     write_classes(tmp_path / 'train', {'ant': 1, 'bee': 1, 'cat': 1, 'dog': 1})
+    test = write_classes(tmp_path / 'test', {'dog': 2})
+    assert datasets.load_dataset('folder', str(tmp_path)).test_labels.tolist() == [3, 3]
     test = write_classes(tmp_path / 'test', {'bee': 1, 'dog': 2})
     dataset = datasets.load_dataset('folder', str(tmp_path))
     assert dataset.class_names == ['ant', 'bee', 'cat', 'dog']
@@ -89,13 +92,13 @@ def test_a_sixth_is_held_out_without_a_test_folder(tmp_path, below, capsys):
     assert datasets.load_dataset('folder', str(tmp_path)).test_names == dataset.test_names
 
 
-@pytest.mark.parametrize('name', datasets.VALIDATION_NAMES)
+@pytest.mark.parametrize('name', VALIDATION_NAMES)
 def test_a_folder_for_validation(tmp_path, name):
     write_classes(tmp_path / 'train', {'ant': 6, 'bee': 6})
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
     assert not len(datasets.load_dataset('folder', str(tmp_path)).valid_labels)
     write_classes(tmp_path / name, {'bee': 3})
-    assert 'one class only (bee)' in refusal('folder', str(tmp_path))
+    assert datasets.load_dataset('folder', str(tmp_path)).valid_labels.tolist() == [1, 1, 1]
     valid = write_classes(tmp_path / name, {'ant': 1, 'bee': 3})
     dataset = datasets.load_dataset('folder', str(tmp_path))
     same_images(dataset.valid_images, valid)
@@ -103,7 +106,7 @@ def test_a_folder_for_validation(tmp_path, name):
     assert len(dataset.train_images) == len(dataset.unlabeled_images) == 12 and len(dataset.test_images) == 2
     with pytest.raises(InputError, match='validation images of its own'):
         split_validation(dataset, np.arange(12), 0.5)
-    (tmp_path / datasets.VALIDATION_NAMES[datasets.VALIDATION_NAMES.index(name) - 1]).mkdir()
+    (tmp_path / VALIDATION_NAMES[VALIDATION_NAMES.index(name) - 1]).mkdir()
     assert 'keep one' in refusal('folder', str(tmp_path))
 
 
@@ -225,11 +228,49 @@ def test_list_without_test_files(tmp_path, capsys):
     (['path,label,split', 'a.png,cat,', 'a.png,,valid'], 'line 3'),
     (['path,label,split', 'a.png,cat,train', 'a.png,dog,train', 'a.png,eel,test'], 'eel'),
     (['path,label', 'a.png,cat', 'a.png,dog', 'a.png,cat', 'nowhere.png,dog'], 'nowhere.png: no such file'),
-    (['path;label', 'a.png;cat'], 'commas'), (['path,label', 'a\0.png,cat', 'a.png,dog'], '')])
+    (['path:label', 'a.png:cat'], 'semicolons'),
+    (['path,label,split', 'a.png,cat,', 'a.png,nan,test'], "line 3: the label 'nan' counts as none"),
+    (['path,label', 'a\0.png,cat', 'a.png,dog'], '')])
 def test_wrong_lists(tmp_path, lines, words):
     write_image(tmp_path / 'a.png', np.zeros((32, 32, 3)))
     sentence = refusal('folder', write_list(tmp_path / 'list.csv', *lines))
     assert str(tmp_path) in sentence and words in sentence
+
+
+@pytest.mark.parametrize('lines', [
+    ['path;label;split', 'é/a.png;cat;train', 'é/b.png;"a;b";train', 'é/c.png;cat;test'],
+    ['Path\tLABEL \tSplit', 'é/a.png\tcat\t', 'é/b.png\ta;b\tTrain', 'é/c.png\tcat\tTEST'],
+    [' split | label | path', '|cat|é/a.png', ' | a;b | é/b.png ', 'test |cat| é/c.png'],
+    ['path, label, split', 'é\\a.png, cat , ', '.\\é\\b.png, "a;b",', 'e\u0301\\c.png,cat, test'],
+    ['path,label,split', 'e\u0301/a.png,cat,', 'e\u0301/b.png,a;b,', 'é/c.png,cat,test']])
+@pytest.mark.parametrize('folder', ['é', 'e\u0301'])
+def test_how_a_list_may_be_written(tmp_path, lines, folder):
+    for name in 'abc':
+        write_image(tmp_path / folder / (name + '.png'), np.full((8, 8, 3), ord(name)))
+    dataset = datasets.load_dataset('folder', write_list(tmp_path / 'list.csv', *lines), 8)
+    assert dataset.class_names == ['a;b', 'cat'] and dataset.train_labels.tolist() == [1, 0]
+    assert dataset.train_images[:, 0, 0, 0].tolist() == [97, 98] and dataset.test_labels.tolist() == [1]
+    assert dataset.train_names == [folder + '/a.png', folder + '/b.png']
+
+
+@pytest.mark.parametrize('labels, test, classes, count', [
+    (['0', '1', '-1', '-1', '0', '1'], '0', ['0', '1'], 2),
+    (['cat', 'nan', 'NaN', '<NA>', 'dog', 'dog'], 'cat', ['cat', 'dog'], 3),
+    (['0', '1', '-1', 'nan', '<NA>', '2'], '0', ['0', '1', '2'], 3),
+    (['0', '1', '-1', '-1', '0', '1'], '-1', ['-1', '0', '1'], 0),
+    (['1', '-1', '-1', '1', '1', '1'], '1', ['-1', '1'], 0),
+    (['0', '1', '-1', 'cat', '0', '1'], '0', ['-1', '0', '1', 'cat'], 0),
+    (['0', '1', '-1', '-2', '0', '1'], '0', ['-1', '-2', '0', '1'], 0),
+    (['0', 'minus1', '1', 'None', 'na', 'NULL'], '0', ['0', '1', 'NULL', 'None', 'minus1', 'na'], 0)])
+def test_labels_of_a_list_that_stand_for_none(tmp_path, capsys, labels, test, classes, count):
+    write_classes(tmp_path, {'x': 7}, size=8)
+    rows = ['x/%03d.png,%s,%s' % (i, label, 'test' if i == 6 else '')
+            for i, label in enumerate([*labels, test])]
+    dataset = datasets.load_dataset('folder', write_list(tmp_path / 'list.csv', 'path,label,split', *rows), 8)
+    assert dataset.class_names == classes
+    assert (len(dataset.train_labels), len(dataset.unlabeled_images)) == (6 - count, 6)
+    said = capsys.readouterr().out
+    assert said.startswith('%d images labeled ' % count) and 'minus1' in said if count else said == ''
 
 
 # CIFAR's official batches
@@ -342,6 +383,19 @@ def test_cifar_of_the_other_kind(tmp_path):
     unpack(tmp_path, cifar_batches('cifar100')[0])
     sentence = refusal('cifar10', str(tmp_path))
     assert sentence == '--data cifar10: {} holds cifar100; say --data cifar100.'.format(tmp_path)
+
+
+@pytest.mark.parametrize('name', [
+    'cifar-10-batches-bin/data_batch_1.bin', 'data_batch_1.bin', 'cifar-10-binary.tar.gz',
+    'cifar-100-binary/fine_label_names.txt', 'cifar-10-batches-mat/data_batch_1.mat'])
+def test_other_versions_of_cifar(tmp_path, name):
+    unpack((tmp_path / name).parent, {os.path.basename(name): b''})
+    assert refusal('cifar10', str(tmp_path)).startswith('%s: is of the binary' % (tmp_path / name))
+
+
+def test_an_archive_of_the_binary_version(tmp_path):
+    path = pack(tmp_path / 'cifar-10-binary.tar.gz', 'cifar10', {'data_batch_1.bin': b''})
+    assert 'of the binary one' in refusal('cifar10', str(path))
 
 
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
@@ -546,7 +600,7 @@ def write_svhn(folder, name, n, seed=0):
     return images, labels
 
 
-def test_svhn(tmp_path):
+def test_svhn(tmp_path, capsys):
     train, train_labels = write_svhn(tmp_path, 'train_32x32.mat', 13)
     test, test_labels = write_svhn(tmp_path, 'test_32x32.mat', 11, seed=1)
     dataset = datasets.load_dataset('svhn', str(tmp_path))
@@ -557,6 +611,10 @@ def test_svhn(tmp_path):
     assert dataset.test_labels.tolist() == test_labels.tolist()
     assert 0 in train_labels and dataset.class_names == [str(digit) for digit in range(10)]
     assert dataset.test_names == [str(i) for i in range(11)]
+    assert capsys.readouterr().out == ''
+    (tmp_path / 'extra_32x32.mat').write_bytes(b'')
+    datasets.load_dataset('svhn', str(tmp_path))
+    assert capsys.readouterr().out == '1 file passed over: extra_32x32.mat.\n'
 
 
 def cut_off(path):

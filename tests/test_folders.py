@@ -82,14 +82,101 @@ def test_a_class_whose_files_cannot_be_read_is_refused_with_the_reason(own):
     assert r'1 .raw\n' in str(error.value) and str(error.value).isprintable()
 
 
-def test_part_names_in_capitals_are_read_and_other_part_names_are_refused(own):
+def test_part_names_in_capitals_are_read(own):
     (own / 'train').rename(own / 'Train')
     (own / 'test').rename(own / 'TEST')
     assert load(own).train_names[0] == 'Train/cat/000.png' and load(own).test_names[0] == 'TEST/cat/000.png'
-    (own / 'Train').rename(own / 'training')
-    (own / 'TEST').rename(own / 'validation')
-    with pytest.raises(InputError, match='own/training: seems to be a part of a data set and no class'):
-        load(own)
+
+
+def write_tree(folder, places):
+    """Write three images into each of the folders `places`, separated by spaces; no two images are alike."""
+    write_classes(folder, dict.fromkeys(places.split(), 3), size=8)
+
+
+@pytest.mark.parametrize('places, words', [
+    ('training_set/cat training_set/dog test_set/cat test_set/dog', 'test_set, {}/training_set: named like'),
+    ('seg_train/seg_train/a seg_train/seg_train/b seg_test/seg_test/a seg_test/seg_test/b seg_pred/seg_pred',
+     'seg_test/seg_test, {}/seg_train/seg_train: named like'),
+    ('train_images/a train_images/b test_images', '{}/train_images: named like'),
+    ('train/a train/b testing/a testing/b', '{}/testing, {}/train: named like'),
+    ('train/a train/b test/a test/b dev/a dev/b', '{}/dev, {}/train: named like'),
+    ('training/a training/b validation/a validation/b', '{}/validation: named like'),
+    ('training/a training/b other/a other/b', '{}/training: named like'),
+    ('trainSet/a trainSet/b CIFARTest/a CIFARTest/b', '{}/CIFARTest, {}/trainSet: named like'),
+    ('TRAIN2017/a TRAIN2017/b x-val/a x-val/b cow', '{}/x-val: named like'),
+    ('cat/train cat/test dog/train dog/test', 'cat, dog hold the same folders (test, train)'),
+    ('cat/Training cat/eval dog/Training dog/eval', 'seem to be parts of a data set'),
+    ('PetImages/cat PetImages/dog', '(PetImages); if the folders in it are the classes, give {}/PetImages.'),
+    ('a/b/train/cat a/b/test/cat', 'give {}/a/b.'),
+    ('cat', 'only (cat); give at least two folders'), ('cat/images', 'only (cat); give at least two f')])
+def test_parts_that_would_be_classes_are_refused(tmp_path, places, words):
+    write_tree(tmp_path, places)
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert words.replace('{}', str(tmp_path)) in str(error.value)
+
+
+@pytest.mark.parametrize('places, words', [
+    (' '.join('fold%d/%s' % (i, name) for i in range(1, 6) for name in ('cat', 'dog')),
+     'fold1, fold2, fold3 and 2 more hold the same folders (cat, dog); if these are your classes, give '
+     '{}/fold1 or a list.csv.'),
+    ('amazon/images/a amazon/images/b dslr/images/a dslr/images/b', '(a, b); {}/amazon/images or'),
+    ('cat/images cat/masks dog/images dog/masks', 'cat, dog hold the same folders (images, masks)'),
+    ('cat/x cat/y cow dog/x dog/y dog/z', 'cat, dog hold the same folders (x, y)'),
+    ('train/1/a train/1/b train/2/a train/2/b', '1, 2 hold the same folders (a, b); {}/train/1 or'),
+    ('cat/siteA dog/siteB', ''), ('cat/images dog/images', ''), ('cat/other cat/x dog/other dog/y', ''),
+    ('cat cat/x cat/y dog dog/x dog/y', ''), ('train/a train/b test/a train_more/a', ''),
+    ('trains tests', ''), ('train_station/images test_tube/images', ''), ('device/a values/b trains/c', ''),
+    ('latest/a contrast/b', ''), ('valid/images invalid/images', '')])
+def test_classes_that_hold_the_same_folders_are_warned_of(tmp_path, capsys, places, words):
+    write_tree(tmp_path, places)
+    load(tmp_path)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Warning')]
+    assert len(warnings) == bool(words)
+    for part in filter(None, words.replace('{}', str(tmp_path)).split('; ')):
+        assert part in warnings[0]
+
+
+@pytest.mark.parametrize('place', ['', 'train', 'train/dog', 'test/cat/a', 'unlabeled', 'flat', 'flat/dog/a'])
+def test_the_folder_of_a_run_is_passed_over(own, capsys, place):
+    write_tree(own / 'flat', 'cat dog')
+    write_tree(own, 'unlabeled test/cat/a')
+    directory = own / place.split('/')[0] if 'flat' in place else own
+    before = load(directory, with_unlabeled=True)
+    run = own / place / 'result[1]'
+    for folder in run, run / 'seed-7':
+        write_image(folder / 'curves.png', np.zeros((8, 8, 3)))
+    for name in 'args.json', '.lock', 'seed-7/args.json', 'seed-7/.lock':
+        (run / name).write_text('')
+        capsys.readouterr()
+        dataset = load(directory, with_unlabeled=True)
+        assert dataset.class_names == ['cat', 'dog'] and dataset.test_names == before.test_names
+        assert len(dataset.unlabeled_images) == len(before.unlabeled_images)
+        assert 'result[1]' in capsys.readouterr().out
+        (run / name).unlink()
+
+
+CAFE = 'café', 'cafe\u0301'      # the same name in Unicode's forms NFC and NFD
+
+
+@pytest.mark.parametrize('here, there', [CAFE, CAFE[::-1]])
+def test_names_that_are_equal_in_nfc_are_one_class(tmp_path, here, there):
+    write_classes(tmp_path, {'train/%s' % here: 2, 'train/cafz': 2, 'test/%s' % there: 1}, size=8)
+    dataset = load(tmp_path)
+    assert dataset.class_names == sorted([here, 'cafz'])
+    assert dataset.test_labels.tolist() == [dataset.class_names.index(here)]
+    assert dataset.test_names == ['test/%s/000.png' % there]
+    write_classes(tmp_path / 'train', {there: 3}, size=8)
+    dataset = load(tmp_path)
+    assert dataset.class_names == [CAFE[1], 'cafz'] and np.bincount(dataset.train_labels).tolist() == [5, 2]
+    assert [dataset.class_names[label] == 'cafz' for label in dataset.train_labels] == [
+        'cafz' in name for name in dataset.train_names]
+    rows = ['train/cafz/%03d.png,%s,%s' % row for row in [(0, there, ''), (1, here, 'test')]]
+    (tmp_path / 'list.csv').write_text('\n'.join(
+        ['path,label,split', *rows, 'test/%s/000.png,cafz,' % here]), encoding='utf-8')
+    dataset = load(tmp_path)
+    assert dataset.class_names == sorted([there, 'cafz'])
+    assert dataset.test_labels.tolist() == [dataset.class_names.index(there)]
 
 
 def test_classes_may_have_names_of_parts(tmp_path):

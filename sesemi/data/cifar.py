@@ -22,6 +22,10 @@ SHA256 = {'cifar10': '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5
           'cifar100': '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'}
 PARTIAL_PREFIX = 'download-'    # of an unfinished download, which a killed process leaves
 URL = 'https://www.cs.toronto.edu/~kriz/'
+# of the binary and the MATLAB version, which are not read
+OTHER_FOLDERS = 'cifar-10-batches-bin', 'cifar-10-batches-mat', 'cifar-100-binary'
+OTHER_FILES = ('cifar-10-binary.tar.gz', 'cifar-10-matlab.tar.gz', 'cifar-100-binary.tar.gz',
+               'data_batch_1.bin', 'data_batch_1.mat', 'fine_label_names.txt')
 BLOCK_BYTES = 1 << 20           # downloaded at a time
 # training files, test file, file with the class names, key of the labels, key of the class names
 CIFAR10 = ['data_batch_%d' % i for i in range(1, 6)], 'test_batch', 'batches.meta', b'labels', b'label_names'

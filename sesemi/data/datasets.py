@@ -3,7 +3,6 @@
 The form of the files (image folders, a CSV list, the official CIFAR files, SVHN's .mat files) is recognised
 from the content of the folder. Everything is decoded and checked before TensorFlow is imported.
 """
-import csv
 import os
 from typing import List, NamedTuple
 
@@ -11,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from sesemi.data import cifar, svhn
-from sesemi.errors import InputError, describe_error
-from sesemi.images.folders import PassedOver, find_images, find_skip_reason, list_entries
+from sesemi.data.image_folders import list_folders
+from sesemi.data.image_list import list_table
+from sesemi.errors import InputError
+from sesemi.images.folders import list_entries
 from sesemi.settings import default_directory
 from sesemi.system.files import hold_lock
-from utils import decode_images, hold_out, list_image_folder
-
-VALIDATION_NAMES = 'valid', 'validation', 'val'     # accepted names of the folder or split for validation
+from utils import decode_images, hold_out
 
 
 class Dataset(NamedTuple):
@@ -63,10 +62,16 @@ def load_dataset(data, directory=None, image_size=32, fit='stretch', with_unlabe
     if _find_file(directory, svhn.FILES):
         _check_name(data, 'svhn', directory)
         return _resize(_load_svhn(directory), image_size)
+    other = _find_file(directory, cifar.OTHER_FILES, inside=('', *cifar.OTHER_FOLDERS))
+    if other:
+        raise InputError('%s: is of the binary or the MATLAB version of CIFAR; download the Python version, '
+                         'such as cifar-10-python.tar.gz.' % other)
     if os.path.isfile(os.path.join(directory, 'list.csv')):
         directory = os.path.join(directory, 'list.csv')
-    load = _load_list if directory.lower().endswith('.csv') and os.path.isfile(directory) else _load_folders
-    return load(directory, with_unlabeled, lambda paths: decode(paths, image_size, fit))
+    is_table = directory.lower().endswith('.csv') and os.path.isfile(directory)
+    listed = (list_table if is_table else list_folders)(directory, with_unlabeled)
+    return _read_files(os.path.dirname(directory) if is_table else directory, *listed,
+                       lambda paths: decode(paths, image_size, fit))
 
 
 def _find_file(directory, names, inside=('',)):
@@ -108,134 +113,6 @@ def _has_files(directory):
 
 # Image files
 
-# names of folders that look like parts of a data set and not like classes
-PART_ALIASES = 'training', 'testing', 'tests', *VALIDATION_NAMES
-
-
-def _load_folders(directory, with_unlabeled, decode):
-    """Read train/CLASS/*, or without a train folder CLASS/*; and test/CLASS/*, valid/CLASS/*, unlabeled/*.
-
-    The last three are optional; test and valid need a train folder. decode: a function of a list of paths.
-    Returns a Dataset. Raises InputError.
-    """
-    if not os.path.isdir(directory):
-        raise InputError('--dataset %s: neither a folder, nor a CIFAR .tar.gz archive, nor a .csv list; give '
-                         'one of these.'
-                         % directory)
-    train, test = (_find_subfolder(directory, name) for name in ('train', 'test'))
-    if os.path.isdir(test) and not os.path.isdir(train):
-        raise InputError('%s: has a test folder but no train folder; add train/CLASS/*.' % directory)
-    passed_over = PassedOver()
-    paths, labels, class_names = list_image_folder(train if os.path.isdir(train) else directory, passed_over)
-    found = [part for part in (_find_subfolder(directory, name) for name in VALIDATION_NAMES)
-             if os.path.isdir(part)] if os.path.isdir(train) else []
-    if len(found) > 1:
-        raise InputError('%s: has %s for validation; keep one of them.'
-                         % (directory, ' and '.join(map(os.path.basename, found))))
-    if os.path.isdir(train):
-        folders, files = list_entries(directory)
-        passed_over.folders.update((folder.path, '') for folder in folders
-                                   if folder.path not in (train, test, *found))
-        passed_over.files.update(find_skip_reason(file) or 'outside the class folders' for file in files)
-    else:
-        _check_classes(directory, paths, class_names)
-    parts = [_list_part(part, class_names, train, passed_over) for part in (test, *(found or ['']))]
-    extra = []
-    for unlabeled in sorted({_find_subfolder(place, 'unlabeled') for place in (directory, train)
-                             if os.path.isdir(place)} & set(passed_over.folders)):
-        passed_over.folders[unlabeled] = 'for --method ssl'
-        if with_unlabeled:
-            del passed_over.folders[unlabeled]
-            extra += find_images(unlabeled, passed_over)
-    if str(passed_over):
-        print(passed_over)
-    return _read_files(directory, class_names, ((paths, labels), *parts), extra, decode)
-
-
-def _list_part(folder, class_names, train, passed_over):
-    """List a part's paths and labels, numbered as the training classes; none if the folder is missing.
-
-    Raises InputError for a class without training images.
-    """
-    if not os.path.isdir(folder):
-        return [], np.zeros(0, np.int64)
-    paths, labels, found = list_image_folder(folder, passed_over)
-    for name in found:
-        if name not in class_names:
-            raise InputError('%s: no such class in %s; add its training images or remove the folder.'
-                             % (os.path.join(folder, name), train))
-    return paths, np.array([class_names.index(name) for name in found])[labels]
-
-
-def _find_subfolder(directory, name):
-    """Return the path of the folder `name` in `directory`, upper or lower case; it need not exist."""
-    found = [folder.name for folder in list_entries(directory)[0] if folder.name.lower() == name]
-    return os.path.join(directory, name if name in found or not found else found[0])
-
-
-def _check_classes(directory, paths, class_names):
-    """Raise InputError for a class folder that looks like a part of a data set.
-
-    It has the name of a part, and no image lies directly in it. As a class it would teach nonsense unnoticed.
-    """
-    holding = {os.path.dirname(path) for path in paths}
-    for name in class_names:
-        if name.lower() in PART_ALIASES and os.path.join(directory, name) not in holding:
-            raise InputError('%s: seems to be a part of a data set and no class; name the parts train and '
-                             'test.' % os.path.join(directory, name))
-
-
-def _load_list(path, with_unlabeled, decode):
-    """Read the images that a CSV file lists, with the columns path, label and split. Returns a Dataset.
-
-    path: relative to the CSV file's folder; label: empty for an unlabeled image; split: train (the default),
-    valid or test. decode: a function of a list of paths. Raises InputError.
-    """
-    directory = os.path.dirname(path)
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError('%s: cannot be read as a CSV file (%s); save it as UTF-8 text.'
-                         % (path, describe_error(error))) from None
-    if not rows or not {'path', 'label'} <= set(rows[0]):
-        raise InputError('%s: needs a header with the columns path, label and split, set apart by commas, '
-                         'and a line for each image.' % path)
-    parts = {'train': [], 'valid': [], 'test': [], 'unlabeled': []}
-    for line, row in enumerate(rows, 2):
-        part, label = row.get('split') or 'train', row['label'] if (row['label'] or '').strip() else ''
-        if not row['path'] or '\0' in row['path']:      # Python 3.11's csv lets \0 through
-            raise InputError('%s, line %d: has no path, or one that no file can have; correct or remove the '
-                             'line.' % (path, line))
-        if part in VALIDATION_NAMES:
-            part = 'valid'
-        if part not in ('train', 'valid', 'test'):
-            raise InputError('%s, line %d: split is %.40r; it must be train, valid or test.'
-                             % (path, line, part))
-        if part != 'train' and not label:
-            raise InputError('%s, line %d: has no label, which a %s image needs.' % (path, line, part))
-        file = os.path.join(directory, row['path'])
-        if not os.path.exists(file):
-            raise InputError('%s, line %d: %s: no such file; correct the path, which counts from the folder '
-                             'of the list, or remove the line.'
-                             % (path, line, file))
-        parts[part if label else 'unlabeled'].append((file, label))
-    class_names = sorted({label for _, label in parts['train']})
-    unknown = sorted({label for _, label in parts['valid'] + parts['test']} - set(class_names))
-    if unknown or len(class_names) < 2:
-        raise InputError('%s: %s.'
-                         % (path, 'the class %s has no training images; add some' % unknown[0] if unknown else
-                          'needs training images of at least two classes'))
-    train, test, valid = (
-        ([file for file, _ in parts[part]],
-         np.array([class_names.index(label) for _, label in parts[part]], np.int64))
-        for part in ('train', 'test', 'valid'))
-    extra = [file for file, _ in parts['unlabeled']] if with_unlabeled else []
-    if len(extra) < len(parts['unlabeled']):
-        print('%d unlabeled images passed over (for --method ssl).' % len(parts['unlabeled']))
-    return _read_files(directory, class_names, (train, test, valid), extra, decode)
-
-
 def _read_files(directory, class_names, parts, extra, decode):
     """Decode the files into a Dataset; without test files, hold out a sixth of each class for test.
 
@@ -269,7 +146,8 @@ def _read_files(directory, class_names, parts, extra, decode):
 def _load_cifar(data, files, source):
     """Return the Dataset of CIFAR-10 or CIFAR-100; files: as cifar.read_archive returns them."""
     if not files:
-        raise InputError('%s: holds no CIFAR batches; download the official archive again.' % source)
+        raise InputError('%s: holds no CIFAR batches of the Python version, perhaps those of the '
+                         'binary one; download the Python version.' % source)
     _check_name(data, cifar.recognize(files), source)
     train_images, train_labels, test_images, test_labels, class_names = cifar.extract_arrays(files, source)
     return Dataset(train_images, train_labels, [str(i) for i in range(len(train_labels))],
@@ -281,6 +159,8 @@ def _load_cifar(data, files, source):
 
 def _load_svhn(directory):
     """Read SVHN's two files in a folder: returns a Dataset."""
+    if os.path.exists(os.path.join(directory, svhn.EXTRA_FILE)):
+        print('1 file passed over: %s.' % svhn.EXTRA_FILE)
     parts = []
     for images, labels in map(svhn.read_file, (os.path.join(directory, name) for name in svhn.FILES)):
         parts += [images, labels, [str(i) for i in range(len(labels))]]

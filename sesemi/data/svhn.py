@@ -5,6 +5,7 @@ from sesemi.errors import InputError, describe_error
 from sesemi.system.files import open_regular
 
 FILES = 'train_32x32.mat', 'test_32x32.mat'
+EXTRA_FILE = 'extra_32x32.mat'      # easier training images, which are not read
 
 
 def read_file(path):
