@@ -1,10 +1,11 @@
 """Classify new images with a saved model: python predict.py result/sesemi.h5 FILE|FOLDER...
 
-Prints a line for each image with its path and its most probable classes, or writes these to a CSV file. With
---evaluate it measures the error on a folder that holds a folder of images for each class; the last line is
-`classification error rate: 0.xxxx`. Exit status 1: some images could not be read, the others were classified;
-2: wrong input.
+Prints a line for each image with its path and its most probable classes. Or writes these to a CSV file, shows
+the images on a page, or sorts them into a folder for each class. With --evaluate it measures the error on a
+folder that holds a folder of images for each class; the last line is `classification error rate: 0.xxxx`. Exit
+status 1: some images could not be read, the others were classified; 2: wrong input.
 """
+import functools
 import math
 import os
 import sys
@@ -21,8 +22,10 @@ import numpy as np
 from sesemi.device import precision
 from sesemi.errors import InputError, RunError, escape_controls
 from sesemi.flags import PRECISION_HELP
-from sesemi.images.decoding import compute_max_pixels, decode_image
+from sesemi.images import sorting
+from sesemi.images.decoding import compute_max_pixels, decode_image, make_thumbnail
 from sesemi.images.folders import PassedOver, find_images, find_places
+from sesemi.record import gallery
 from sesemi.system import files
 from sesemi.system.command_line import Parser, fraction, report_run_errors, whole_number
 from sesemi.system.machine import count_cores, get_memory_size
@@ -55,21 +58,50 @@ def predict(args):
         raise InputError('%s: the model has no class of this name, only %s; rename or remove the folder.' % (
             os.path.join(args.evaluate, labeled_classes[places.index(-1)]), ', '.join(class_names)))
 
+    if args.sort_into:
+        used = [path for path in (*args.paths, args.csv, args.html) if path]
+        sorting.prepare(args.sort_into, class_names, used, args.copy)
     probabilities, unreadable = classify(paths, args.model, metadata['fit'], args.device, args.precision_mode)
     for error in unreadable.values():
         print(error, file=sys.stderr)
-    ranked = [[] if i in unreadable else rank(row, class_names, args.top, args.threshold)
+    # the index of each image's class; one more if below --threshold, two more if unreadable
+    groups = np.where(probabilities.max(axis=1) >= args.threshold, probabilities.argmax(axis=1),
+                      len(class_names))
+    groups[list(unreadable)] = len(class_names) + 1
+    ranked = [[] if i in unreadable else rank(row, class_names, args.top, groups[i] == len(class_names))
               for i, row in enumerate(probabilities)]
+    ordered = np.sort(np.pad(probabilities, ((0, 0), (1, 0)), 'constant'))      # a model may have one class
+    margins = ordered[:, -1] - ordered[:, -2]
+    rows = [table_row(path, best) for path, best in zip(paths, ranked)]
+    columns = dict.fromkeys((key for row in rows for key in row), '')
+    rows = [{**columns, **row, 'margin': '%.6f' % margin if best else ''}
+            for row, best, margin in zip(rows, ranked, margins)]
+    if args.sort_into:
+        folders = [*class_names, 'unlabeled', '']
+        targets = sorting.sort_files(paths, [folders[group] for group in groups], args.sort_into, args.copy)
+        rows = [dict(row, sorted_to=target) for row, target in zip(rows, targets)]
+        print('%s: %d images.' % (args.sort_into, len(paths) - len(unreadable)))
     if args.csv:
-        files.write_table(args.csv, [table_row(path, best) for path, best in zip(paths, ranked)])
+        files.write_table(args.csv, rows)
         print('%s: %d images.' % (args.csv, len(paths)))
+    if args.html:
+        captions = [unreadable[i].args[-1] if i in unreadable else
+                    '%s %.4f' % (class_names[row.argmax()], row.max()) for i, row in enumerate(probabilities)]
+        headings = [*class_names, 'Below --threshold %g' % args.threshold, 'Unreadable']
+        text = gallery.render(args.model, list(map(gallery.Prediction, paths, groups, margins, captions)),
+                              headings, args.per_class,
+                              functools.partial(decode_all, make_thumbnail))
+        # file names may hold bytes that are not UTF-8
+        files.write_atomic(args.html, text.encode(errors='backslashreplace'))
+        print('%s: %d images.' % (args.html, len(paths)))
+    if args.csv or args.html or args.sort_into:
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
             print('%8d  %s' % (count, escape_controls(name)))
     if args.evaluate:
         labels = np.array(places)[labels]
         readable = [i for i in range(len(paths)) if i not in unreadable]
         print_evaluation(probabilities[readable], labels[readable], class_names, args.threshold)
-    elif not args.csv:
+    elif not (args.csv or args.html or args.sort_into):
         for path, best in zip(paths, ranked):
             print('\t'.join(map(escape_controls,
                                 [path] + (['%s %.4f' % pair for pair in best] or ['unreadable']))))
@@ -124,15 +156,13 @@ def decode_batches(paths, image_size, fit, size):
     Values are 0-255. The next batches are decoded meanwhile. Unreadable images are black, and black images
     fill up the last batch, because an NPU compiles a graph for each batch size.
     """
-    max_pixels = compute_max_pixels(get_memory_size() / 2, count_cores())
-
-    def decode(path):
+    def decode(path, max_pixels):
         try:
             return decode_image(path, image_size, fit, max_pixels)
         except InputError as error:
             return error
 
-    decoded = enumerate(prefetch(decode, paths, ThreadPoolExecutor(count_cores()), size + count_cores()))
+    decoded = enumerate(decode_all(decode, paths, size))
     for _ in range(0, len(paths), size):
         images, errors = np.zeros((size, image_size, image_size, 3), np.float32), {}
         for row, (i, image) in zip(range(size), decoded):
@@ -143,15 +173,22 @@ def decode_batches(paths, image_size, fit, size):
         yield images, errors
 
 
+def decode_all(decode, paths, ahead=0):
+    """Yield decode(path, max_pixels) of each path, computed on all cores."""
+    max_pixels = compute_max_pixels(get_memory_size() / 2, count_cores())
+    return prefetch(lambda path: decode(path, max_pixels), paths, ThreadPoolExecutor(count_cores()),
+                    ahead + count_cores())
+
+
 # Reports
 
-def rank(probabilities, class_names, top, threshold=0.0):
+def rank(probabilities, class_names, top, unknown=False):
     """The `top` most probable classes as (name, probability), the most probable one first.
 
-    If its probability is below `threshold`, 'unknown' comes first, with the same probability.
+    If `unknown` is true, 'unknown' comes first, with the same probability.
     """
     best = [(class_names[i], probabilities[i]) for i in np.argsort(-probabilities, kind='stable')[:top]]
-    if best[0][1] < threshold:
+    if unknown:
         best.insert(0, (UNKNOWN, best[0][1]))
     return best[:top]
 
@@ -209,6 +246,14 @@ def parse_args(argv):
                         'has less than this probability, such as 0.8')
     parser.add_argument('--csv', metavar='FILE',
                         help='write the classes to this CSV file, and print only how many images each has')
+    parser.add_argument('--html', metavar='FILE',
+                        help='write a page that shows the images by class, the least certain first')
+    parser.add_argument('--per-class', type=whole_number(1), default=60, metavar='N',
+                        help='how many images of a class --html shows (default: 60)')
+    parser.add_argument('--sort-into', metavar='DIR',
+                        help='make links to the images in DIR/CLASS/, a new or empty folder, and to those '
+                        'below --threshold in DIR/unlabeled/')
+    parser.add_argument('--copy', action='store_true', help='with --sort-into: make copies and no links')
     parser.add_argument('--evaluate', metavar='DIR',
                         help='measure the error on the images DIR/CLASS/*; give no other images then')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu', 'npu'], default='auto',
@@ -217,8 +262,11 @@ def parse_args(argv):
     args = parser.parse_intermixed_args(argv)       # allows flags between the paths
     if bool(args.paths) == bool(args.evaluate):
         parser.error('give either images to classify or --evaluate DIR')
-    if args.csv:
-        files.check_writable(args.csv, '--csv ' + args.csv)
+    if args.evaluate and args.sort_into or args.copy and not args.sort_into:
+        parser.error('--sort-into goes with images to classify, not with --evaluate; --copy goes with it')
+    for flag, path in (('--csv', args.csv), ('--html', args.html)):
+        if path:
+            files.check_writable(path, '%s %s' % (flag, path))
     precision.check(precision.known_device(args.device), args.precision_mode, tensorflow_version())
     return args
 

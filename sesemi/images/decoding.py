@@ -25,13 +25,24 @@ PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 ORIENTATION = 274           # the EXIF tag; its values and what turns such an image upright:
 TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
          6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
-RESIZING = {        # by fit, one of settings.FITS
+THUMBNAIL_SIDE = 128        # pixels, the longest side
+THUMBNAIL_QUALITIES = 60, 30, 10    # of JPEG: the first that takes at most so many bytes
+THUMBNAIL_BYTES = 3500      # 2,000 such images, in base64, are within 10 MB
+
+
+def _resize_longest(image, size):
+    """Resize an image to the width and height `size` at most; its proportions stay."""
+    return image.resize([max(1, round(side / max(image.size) * size[0])) for side in image.size],
+                        Image.BILINEAR)
+
+
+RESIZING = {        # by fit, one of settings.FITS, or 'longest' for thumbnails
     'stretch': lambda image, size: image.resize(size, Image.BILINEAR),
     # cuts a square out of the middle
     'crop': lambda image, size: ImageOps.fit(image, size, Image.BILINEAR),
     # adds black borders; ImageOps.pad alone makes a narrow image 0 pixels wide
-    'pad': lambda image, size: ImageOps.pad(image.resize(
-        [max(1, round(side / max(image.size) * size[0])) for side in image.size], Image.BILINEAR), size),
+    'pad': lambda image, size: ImageOps.pad(_resize_longest(image, size), size),
+    'longest': _resize_longest,
 }
 
 
@@ -91,6 +102,20 @@ def decode_image(path, image_size=32, fit='stretch', max_pixels=math.inf, animat
         why = describe_error(error)
     raise InputError('%s: cannot be read as an image (%s); replace or remove the file.' % (path, why),
                      path, why)
+
+
+def make_thumbnail(path, max_pixels=math.inf):
+    """The bytes of a small, upright JPEG of an image file; none if the file cannot be read."""
+    try:
+        image = Image.fromarray(decode_image(path, THUMBNAIL_SIDE, 'longest', max_pixels))
+    except InputError:
+        return b''
+    for quality in THUMBNAIL_QUALITIES:
+        memory = io.BytesIO()
+        image.save(memory, 'JPEG', quality=quality)
+        if memory.tell() <= THUMBNAIL_BYTES:
+            break
+    return memory.getvalue()
 
 
 def _decode(file, image_size, fit, max_pixels):

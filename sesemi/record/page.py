@@ -41,14 +41,17 @@ def render(report, rows, curves, result=None, probabilities=None):
                      ('Most confident mistakes', mistakes_section(dataset, probabilities))]
     sections += [('Data', data_section(dataset, labeled, flags, matrix)), ('Labeled images', report.samples),
                  ('The run', run_section(report.record, result))]
+    return fill_frame(title(flags, labeled), 'Finished' if result else 'Not finished yet; as of',
+                      key_figures(rows, report.epochs, flags, result), sections)
+
+
+def fill_frame(title, state, top, sections):
+    """A page as text. state: the words before the time; top: HTML; sections: (heading, content), HTML."""
     with open(FRAME, encoding='utf-8') as file:
         frame = string.Template(file.read())
     return frame.substitute(
-        title=escape(title(flags, labeled)),
-        state='%s %s'
-        % ('Finished' if result else 'Not finished yet; as of', time.strftime('%Y-%m-%d %H:%M:%S %z')),
-        body=key_figures(rows, report.epochs, flags, result) + ''.join(
-            '<section>\n<h2>%s</h2>\n%s\n</section>\n' % section for section in sections))
+        title=escape(title), state=escape('%s %s' % (state, time.strftime('%Y-%m-%d %H:%M:%S %z'))),
+        body=top + ''.join('<section>\n<h2>%s</h2>\n%s\n</section>\n' % section for section in sections))
 
 
 def title(flags, labeled):
@@ -243,7 +246,11 @@ def picture(pixels):
     """A data URI of an image, uint8 (h, w, 3) or with opacity (h, w, 4)."""
     memory = io.BytesIO()
     Image.fromarray(pixels).save(memory, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(memory.getvalue()).decode()
+    return data_uri('png', memory.getvalue())
+
+
+def data_uri(kind, data):
+    return 'data:image/%s;base64,%s' % (kind, base64.b64encode(data).decode())
 
 
 def escape(text):
