@@ -2,8 +2,8 @@
 
 Prints a line for each image with its path and its most probable classes. Or writes these to a CSV file, shows
 the images on a page, or sorts them into a folder for each class. With --evaluate it measures the error on a
-folder that holds a folder of images for each class; the last line is `classification error rate: 0.xxxx`. Exit
-status 1: some images could not be read, the others were classified; 2: wrong input.
+folder that holds a folder of images for each class; the last line is `classification error rate: 0.xxxx`.
+Exit status 1: some images could not be read, the others were classified; 2: wrong input.
 """
 import functools
 import math

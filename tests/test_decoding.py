@@ -11,7 +11,7 @@ from conftest import write_image
 from PIL import Image
 
 from sesemi.errors import InputError
-from sesemi.images.decoding import decode_image, find_formats
+from sesemi.images.decoding import decode_image, find_formats, make_thumbnail
 
 QUARTERS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255), 'grey': (96, 96, 96)}
 
@@ -117,6 +117,22 @@ def test_decode_turns_images_upright_whatever_else_the_exif_holds(tmp_path, orie
     (tmp_path / 'a.png').write_bytes(data[:-12] + chunk(b'eXIf', content) + data[-12:])
     for name in 'a.jpg', 'a.webp', 'a.png':
         assert abs(decode_image(str(tmp_path / name)).astype(int) - upright(orientation)).max() <= 3, name
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_thumbnail_is_upright(tmp_path, orientation):
+    pixels = np.random.RandomState(0).randint(0, 256, (1000, 500, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(str(tmp_path / 'noise.jpg'), exif=exif(orientation))
+    save(tmp_path / 'small.jpg', quality=100, exif=exif(orientation))
+    (tmp_path / 'empty.jpg').write_text('')
+    noise, small, none = (make_thumbnail(str(tmp_path / name))
+                          for name in ('noise.jpg', 'small.jpg', 'empty.jpg'))
+    assert max(len(noise), len(small)) <= 3500 and none == b''
+    assert Image.open(io.BytesIO(noise)).size == ((128, 64) if orientation > 4 else (64, 128))
+    with Image.open(io.BytesIO(small)) as image:
+        assert (image.format, image.size, image.getexif().get(274)) == ('JPEG', (128, 128), None)
+        corners = np.asarray(image)[16::96, 16::96].astype(int)
+    assert abs(corners - upright(orientation)[::31, ::31]).max() <= 8
 
 
 @pytest.mark.parametrize('compression', [None, 'tiff_lzw'])

@@ -68,6 +68,10 @@ FLAGS = {
         --top
         --threshold
         --csv
+        --html
+        --per-class
+        --sort-into
+        --copy
         --evaluate
         --device {auto,cpu,gpu,npu}
         --precision-mode''',
@@ -114,6 +118,8 @@ The lines and files of the model zoo's scripts:
     test_zoo_scripts.py test_numbers
 The columns of predict.py --csv:
     test_predict.py test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable
+The page of predict.py --html and the folders of --sort-into:
+    test_predict.py test_page_and_folders_of_images_by_class
 The files of export.py --bins:
     test_export.py test_the_bins_hold_the_views_of_the_evaluation_in_training
 sesemi.h5 opens in plain Keras:

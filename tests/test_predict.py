@@ -1,6 +1,10 @@
 """predict.py as a user runs it, with a saved model of one convolution for 64 x 64 images, padded."""
+import base64
 import csv
+import html
+import io
 import os
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -103,13 +107,14 @@ def test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable(saved
     with open(str(tmp_path / 'out.csv'), newline='') as file:
         header, *rows = csv.reader(file)
     assert header == ['file', 'class', 'probability'] + [
-        '{}_{}'.format(name, place) for place in range(2, 6) for name in ('class', 'probability')]
+        '{}_{}'.format(name, place) for place in range(2, 6) for name in ('class', 'probability')] + ['margin']
     assert [row[0] for row in rows] == [str(tmp_path / 'images/{:03d}.png'.format(number))
                                         for number in range(65)]
-    assert rows.pop(50)[1:] == ['unreadable'] + [''] * 9
-    for path, *cells in rows:
+    assert rows.pop(50)[1:] == ['unreadable'] + [''] * 10
+    for path, *cells, margin in rows:
         classes, values = cells[::2], np.array(cells[1::2], float)
         assert sorted(classes) == CLASSES and (np.diff(values) <= 0).all() and abs(values.sum() - 1) < 1e-5
+        assert float(margin) == pytest.approx(values[0] - values[1], abs=2e-6)
         expected = saved.probabilities(path)[[CLASSES.index(name) for name in classes]]
         np.testing.assert_allclose(values, expected, atol=1e-4)
     counts = {line.split(None, 1)[1]: int(line.split()[0]) for line in lines[1:]}
@@ -117,6 +122,67 @@ def test_csv_of_several_batches_equals_one_by_one_and_lists_the_unreadable(saved
     assert counts == {name: [row[1] for row in rows].count(name) for name in counts}
     assert sum(counts.values()) == 64
     assert len(counts) >= 3, 'the images are too alike to tell one from another'
+
+
+def test_page_and_folders_of_images_by_class(saved, tmp_path):
+    names = ['{:02d}.png'.format(number) for number in range(30)]
+    names += ['sub/00.png', 'a<b>&"\'x.png', 'caf\udce9.png', 'new\nline.png', '$state %s.png']
+    for number, name in enumerate(names):
+        write_picture(tmp_path / 'photos' / name, number, (40, 64))
+    for name, size in (('cut.png', 500), ('empty.png', 0)):
+        data = (tmp_path / 'photos/00.png').read_bytes()
+        (tmp_path / 'photos' / name).write_bytes(data[:len(data) // 2] if size else b'')
+    expected = {name: saved.probabilities(tmp_path / 'photos' / name) for name in names}
+    best = np.sort(np.max(list(expected.values()), axis=1))
+    threshold = float(best[7] + best[8]) / 2
+    flags = 'photos', '--html=out.html', '--per-class=4', '--threshold', threshold, '--top=1'
+
+    status, lines, error = run(saved.model, *flags, '--sort-into=sorted', '--csv=out.csv', cwd=tmp_path)
+
+    assert status == 1 and error.count('cannot be read') == 2
+    assert lines[:3] == ['sorted: 35 images.', 'out.csv: 37 images.', 'out.html: 37 images.']
+    groups = {heading: {} for heading in [*CLASSES, 'Below --threshold {:g}'.format(threshold)]}
+    for name, values in expected.items():
+        ordered = np.sort(values)
+        heading = CLASSES[values.argmax()] if ordered[-1] >= threshold else list(groups)[-1]
+        groups[heading][name] = ordered[-1] - ordered[-2]
+    with open(str(tmp_path / 'out.csv'), newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['file', 'class', 'probability', 'margin', 'sorted_to']
+    escaped = [name.encode('unicode_escape').decode() if name in names[-3:-1] else name for name in names]
+    by_file = {row['file']: row for row in rows}
+    for name, shown in zip(names, escaped):
+        row = by_file['photos/' + shown]
+        heading = next(heading for heading in groups if name in groups[heading])
+        folder = heading if heading in CLASSES else 'unlabeled'
+        assert float(row['margin']) == pytest.approx(groups[heading][name], abs=1e-4)
+        base = os.path.basename(shown)
+        assert row['sorted_to'] in ('sorted/{}/{}'.format(folder, base),
+                                    'sorted/{}/{}'.format(folder, base.replace('.', '_2.')))
+        if name != 'sub/00.png':
+            assert os.readlink(str(tmp_path / 'sorted' / folder / name)) == str(tmp_path / 'photos' / name)
+    assert [row['sorted_to'] for row in rows if row['class'] == 'unreadable'] == ['', '']
+    assert sum(len(files) for _, _, files in os.walk(str(tmp_path / 'sorted'))) == 35
+
+    page = (tmp_path / 'out.html').read_text(encoding='utf-8')
+    assert not re.search('src="(?!data:)|href="(?!data:)', page)
+    sections = re.findall('<section>\n<h2>(.*?)</h2>(.*?)</section>', page, re.DOTALL)
+    assert [heading for heading, _ in sections] == [name for name in groups if groups[name]] + ['Unreadable']
+    assert len(sections) >= 5, 'the images are too alike'
+    for heading, content in sections[:-1]:
+        order = sorted(groups[heading], key=groups[heading].get)
+        found = re.findall('<figcaption>(.*) ([0-9.]+)<small>(.*)</small>', content)
+        assert [html.unescape(name) for _, _, name in found] == [
+            os.path.basename(escaped[names.index(name)]) for name in order[:4]]
+        for name, (label, probability, _) in zip(order, found):
+            assert label == CLASSES[expected[name].argmax()]
+            assert float(probability) == pytest.approx(expected[name].max(), abs=1e-4)
+        thumbnails = re.findall('src="data:image/jpeg;base64,(.*?)"', content)
+        sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in thumbnails]
+        assert sizes == [(80, 128)] * min(4, len(order))
+        assert ('%d more.' % (len(order) - 4) in content) == (len(order) > 4)
+    assert re.findall('<small>(.*?)</small>', sections[-1][1]) == ['cut.png', 'empty.png']
+    assert 'img' not in sections[-1][1] and 'it is empty' in sections[-1][1]
 
 
 def test_evaluation_of_some_of_the_classes_equals_the_hand_computation(saved, tmp_path):
@@ -240,6 +306,12 @@ def folder(tmp_path):
     (['{model}', 'image.png', '--threshold', '2'], '--threshold: 2 is not above 0 and up to 1'),
     (['{model}', 'image.png', '--csv', 'nowhere/out.csv'], '--csv nowhere/out.csv: cannot be written'),
     (['{model}', 'image.png', '--csv', 'empty'], '--csv empty: cannot be written'),
+    (['{model}', 'image.png', '--html', 'empty'], '--html empty: cannot be written'),
+    (['{model}', 'image.png', '--per-class', '0'], '--per-class: 0 is not a whole number from 1 up'),
+    (['{model}', '--evaluate', 'labeled', '--sort-into', 'new'], '--sort-into goes with images to classify'),
+    (['{model}', 'image.png', '--copy'], '--copy goes with it'),
+    (['{model}', 'labeled', '--sort-into', 'labeled/new'], 'lies in labeled or around it'),
+    (['{model}', 'image.png', '--csv', 'empty/list.csv', '--sort-into', 'empty'], 'lies in empty/list.csv'),
     (['{model}', 'image.png', '--tpo', '1'], '--tpo'),
     (['text.h5', 'image.png'], 'text.h5: not a model saved by this program'),
     (['other.h5', 'image.png'], 'other.h5: not a model saved by this program'),

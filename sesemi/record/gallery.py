@@ -27,7 +27,7 @@ def render(model, predictions, headings, per_class, make_thumbnails):
         groups.setdefault(image.group, []).append(image)
     shown = {group: groups[group][:per_class] for group in sorted(groups)}
     thumbnails = iter(make_thumbnails([image.path for images in shown.values() for image in images]))
-    sections, tiles = [], []
+    sections, tiles = [], [('Images', page.number(len(predictions)), '')]
     for group, images in shown.items():
         heading, count = text(headings[group]), len(groups[group])
         tiles.append((heading, page.number(count), ''))
