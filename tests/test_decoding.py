@@ -122,8 +122,8 @@ def test_decode_turns_images_upright_whatever_else_the_exif_holds(tmp_path, orie
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_a_thumbnail_is_upright(tmp_path, orientation):
     pixels = np.random.RandomState(0).randint(0, 256, (1000, 500, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(str(tmp_path / 'noise.jpg'), exif=exif(orientation))
-    save(tmp_path / 'small.jpg', quality=100, exif=exif(orientation))
+    Image.fromarray(pixels).save(str(tmp_path / 'noise.jpg'), exif=b'Exif\0\0' + exif(orientation))
+    save(tmp_path / 'small.jpg', quality=100, exif=b'Exif\0\0' + exif(orientation))
     (tmp_path / 'empty.jpg').write_text('')
     noise, small, none = (make_thumbnail(str(tmp_path / name))
                           for name in ('noise.jpg', 'small.jpg', 'empty.jpg'))

@@ -38,8 +38,8 @@ def test_files_become_links_or_copies_that_the_next_run_reads(tmp_path, monkeypa
     assert dataset.class_names == CLASSES and len(dataset.unlabeled_images) == len(dataset.train_images) + 1
 
 
-@pytest.mark.parametrize('name', ['', '.', '..', '.hidden', '/', '/etc', 'a/b', 'a\0b', 'train', 'Test', 'UNLABELED',
-                                  '__MACOSX', 'ä' * 128, '\ud800', 7, None])
+@pytest.mark.parametrize('name', ['', '.', '..', '.hidden', '/', '/etc', 'a/b', 'a\0b', 'train', 'Test',
+                                  'UNLABELED', '__MACOSX', 'ä' * 128, '\ud800', 7, None])
 def test_class_names_that_no_class_folder_can_have(tmp_path, name):
     with pytest.raises(InputError, match='no class folder can have this name'):
         sorting.prepare(str(tmp_path / 'out'), ['ant', name], [], False)
