@@ -87,12 +87,7 @@ def predict(args):
     if args.html:
         captions = [unreadable[i].args[-1] if i in unreadable else
                     '%s %.4f' % (class_names[row.argmax()], row.max()) for i, row in enumerate(probabilities)]
-        headings = [*class_names, 'Below --threshold %g' % args.threshold, 'Unreadable']
-        text = gallery.render(args.model, list(map(gallery.Prediction, paths, groups, margins, captions)),
-                              headings, args.per_class,
-                              functools.partial(decode_all, make_thumbnail))
-        # file names may hold bytes that are not UTF-8
-        files.write_atomic(args.html, text.encode(errors='backslashreplace'))
+        write_page(args, class_names, list(map(gallery.Prediction, paths, groups, margins, captions)))
         print('%s: %d images.' % (args.html, len(paths)))
     if args.csv or args.html or args.sort_into:
         for name, count in Counter(best[0][0] if best else 'unreadable' for best in ranked).most_common():
@@ -200,6 +195,15 @@ def table_row(path, best):
         suffix = '_%d' % number if number > 1 else ''
         row['class' + suffix], row['probability' + suffix] = name, '%.6f' % probability
     return row
+
+
+def write_page(args, class_names, predictions):
+    """Write the page of --html. predictions: a gallery.Prediction for each image."""
+    headings = [*class_names, 'Below --threshold %g' % args.threshold, 'Unreadable']
+    text = gallery.render(args.model, predictions, headings, args.per_class,
+                          functools.partial(decode_all, make_thumbnail))
+    # file names may hold bytes that are not UTF-8
+    files.write_atomic(args.html, text.encode(errors='backslashreplace'))
 
 
 def print_evaluation(probabilities, labels, class_names, threshold=0.0):

@@ -8,7 +8,7 @@ from sesemi.record import page
 
 
 class Prediction(NamedTuple):
-    """group: index of the heading below which the image is shown, the smallest margin first."""
+    """Of an image. group: index of its heading; margin: between the probabilities of its two best classes."""
     path: str
     group: int
     margin: float
