@@ -50,8 +50,10 @@ def _gpus(text):
 
 PRECISION_HELP = (
     'cpu, gpu: float32 (default) or mixed; mixed is float16 on a gpu and bfloat16 on a cpu, which needs '
-    'TensorFlow 2 and a processor with amx_bf16 or avx512_bf16. npu: allow_fp32_to_fp16 (default), '
-    'force_fp16, must_keep_origin_dtype or allow_mix_precision')
+    'TensorFlow 2 and a processor with amx_bf16 or avx512_bf16. npu: force_fp32, force_fp16, '
+    'cube_fp16in_fp32out, must_keep_origin_dtype, allow_fp32_to_fp16, allow_mix_precision, '
+    'allow_mix_precision_fp16, allow_mix_precision_bf16 or allow_fp32_to_bf16 (default: the precision of the '
+    'platform)')
 
 TABLE = {
     'data': [
@@ -136,7 +138,7 @@ TABLE = {
               choices=['auto', 'cpu', 'gpu', 'npu']),
         _flag('precision_mode', None, KEPT, PRECISION_HELP, metavar='MODE'),
         _switch('profiling', NOT_KEPT, 'write a trace to RESULT/profiling'),
-        _switch('autotune', NOT_KEPT, 'npu: tune the operators (RL, GA)'),
+        _switch('autotune', NOT_KEPT, 'npu: tune the operators (aoe_mode 2)'),
         _switch('over_dump', NOT_KEPT, 'npu: write detected overflows to RESULT/over_dump'),
         _switch('data_dump', NOT_KEPT, "npu: write operators' inputs and outputs to RESULT/data_dump"),
         _flag('data_dump_step', None, NOT_KEPT, 'steps for --data-dump, as 0|5|10-20 (default: 0)',

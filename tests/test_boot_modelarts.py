@@ -299,7 +299,8 @@ def test_pauses_grow(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('word, only', [
-    ('npu_bridge', 'sesemi/device/npu.py'), ('moxing', 'help_modelarts.py')])
+    ('npu_bridge', 'sesemi/device/npu.py'), ('npu_device', 'sesemi/device/npu.py'),
+    ('moxing', 'help_modelarts.py')])
 def test_only_one_file_names_the_platform_module(word, only):
     naming = []
     for folder, folders, files in os.walk(str(PROJECT)):

@@ -75,7 +75,8 @@ def test_mixed_where_the_processor_has_bfloat16(machine, cpuinfo):
     assert '--precision-mode mixed' in words and ('quarter' in words) == (cpuinfo == NEW)
     assert 'bfloat16' in precision.opening_sentence('cpu', 'mixed', '2.15.0')
     assert precision.opening_sentence('cpu', 'float32', '1.15.0') == ''
-    assert precision.opening_sentence('npu', None, '1.15.0') == ''
+    for mode, words in (None, 'the precision of the platform'), ('force_fp16', 'force_fp16'):
+        assert precision.opening_sentence('npu', mode, '1.15.0') == ' It computes in %s.' % words
 
 
 @pytest.mark.parametrize('node', ['nvidia0', 'davinci0'])
@@ -87,7 +88,9 @@ def test_mixed_is_not_refused_before_the_device_is_known(machine, node):
 
 
 @pytest.mark.parametrize('device, mode, part', [
-    ('npu', 'mixed', 'allow_fp32_to_fp16, force_fp16, must_keep_origin_dtype, allow_mix_precision'),
+    ('npu', 'mixed', 'the npu has force_fp32, force_fp16, cube_fp16in_fp32out, must_keep_origin_dtype, '
+     'allow_fp32_to_fp16, allow_mix_precision, allow_mix_precision_fp16, allow_mix_precision_bf16, '
+     'allow_fp32_to_bf16;'),
     ('npu', 'float32', 'allow_fp32_to_fp16'), ('gpu', 'force_fp16', 'the gpu has float32, mixed'),
     ('cpu', 'bf16', 'the cpu has float32, mixed')])
 def test_a_mode_of_another_device_is_refused(device, mode, part):

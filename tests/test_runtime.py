@@ -1,6 +1,5 @@
-"""The device of a run and its options. tests/stand_ins/npu_bridge takes the place of an NPU's adapter."""
+"""The device of a run and its options. The packages in tests/stand_ins take the place of an NPU's adapter."""
 import ctypes
-import importlib.util
 import json
 import os
 import platform
@@ -16,9 +15,12 @@ from programs import STAND_INS, copy_project, run
 import train_evaluate_sesemi
 from sesemi.device import devices, npu, nvidia, runtime
 from sesemi.errors import InputError
+from sesemi.flags import PRECISION_HELP
 
-ALWAYS = {'use_off_line': True, 'op_debug_level': 0, 'graph_run_mode': 1, 'iterations_per_loop': 1,
-          'precision_mode': 'allow_fp32_to_fp16'}
+ALWAYS = {'use_off_line': True, 'graph_run_mode': 1, 'iterations_per_loop': 1}
+ADAPTERS = 'npu_bridge', 'npu_device'       # for TensorFlow 1 and 2
+ADAPTER = ADAPTERS[runtime.tf.__version__ >= '2']
+ONEDNN = '1' if platform.machine() == 'x86_64' and not runtime.tf.__version__.startswith('2.6.') else None
 
 
 # On the NPU
@@ -36,7 +38,8 @@ def npu_run(tmp_path_factory):
         '--autotune', '--eval-every', '1', '--recompute-norm', 'False', cwd=root, PYTHONPATH=str(STAND_INS),
         NPU_BRIDGE_RECORD=str(root / 'record.json'))
     assert status == 0, out + err
-    assert 'npu (asked for)' in out and out.splitlines()[-1].startswith('classification error rate: 0.')
+    assert 'npu (asked for)' in out and 'It computes in allow_mix_precision.' in out
+    assert out.splitlines()[-1].startswith('classification error rate: 0.')
     return json.loads((root / 'record.json').read_text()), root / 'result'
 
 
@@ -64,7 +67,7 @@ def test_npu_flags_are_in_the_parameter_map(npu_run):
     assert parameters == dict(
         ALWAYS, precision_mode='allow_mix_precision', enable_dump_debug=True,
         dump_path=str(folder / 'over_dump'), dump_debug_mode='all', profiling_mode=True,
-        auto_tune_mode='RL,GA')
+        aoe_mode='2')
 
 
 def test_npu_optimizer_is_wrapped_once_and_its_gradients_are_reduced_once(npu_run):
@@ -89,7 +92,7 @@ def test_npu_runs_once_a_step_and_compiles_few_graphs(npu_run):
 
 
 @pytest.mark.parametrize('nodes, level, onednn', [
-    (['/dev/davinci0'], None, None), ([], '3', '1' if platform.machine() == 'x86_64' else None)])
+    (['/dev/davinci0'], None, None), ([], '3', ONEDNN)])
 def test_what_is_set_before_tensorflow_is_imported(nodes, level, onednn):
     """TF_CPP_MIN_LOG_LEVEL=3 would hide the adapter's errors and its line about the compiled model."""
     code = '''
@@ -107,7 +110,7 @@ print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), os.environ.get('TF_ENABLE_ONEDNN_O
 
 SESSIONS = '''
 import os, sys
-from sesemi.device import runtime
+from sesemi.device import npu, runtime
 
 folder = sys.argv[1]
 dump = os.path.join(folder, 'data_dump')
@@ -136,6 +139,17 @@ with runtime.open_session('npu'):
         runtime.keras.backend.function([x], [x + x])([[[[[1.] * 3] * 2] * 2]])
     except TypeError as error:
         print(error)
+
+for key, field, value in [
+        ('auto_tune_mode', 's', b'RL,GA'), ('op_debug_level', 'i', 0), ('precision_mode', 's', b'float32'),
+        ('aoe_mode', 's', b'RL,GA'), ('aoe_mode', 'i', 2), ('use_off_line', 's', b'True')]:
+    config = npu.configure(runtime.tf.ConfigProto(), runtime.Options())
+    custom, = config.graph_options.rewrite_options.custom_optimizers
+    setattr(custom.parameter_map[key], field, value)
+    try:
+        runtime.tf.Session(config=config)
+    except ValueError as error:
+        print(error)
 '''
 
 
@@ -163,9 +177,21 @@ def test_npu_sessions_are_closed_even_after_an_error(sessions):
     assert [session['closed'] for session in sessions[0]['npu_sessions']] == 5 * [True]
 
 
-def test_the_stand_in_counts_host_sessions_and_refuses_float64(sessions):
+def test_the_stand_in_counts_host_sessions_and_refuses_what_the_adapter_does_not_know(sessions):
     assert sessions[0]['host_sessions'] == 1
-    assert sessions[1].startswith('the NPU has no float64: ')
+    float64, *parameters = sessions[1].splitlines()
+    assert float64.startswith('the NPU has no float64: ')
+    assert parameters == ['the adapter does not know ' + parameter for parameter in (
+        "auto_tune_mode = 'RL,GA'", 'op_debug_level = 0', "precision_mode = 'float32'", "aoe_mode = 'RL,GA'",
+        'aoe_mode = 2', "use_off_line = 'True'")]
+
+
+@pytest.mark.parametrize('mode', npu.PRECISION_MODES)
+def test_the_adapter_gets_the_precision_that_was_asked_for(adapter, mode):
+    adapter('npu_config_proto = lambda config: config')
+    config = npu.configure(runtime.tf.ConfigProto(), runtime.Options(mode))
+    custom, = config.graph_options.rewrite_options.custom_optimizers
+    assert custom.parameter_map['precision_mode'].s == mode.encode() and mode in PRECISION_HELP
 
 
 # Which device
@@ -173,21 +199,19 @@ def test_the_stand_in_counts_host_sessions_and_refuses_float64(sessions):
 
 @pytest.fixture
 def adapter(tmp_path, monkeypatch):
-    """adapter(code) installs an npu_bridge whose npu_init is this code; None uninstalls it."""
+    """adapter(code) installs an adapter, by default the fitting one, whose npu_init is this code."""
     def forget():
-        for name in [name for name in sys.modules if name.split('.')[0] == 'npu_bridge']:
+        for name in [name for name in sys.modules if name.split('.')[0] in ADAPTERS]:
             del sys.modules[name]
 
-    def install(code):
+    def install(code, name=ADAPTER):
         forget()
-        if code is None:
-            monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-            monkeypatch.setitem(sys.modules, 'npu_bridge.npu_init', None)
-            monkeypatch.setitem(sys.modules, 'npu_bridge', None)
-            return
-        (tmp_path / 'npu_bridge').mkdir()
-        (tmp_path / 'npu_bridge/__init__.py').write_text('')
-        (tmp_path / 'npu_bridge/npu_init.py').write_text(code)
+        for module, text in {'': 'from npu_device import compat' if name == 'npu_device' else '',
+                             '/compat': 'def enable_v1(): pass', '/compat/v1': ''}.items():
+            (tmp_path / (name + module)).mkdir()
+            (tmp_path / (name + module) / '__init__.py').write_text(text)
+        folder = name if name == 'npu_bridge' else name + '/compat/v1'
+        (tmp_path / folder / 'npu_init.py').write_text(code)
         monkeypatch.syspath_prepend(str(tmp_path))
 
     yield install
@@ -195,8 +219,15 @@ def adapter(tmp_path, monkeypatch):
     forget()
 
 
+@pytest.fixture
+def nodes(tmp_path, monkeypatch):
+    """An Ascend host: its device nodes are /dev/davinci3 and one that every host may have."""
+    monkeypatch.setattr(npu, 'NODES', str(tmp_path / os.path.basename(npu.NODES)))
+    for name in 'davinci3', 'davinci_manager':
+        (tmp_path / name).write_text('')
+
+
 @pytest.mark.parametrize('code, part', [
-    (None, 'ModuleNotFoundError: '),
     ('raise OSError("libge_runner.so: cannot open shared object")',
      'OSError: libge_runner.so: cannot open shared object'),
     ('import numpy.no_such_part', "ModuleNotFoundError: No module named 'numpy.no_such_part'")])
@@ -207,8 +238,31 @@ def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
                                          '--result', str(result)])
     out, err = capsys.readouterr()
     assert (status, out, err.count('\n')) == (2, '', 1)
-    assert err.startswith('--device npu: the Ascend adapter npu_bridge cannot be imported (') and part in err
-    assert not (result / 'args.json').exists()
+    assert err.startswith('--device npu: the Ascend adapter %s cannot be imported (' % ADAPTER)
+    assert part in err and not (result / 'args.json').exists()
+
+
+def test_auto_ends_with_an_adapter_that_fits_but_is_broken(adapter, nodes):
+    adapter('raise OSError("libge_runner.so")')
+    with pytest.raises(InputError, match='%s cannot be imported .OSError: libge_runner.so' % ADAPTER):
+        devices.choose_device('auto')
+
+
+@pytest.mark.parametrize('other', [True, False])
+def test_an_ascend_host_without_a_fitting_adapter_says_so(adapter, nodes, monkeypatch, capsys, other):
+    if other:
+        adapter('', *set(ADAPTERS) - {ADAPTER})
+    monkeypatch.setattr(devices, 'list_gpus', lambda: [])
+    device, why = devices.choose_device('auto')
+    assert device == 'cpu' and 'no %s;' % ADAPTER in why and 'TensorFlow 2' not in why
+    out, err = capsys.readouterr()
+    assert out == '' and err == (
+        'This run is on the CPU: TensorFlow %s cannot use the Ascend NPU: %s is not installed '
+        '(npu_bridge fits TensorFlow 1, npu_device TensorFlow 2); set PYTHON to an interpreter '
+        'that has TensorFlow and its adapter, or say --device cpu.\n' % (runtime.tf.__version__, ADAPTER))
+    with pytest.raises(InputError) as error:
+        devices.choose_device('npu')
+    assert str(error.value) == err.strip().replace('This run is on the CPU:', '--device npu:')
 
 
 @pytest.mark.parametrize('installed', [True, False])
@@ -217,7 +271,8 @@ def test_npu_without_a_working_adapter(adapter, tmp_path, capsys, code, part):
 def test_auto_takes_the_npu_only_with_adapter_and_node(adapter, tmp_path, monkeypatch, installed, node, gpu):
     for name in 'ASCEND_DEVICE_ID', 'RANK_ID', 'RANK_SIZE', 'JOB_ID':     # as run_1p.sh sets them everywhere
         monkeypatch.setenv(name, '0')
-    adapter('' if installed else None)
+    if installed:
+        adapter('')
     monkeypatch.setattr(npu, 'NODES', str(tmp_path / os.path.basename(npu.NODES)))
     monkeypatch.setattr(devices, 'list_gpus', lambda: ['GPU'] if gpu else [])
     (tmp_path / 'davinci_manager').write_text('')
@@ -225,7 +280,7 @@ def test_auto_takes_the_npu_only_with_adapter_and_node(adapter, tmp_path, monkey
         (tmp_path / 'davinci3').write_text('')
     device, why = devices.choose_device('auto')
     assert device == ('npu' if installed and node else 'gpu' if gpu else 'cpu')
-    assert ('davinci3' in why) == (device == 'npu') and ('no npu_bridge' in why) == (not installed)
+    assert ('davinci3' in why) == (device == 'npu') and ('no ' + ADAPTER in why) == (not installed)
     assert ('finds a GPU' in why) == (device == 'gpu') and ('finds no GPU' in why) == (device == 'cpu')
 
 

@@ -23,8 +23,9 @@ Both train the convnet on CIFAR-10, 1000 labels, batch size 16, on one device; A
 (default: 0).
 
 --data_path=DIR         the data: DIR or DIR/cifar-10-batches-py holds the official batches
---precision_mode=MODE   allow_fp32_to_fp16 (the NPU's default), force_fp16, must_keep_origin_dtype,
-                        allow_mix_precision
+--precision_mode=MODE   on an NPU force_fp32, force_fp16, cube_fp16in_fp32out, must_keep_origin_dtype,
+                        allow_fp32_to_fp16, allow_mix_precision, allow_mix_precision_fp16,
+                        allow_mix_precision_bf16 or allow_fp32_to_bf16; without it the platform decides
 --over_dump=True        overflow detection
 --data_dump_flag=True   dump of the operators' inputs and outputs
 --data_dump_step=STEPS  which steps to dump, as in 0|5|10-20

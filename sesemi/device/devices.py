@@ -26,7 +26,8 @@ def choose_device(requested='auto'):
     """Returns ('cpu', 'gpu' or 'npu', why). Raises InputError if the requested device cannot be used.
 
     'auto' takes the NPU only if it finds both the adapter and a device node, because run_1p.sh sets the
-    Ascend variables everywhere. If it cannot use an NVIDIA card that is there, it says why on standard error.
+    Ascend variables everywhere. If it takes the CPU beside an NPU or an NVIDIA card, it says why on standard
+    error.
     """
     if requested == 'npu':
         npu.import_adapter()
@@ -41,11 +42,12 @@ def choose_device(requested='auto'):
         return 'npu', why
     if list_gpus():
         return 'gpu', why + '; TensorFlow finds a GPU'
-    unused = _explain_unused_card()
-    if unused:
-        print('This run is on the CPU: ' + unused, file=sys.stderr)
+    on_npu_host = npu.nodes()
+    for unused in on_npu_host and npu.explain_missing_adapter(), _explain_unused_card():
+        if unused:
+            print('This run is on the CPU: ' + unused, file=sys.stderr)
     why += '; TensorFlow finds no GPU'
-    if tf.__version__ < '2':
+    if tf.__version__ < '2' and not on_npu_host:
         why += '; TensorFlow 2, on Python 3.9 to 3.13, takes half to two thirds of the time'
     return 'cpu', why
 

@@ -1,6 +1,6 @@
 """The Ascend NPU: finds it, imports its adapter and configures its sessions.
 
-The only file that names npu_bridge, the adapter.
+The only file that names its adapters, npu_bridge for TensorFlow 1 and npu_device for TensorFlow 2.
 """
 import glob
 import importlib.util
@@ -8,9 +8,12 @@ import json
 import os
 
 from sesemi.errors import InputError
+from sesemi.system.versions import tensorflow_version
 
 NODES = '/dev/davinci[0-9]*'
-PRECISION_MODES = ('allow_fp32_to_fp16', 'force_fp16', 'must_keep_origin_dtype', 'allow_mix_precision')
+PRECISION_MODES = (
+    'force_fp32', 'force_fp16', 'cube_fp16in_fp32out', 'must_keep_origin_dtype', 'allow_fp32_to_fp16',
+    'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16', 'allow_fp32_to_bf16')
 
 
 def nodes():
@@ -18,34 +21,51 @@ def nodes():
     return glob.glob(NODES)
 
 
+def find_adapter():
+    """(The name of the adapter for this machine's TensorFlow, whether it is installed). Imports nothing."""
+    name = 'npu_device' if (tensorflow_version() or '') >= '2' else 'npu_bridge'
+    return name, bool(importlib.util.find_spec(name))
+
+
 def find():
     """(Whether this machine has both the adapter and a device node, that in words). Imports nothing."""
-    if not importlib.util.find_spec('npu_bridge'):
-        return False, 'no npu_bridge'
-    found = nodes()
-    return (True, 'npu_bridge and %s are there'
-            % found[0]) if found else (False, 'npu_bridge but no %s' % NODES)
+    (name, installed), found = find_adapter(), nodes()
+    if not installed:
+        return False, 'no ' + name
+    return (True, '%s and %s are there' % (name, found[0])) if found else (False, '%s but no %s'
+                                                                           % (name, NODES))
 
 
-def import_adapter():
-    """Import and return the adapter. Raises InputError if that fails.
+def explain_missing_adapter():
+    """A sentence: that this TensorFlow lacks its adapter, and the remedy."""
+    return ('TensorFlow %s cannot use the Ascend NPU: %s is not installed (npu_bridge fits TensorFlow 1, '
+            'npu_device TensorFlow 2); set PYTHON to an interpreter that has TensorFlow and its adapter, or '
+            'say --device cpu.' % (tensorflow_version(), find_adapter()[0]))
+
+
+def import_adapter(module='npu_init'):
+    """Import the adapter and return one of its modules. Raises InputError if that fails.
 
     Only for a run on an NPU: newer versions of the adapter patch every tf.Session when imported.
     """
+    name, installed = find_adapter()
+    if not installed:
+        raise InputError('--device npu: ' + explain_missing_adapter())
+    package = name
     try:
-        import npu_bridge.npu_init
+        if name == 'npu_device':
+            importlib.import_module(name).compat.enable_v1()
+            package += '.compat.v1'
+        return importlib.import_module('%s.%s' % (package, module))
     except Exception as error:      # a broken installation raises other types than ImportError too
-        raise InputError('--device npu: the Ascend adapter npu_bridge cannot be imported (%s: %s); install '
-                         'the one for this TensorFlow '
-                         'or say --device cpu.' % (type(error).__name__, error)) from None
-    return npu_bridge.npu_init
+        raise InputError('--device npu: the Ascend adapter %s cannot be imported (%s: %s); install the one '
+                         'for this TensorFlow or say --device cpu.'
+                         % (name, type(error).__name__, error)) from None
 
 
 def all_reduce(tensor):
     """The sum over the ranks of an int32 tensor. It must not be a variable."""
-    import_adapter()
-    from npu_bridge.hccl import hccl_ops
-    return hccl_ops.allreduce(tensor, 'sum', fusion=0)
+    return import_adapter('hccl.hccl_ops').allreduce(tensor, 'sum', fusion=0)
 
 
 def set_timeouts(join_timeout, peer_timeout):
@@ -65,11 +85,11 @@ def configure(config, options):
     """
     parameters = {
         'use_off_line': True,
-        'op_debug_level': 0,
         'graph_run_mode': 1,            # train
         'iterations_per_loop': 1,
-        'precision_mode': options.precision_mode or 'allow_fp32_to_fp16',
     }
+    if options.precision_mode:
+        parameters['precision_mode'] = options.precision_mode
     if int(os.environ.get('RANK_SIZE') or 1) > 1:
         parameters['hcom_parallel'] = True
     if options.over_dump:
@@ -82,7 +102,7 @@ def configure(config, options):
             'output': options.profiling, 'training_trace': 'on', 'task_trace': 'on', 'fp_point': '',
             'bp_point': ''}))
     if options.autotune:
-        parameters['auto_tune_mode'] = 'RL,GA'
+        parameters['aoe_mode'] = '2'    # tune the operators
 
     rewrite = config.graph_options.rewrite_options
     custom = rewrite.custom_optimizers.add()

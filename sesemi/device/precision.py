@@ -68,7 +68,7 @@ def bfloat16_flag():
 
 
 def resolve(device, mode):
-    """The mode, or the device's default if it is None: float32, on an NPU None, the platform's own."""
+    """The mode, or the device's default if it is None: float32, on an NPU None, that of the platform."""
     return mode or (None if device == 'npu' else 'float32')
 
 
@@ -76,7 +76,7 @@ def describe(device, mode):
     """What a mode means on a device, in words. Two runs with the same words compute in the same precision."""
     if mode == 'mixed':
         return 'mixed (%s)' % ('bfloat16' if device == 'cpu' else 'float16')
-    return resolve(device, mode) or "the platform's own"
+    return resolve(device, mode) or 'the precision of the platform'
 
 
 def opening_sentence(device, mode, tensorflow):
@@ -85,7 +85,7 @@ def opening_sentence(device, mode, tensorflow):
     tensorflow: its version.
     """
     if device == 'npu':
-        return ''
+        return ' It computes in %s.' % describe(device, mode)
     if mode == 'mixed':
         return ' Precision: %s.' % describe(device, mode)
     if device == 'gpu' or missing_for_bfloat16(tensorflow):

@@ -3,9 +3,6 @@ import contextlib
 import platform
 import sys
 
-import numpy as np
-import PIL
-
 
 def tensorflow_version():
     """TensorFlow's version, from the metadata of its package, without importing it; None if there is none."""
@@ -23,6 +20,8 @@ def tensorflow_version():
 
 def list_versions():
     """The versions that can change a result, by name."""
+    import numpy as np  # imported late: run_1p.sh loads this file when it looks for an interpreter
+    import PIL
     return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__,
             'pillow': PIL.__version__,
             'platform': platform.platform()}

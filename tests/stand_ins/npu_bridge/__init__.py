@@ -1,1 +1,2 @@
-"""A stand-in for the Ascend adapter. As in the real one, only importing npu_init changes TensorFlow."""
+"""A stand-in for the Ascend adapter for TensorFlow 1. As in the real one, only importing npu_init changes
+TensorFlow."""

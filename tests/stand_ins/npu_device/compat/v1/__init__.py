@@ -1,0 +1,1 @@
+"""The adapter's functions for graph mode."""
