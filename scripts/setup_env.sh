@@ -1,6 +1,7 @@
 # Sourced by other scripts. Sets $here (the project's folder), $venv and the interpreter $python: $PYTHON,
-# else .venv's, else one that has the packages, else that of a new .venv. TENSORFLOW, 1.15 or 2, is the
-# version to use. Standard output is the training script's, so messages go to standard error.
+# else on an Ascend host one that has the NPU's adapter, else .venv's, else one that has the packages, else
+# that of a new .venv. TENSORFLOW, 1.15 or 2, is the version to use. Standard output is the training script's,
+# so messages go to standard error.
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$here/.venv
@@ -20,31 +21,40 @@ either_exists() {
     [[ -e $1 || -e ${2:-} ]]
 }
 
-# Whether interpreter $1 has what the training imports and, if $2 is set, CUDA. Importing would take seconds.
-# No origin means an empty folder left by pip uninstall.
+# Whether interpreter $1 has what the training imports and $2: cuda, npu for the adapter of an NPU, or nothing
+# more. Importing would take seconds. No origin means an empty folder left by pip uninstall.
 has_packages() {
     "$1" -c '
 import ctypes
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 
-tensorflow, cuda = sys.argv[1:]
+tensorflow, more, project = sys.argv[1:]
 needed = ["tensorflow", "PIL"]
-tensorflow_2 = sys.version_info >= (3, 8)       # Python 3.7 has TensorFlow 1.15
+tensorflow_2 = sys.version_info >= (3, 8)
 if tensorflow_2:
     from importlib.metadata import version
     if version("keras") >= "3":     # comes with TensorFlow 2.16 and later
         needed.append("tf_keras")
+else:       # Python 3.7 has TensorFlow 1.15, or 2.6 for an NPU
+    with suppress(ImportError):
+        from importlib_metadata import version
+        tensorflow_2 = version("tensorflow") >= "2"
 if tensorflow == ("1.15" if tensorflow_2 else "2"):
     sys.exit(1)
 if not all(getattr(find_spec(name), "origin", None) for name in needed):
     sys.exit(1)
-if cuda and not (find_spec("nvidia") and find_spec("nvidia.cublas")):
+if more == "cuda" and not (find_spec("nvidia") and find_spec("nvidia.cublas")):
     ctypes.CDLL("libcublas.so.12" if tensorflow_2 else "libcudnn.so.7")
-' "${TENSORFLOW:-}" "$2" >/dev/null 2>&1
+if more == "npu":
+    sys.path.append(project)
+    from sesemi.device import npu
+    sys.exit(not npu.find_adapter()[1])
+' "${TENSORFLOW:-}" "$2" "$here" >/dev/null 2>&1
 }
 
-# Sets $python to an interpreter that has the packages and, if $1 is set, CUDA.
+# Sets $python to an interpreter that has the packages and $1, as in has_packages.
 find_ready() {
     for python in ${cuda:+python3} python3.7 python3; do
         if has_packages "$python" "$1"; then return; fi
@@ -94,7 +104,8 @@ make_venv() {
         "$venv/bin/python" -m pip install -r "$requirements"
 }
 
-# Makes .venv and sets $python to its interpreter, or $problem. An NPU needs Python 3.7's TensorFlow 1.15.
+# Makes .venv and sets $python to its interpreter, or $problem. Most adapters of an NPU need Python 3.7's
+# TensorFlow 1.15.
 set_up() {
     local tf1=3.7 tf2='3.11 3.10 3.9 3.12 3.13' versions version base      # Pythons for TensorFlow 1.15 and 2
     local requirements=$here/requirements.txt size='0.7 GB'
@@ -126,11 +137,12 @@ set_up() {
 
 [[ ${TENSORFLOW:-2} == @(1.15|2) ]] || fail "TENSORFLOW is '$TENSORFLOW': set it to 1.15 or 2, or unset it."
 
-# $cuda is set if there is an NVIDIA card to use. Only TensorFlow 2 for Linux on x86-64 comes with CUDA, and
-# an Ascend host uses its NPU. Under WSL every maker's card is /dev/dxg; NVIDIA's is known by libcuda.
-platform=$(uname -sm) cuda=''
-if [[ $platform == 'Linux x86_64' && ${TENSORFLOW:-} != 1.15 && -z ${PYTHON:-} ]] &&
-    ! either_exists ${SESEMI_NPU_NODES:-/dev/davinci[0-9]*} &&
+# $npu is set on an Ascend host, else $cuda if there is an NVIDIA card to use. Only TensorFlow 2 for Linux on
+# x86-64 comes with CUDA. Under WSL every maker's card is /dev/dxg; NVIDIA's is known by libcuda.
+platform=$(uname -sm) npu='' cuda=''
+if either_exists ${SESEMI_NPU_NODES:-/dev/davinci[0-9]*}; then
+    npu=npu
+elif [[ $platform == 'Linux x86_64' && ${TENSORFLOW:-} != 1.15 && -z ${PYTHON:-} ]] &&
     either_exists ${SESEMI_GPU_NODES:-/dev/nvidia[0-9]* /usr/lib/wsl/lib/libcuda.so.1}; then
     cuda=cuda
 fi
@@ -139,6 +151,8 @@ if [[ -n ${PYTHON:-} ]]; then
     "$PYTHON" -c '' >/dev/null 2>&1 ||
         fail "PYTHON is '$PYTHON', which can't be run: unset it, $or_set_python"
     python=$PYTHON
+elif [[ -n $npu ]] && find_ready npu; then
+    :
 elif is_finished "$venv" "$here/requirements-gpu.txt" || is_finished "$venv" "$here/requirements.txt"; then
     python=$venv/bin/python
 elif ! find_ready "$cuda" && ! set_up && ! find_ready ''; then

@@ -31,12 +31,17 @@ MODULES = {
 
         version, option, *sys.argv = sys.argv[1:]
         sys.version_info = tuple(map(int, version.split(".")))
+        def version(name):
+            for path in glob.glob(os.path.dirname(__file__) + "/" + name + "-*"):
+                return os.path.basename(path)[len(name) + 1:-10]
+            raise ImportError(name)
+
+        # the tests' own Python may be older or newer than the version to be
+        sys.modules["importlib_metadata"] = types.SimpleNamespace(version=version)
         try:
             import importlib.metadata
-        except ImportError:     # Python 3.7 in place of a newer one
-            installed = lambda name: glob.glob(os.path.dirname(__file__) + "/" + name + "-*")[0]
-            sys.modules["importlib.metadata"] = types.SimpleNamespace(
-                version=lambda name: installed(name).rpartition("/")[2][6:])
+        except ImportError:
+            sys.modules["importlib.metadata"] = sys.modules["importlib_metadata"]
         if option == "-c":
             exec(sys.argv[0], {})
         elif option == "-m":
@@ -66,7 +71,7 @@ MODULES = {
                 open(os.path.join(folder, name, "__init__.py"), "w").write(
                     "raise AssertionError('takes seconds to import')")
                 open(os.path.join(folder, name, "METADATA"), "w").write(
-                    "Name: keras\\nVersion: " + name[6:-10])
+                    "Name: {}\\nVersion: {}".format(*name[:-10].split("-")) if "-" in name else "")
     """,
     # Like the real one, it leaves files that are there already.
     "venv.py": """
@@ -137,7 +142,8 @@ class Project:
         self.root = root
         self.folder = root / "check out"
         self.processes = []
-        for name in ("run_1p.sh", "run_tests.sh", "scripts/setup_env.sh"):
+        for name in ("run_1p.sh", "run_tests.sh", "scripts/setup_env.sh", "sesemi/errors.py",
+                     "sesemi/device/npu.py", "sesemi/system/versions.py"):
             write(self.folder / name, (SOURCE / name).read_text())
         write(self.folder / "train_evaluate_sesemi.py", TRAINING)
         write(self.folder / "requirements.txt", " ".join(["cpu", *READY]))
@@ -293,6 +299,36 @@ def test_interpreter_that_lacks_a_package_is_passed_over(project, packages, read
     project.add("python3", packages=packages)
     project.add("python3.11")
     assert project.interpreter() == (str(project.bin / "python3") if ready else project.venv_python)
+
+
+@pytest.mark.parametrize("version, asked, accepted", [
+    ("1.15.0", "2", False), ("1.15.0", "1.15", True), ("2.6.5", "2", True), ("2.6.5", "1.15", False)])
+def test_python_3_7_has_the_tensorflow_that_its_metadata_says(project, version, asked, accepted):
+    project.add("python3.7", packages=READY + ["tensorflow-%s.dist-info" % version])
+    out, err, status = project.run(TENSORFLOW=asked)
+    assert (status == 0 and json.loads(out)["environment"]["INTERPRETER"] == str(project.bin / "python3.7")
+            and not project.log) == accepted, err
+
+
+# On an Ascend host
+
+
+TF1, TF2 = "tensorflow-1.15.0.dist-info", "tensorflow-2.6.5.dist-info"
+
+
+@pytest.mark.parametrize("python, packages, environment, chosen", [
+    ("python3.7", [TF1, "npu_bridge"], {}, True),
+    ("python3.7", [TF1, "npu_bridge"], {"TENSORFLOW": "2"}, False),
+    ("python3.7", [TF2, "npu_device"], {"TENSORFLOW": "2"}, True), ("python3", [TF2, "npu_device"], {}, True),
+    ("python3", [TF2, "npu_bridge"], {}, False), ("python3.7", [TF1, "npu_device"], {}, False),
+    ("python3", [TF2, "npu_device"], {"SESEMI_NPU_NODES": "dev/none"}, False)])
+def test_interpreter_with_an_adapter_goes_before_venv(project, python, packages, environment, chosen):
+    project.add("python3.11")
+    assert project.interpreter() == project.venv_python
+    project.add_device("davinci0")
+    project.add(python, packages=READY + packages)
+    expected = str(project.bin / python) if chosen else project.venv_python
+    assert project.interpreter(**environment) == expected
 
 
 # How .venv is made
