@@ -18,7 +18,7 @@ import utils
 from networks import build_sesemi
 from sesemi.data.batches import TwoBranchBatches
 from sesemi.data.datasets import load_dataset
-from sesemi.data.split import choose_labeled
+from sesemi.data.split import choose_labeled, split_validation
 from sesemi.device import runtime
 from sesemi.device.backend import keras, tf
 from sesemi.device.ranks import RankInfo, find_gpus, find_rank
@@ -51,7 +51,8 @@ def recorded(request, tmp_path_factory):
         '#!/usr/bin/env bash\nif [[ $1 == -c ]]; then exec {0} "$@"; fi\nexec {0} -u {1} "${{@:3}}"\n'.format(
             sys.executable, PROJECT / 'tests/recording_rank.py'))
     python.chmod(0o755)
-    flags = FLAGS + ('--result', folder / 'run', '--scale-lr')
+    flags = FLAGS + ('--result', folder / 'run', '--scale-lr', '--validation', '0.1', '--keep', 'best',
+                     '--checkpoint-minutes', '1e-9')        # a checkpoint after every step
     if request.param != 'npu':      # --gpus names GPUs that are not there: the ranks run on the CPU
         script, environment = ['run_1p.sh', '--gpus', '5,7', '--device', 'cpu'], {}
         if request.param == 'mixed':
@@ -61,7 +62,7 @@ def recorded(request, tmp_path_factory):
         table = {'server_list': [{'server_id': 'the.only.host', 'device': [
             {'rank_id': str(rank), 'device_id': str(rank)} for rank in (0, 1)]}]}
         (folder / 'table.json').write_text(json.dumps(table))
-        script, environment = ['run_8p.sh', '--device', 'npu'], {
+        script, environment = ['run_8p.sh', '--device', 'npu', '--profiling'], {
             'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(folder / 'table.json'), 'PYTHONPATH': str(STAND_INS),
             'NPU_BRIDGE_ALL_REDUCE': addresses().split(',')[0], 'NPU_BRIDGE_RECORD': str(folder / 'record')}
     status, out, err = run('bash', PROJECT / script[0], *script[1:], *flags, cwd=folder,
@@ -90,8 +91,9 @@ def test_both_ranks_end_with_the_same_weights(recorded):
                             for rank in (0, 1))
         assert one['order'] == other['order'] and list(one['runs']) == list(other['runs'])
         assert len(one['order']) > 20
-        # the sum, the step, six for evaluations, two of the first values, and those of recording_rank.py
-        assert len(one['runs']) <= 14
+        # the sum, the step, six for evaluations, two of the first values, two of the best weights, and those
+        # of recording_rank.py
+        assert len(one['runs']) <= 16
     if kind == 'mixed':      # the gradients are averaged in float32
         types = {'Conv2D': set(), 'CollectiveReduce': set()}
         for path in folder.glob('graphdef_AutoMixedPrecision*.txt'):
@@ -111,7 +113,7 @@ def test_the_losses_are_those_of_one_process_that_averages_both_gradients(record
 def losses_of_one_process(steps):
     """The losses of both ranks' batches, (steps, 2), computed by one process with the update in numpy."""
     dataset = load_dataset('digits', image_size=16)
-    labeled = choose_labeled(dataset, 100, 1)
+    dataset, labeled = split_validation(dataset, choose_labeled(dataset, 100, 1), 0.1)
     images = utils.global_contrast_normalize(dataset.train_images[labeled])
     labels = np.eye(10, dtype=np.float32)[dataset.train_labels[labeled]]
     batches = [TwoBranchBatches(images, labels, images, 4, flip=False, rank=rank, ranks=2) for rank in (0, 1)]
