@@ -20,6 +20,7 @@ if __name__ == '__main__':
 import numpy as np
 
 from sesemi.device import precision
+from sesemi.device.npu import tensorflow_version
 from sesemi.errors import InputError, RunError, escape_controls
 from sesemi.flags import PRECISION_HELP
 from sesemi.images import sorting
@@ -30,7 +31,6 @@ from sesemi.system import files
 from sesemi.system.command_line import Parser, fraction, report_run_errors, whole_number
 from sesemi.system.machine import count_cores, get_memory_size
 from sesemi.system.pools import prefetch, show_progress
-from sesemi.system.versions import tensorflow_version
 from sesemi.training import metrics, model_file
 from utils import list_image_folder
 

@@ -28,6 +28,7 @@ from sesemi.data.datasets import Dataset, load_dataset
 from sesemi.data.leaks import find_leaks
 from sesemi.data.split import choose_labeled, split_validation
 from sesemi.device import precision
+from sesemi.device.npu import tensorflow_version
 from sesemi.device.ranks import RankInfo, find_gpus, find_rank
 from sesemi.errors import InputError
 from sesemi.record import comparison
@@ -36,7 +37,6 @@ from sesemi.record.run_folder import Clock, flags_to_resume, open_run
 from sesemi.settings import MOMENTUM, PRESETS, default_directory, dropout_rates
 from sesemi.system import signals
 from sesemi.system.command_line import report_run_errors
-from sesemi.system.versions import tensorflow_version
 
 
 def parse_args(argv):

@@ -143,7 +143,7 @@ class Project:
         self.folder = root / "check out"
         self.processes = []
         for name in ("run_1p.sh", "run_tests.sh", "scripts/setup_env.sh", "sesemi/errors.py",
-                     "sesemi/device/npu.py", "sesemi/system/versions.py"):
+                     "sesemi/device/npu.py"):
             write(self.folder / name, (SOURCE / name).read_text())
         write(self.folder / "train_evaluate_sesemi.py", TRAINING)
         write(self.folder / "requirements.txt", " ".join(["cpu", *READY]))

@@ -14,7 +14,6 @@ import warnings
 
 from sesemi.device import npu
 from sesemi.errors import InputError
-from sesemi.system.versions import tensorflow_version
 
 # From TensorFlow 2.16 on, keras is otherwise Keras 3, which this program cannot use.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
@@ -23,7 +22,7 @@ if not npu.find()[0]:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     # TensorFlow 2 does this by itself only on newer processors. On others it saves a fifth of a step.
     # In TensorFlow 2.6 a convolution ends the process with SIGFPE.
-    if platform.machine() == 'x86_64' and not (tensorflow_version() or '').startswith('2.6.'):
+    if platform.machine() == 'x86_64' and not (npu.tensorflow_version() or '').startswith('2.6.'):
         os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 VERBOSE = os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0'
 # TensorFlow 1.15 gives dozens of these when imported.

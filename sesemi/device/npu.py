@@ -2,18 +2,33 @@
 
 The only file that names its adapters, npu_bridge for TensorFlow 1 and npu_device for TensorFlow 2.
 """
+import contextlib
 import glob
 import importlib.util
 import json
 import os
+import sys
 
 from sesemi.errors import InputError
-from sesemi.system.versions import tensorflow_version
 
 NODES = '/dev/davinci[0-9]*'
 PRECISION_MODES = (
     'force_fp32', 'force_fp16', 'cube_fp16in_fp32out', 'must_keep_origin_dtype', 'allow_fp32_to_fp16',
     'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16', 'allow_fp32_to_bf16')
+
+
+def tensorflow_version():
+    """TensorFlow's version, from the metadata of its package, without importing it; None if there is none."""
+    with contextlib.suppress(ImportError):
+        if sys.version_info >= (3, 8):
+            from importlib.metadata import version
+        else:
+            from importlib_metadata import version  # TensorFlow 1.15 brings it
+        for name in ('tensorflow', 'tensorflow-cpu', 'tensorflow-gpu', 'intel-tensorflow', 'tensorflow-rocm',
+                     'tf-nightly'):
+            with contextlib.suppress(ImportError):      # PackageNotFoundError is one
+                return version(name)
+    return None
 
 
 def nodes():

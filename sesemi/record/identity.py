@@ -2,13 +2,15 @@
 import hashlib
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
 import numpy as np
+import PIL
 
+from sesemi.device.npu import tensorflow_version
 from sesemi.flags import IDENTITY_FLAGS, spell_flag
-from sesemi.system.versions import tensorflow_version
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -46,3 +48,9 @@ def git_revision():
                               check=True).stdout.decode().strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def list_versions():
+    """The versions that can change a result, by name."""
+    return {'python': platform.python_version(), 'tensorflow': tensorflow_version(), 'numpy': np.__version__,
+            'pillow': PIL.__version__, 'platform': platform.platform()}

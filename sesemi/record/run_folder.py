@@ -14,11 +14,10 @@ import numpy as np
 from sesemi.device import precision
 from sesemi.errors import InputError, describe_error
 from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, spell_flag
-from sesemi.record.identity import git_revision
+from sesemi.record.identity import git_revision, list_versions
 from sesemi.record.lock import is_held, lock
 from sesemi.settings import default_directory
 from sesemi.system.files import PARTIAL_NAME, try_to_write, write_json, write_table
-from sesemi.system.versions import list_versions
 
 # keys that every args.json and result.json has
 RECORD_KEYS = 'flags', 'data_checksum'
