@@ -37,10 +37,11 @@ from sesemi.record.run_folder import Clock, flags_to_resume, open_run
 from sesemi.settings import MOMENTUM, PRESETS, default_directory, dropout_rates
 from sesemi.system import signals
 from sesemi.system.command_line import report_run_errors
+from sesemi.training.initial_model import InitialModel, take_settings
 
 
 def parse_args(argv):
-    """Parse the flags into a Namespace that has every flag, and `flip`.
+    """Parse the flags into a Namespace that has every flag, and `flip` and `init_file`.
 
     A flag that is not given has the value recorded by the run to resume, if there is one, else its default.
     Raises InputError naming the flag.
@@ -48,6 +49,7 @@ def parse_args(argv):
     given = flags.parse_given(argv)
     recorded = flags_to_resume(given.get('result', flags.DEFAULTS['result'])) if given.get('resume') else {}
     args = flags.resolve(given, recorded)
+    take_settings(args, given, recorded)
     try:
         precision.check(precision.known_device(args['device']), args['precision_mode'], tensorflow_version())
     except InputError:
@@ -125,7 +127,9 @@ def train_on(data, plan, info, run, cache, clock):
 
     # 3. Normalise and whiten
     checksum = data.checksum if data.trained is data.dataset else data_checksum(data.trained)
-    images = prepare_images(data.trained, checksum, data.labeled, args.method, args.whitening, cache)
+    initial = args.init and InitialModel(args.init_file, args.init)
+    images = prepare_images(data.trained, checksum, data.labeled, args.method,
+                            initial.whitener() if initial else args.whitening, cache)
 
     # 4. Batches: augmented labeled images beside augmented images in six proxy views
     labels = np.eye(len(data.trained.class_names), dtype=np.float32)[data.trained.train_labels[data.labeled]]
@@ -160,6 +164,8 @@ def train_on(data, plan, info, run, cache, clock):
             train_step = training.training_function(model, optimizer, class_weights, ranks)
             checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer,
                                       plan.steps_per_epoch, args.checkpoint_minutes, ranks)
+            if initial:
+                print(initial.set_weights(inference_model, data.trained.class_names))
             progress = checkpoints.restore()
             statistics = evaluation_statistics(model, batches, schedule.steps, ranks, args.recompute_norm)
             evaluators = make_evaluators(inference_model, images, args, stop, ranks)
@@ -217,6 +223,8 @@ def make_plan(args, data, info):
     if preset.steps:
         epochs = max(1, round(preset.steps / steps_per_epoch))
     whitening, reason = choose_whitening(args.whitening, len(dataset.unlabeled_images), args.image_size)
+    if args.init:
+        reason = 'that of ' + args.init_file
     mode = precision.resolve(precision.known_device(args.device), args.precision_mode)
     resolved = dict(vars(args), dataset=args.dataset or default_directory(args.data),
                     epochs=args.epochs or epochs, eval_every=eval_every, whitening=whitening,

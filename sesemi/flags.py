@@ -90,6 +90,9 @@ TABLE = {
     ],
     'method': [
         _flag('network', 'convnet', IDENTITY, 'trunk to train (default: convnet)', choices=NETWORKS),
+        _flag('init', None, IDENTITY,
+              'begin with the weights of a saved model, the sesemi.h5 of another run, and use its whitening; '
+              '--network and --image-size must be those of that run', metavar='MODEL'),
         _flag('method', 'asl', IDENTITY,
               'asl: self-supervision on the labeled images; ssl: on all training images; supervised: none '
               '(default: asl)', choices=METHODS),

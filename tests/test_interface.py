@@ -33,6 +33,7 @@ FLAGS = {
         --no-cache [True|False]
         --no-flip [True|False]
         --network {convnet,nin,wrn}
+        --init
         --method {asl,ssl,supervised}
         --epochs
         --batch-size

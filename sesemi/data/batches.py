@@ -98,14 +98,15 @@ def prepare_images(dataset, checksum, labeled, method, whitening, cache):
     """Contrast normalise all images, and whiten them with statistics of all training images: returns Images.
 
     dataset: a datasets.Dataset; checksum: its checksum.data_checksum; labeled: int (labels,) indices of the
-    labeled training images; whitening: a key of WHITENINGS; cache: a cache.Cache.
+    labeled training images; whitening: a key of WHITENINGS, or the whitening itself as in Images; cache: a
+    cache.Cache.
     """
-    kind, fit = WHITENINGS[whitening]
-    whitener = None
-    if kind:
+    whitener = whitening
+    if isinstance(whitening, str):
+        kind, fit = WHITENINGS[whitening]
         parts = map(global_contrast_normalize, chunks(dataset.unlabeled_images))
         key = (whitening, checksum, CONTRAST_SCALE, CONTRAST_EPSILON, WHITENING_IDENTITY, WHITENING_EPSILON)
-        whitener = cache.get_whitener(kind, key, lambda: fit(parts))
+        whitener = kind and cache.get_whitener(kind, key, lambda: fit(parts))
 
     def prepare(images, indices=None):
         images = NormalizedImages(images, whitener, indices)

@@ -84,6 +84,7 @@ def setting_of(result):
     mode = result.get('precision_mode', result['flags'].get('precision_mode'))
     return dict({name: result['flags'].get(name, DEFAULT_SETTINGS.get(name)) for name in SETTINGS},
                 data=data_name(result['flags']),
+                init=str(result['flags'].get('init'))[:15],
                 precision_mode=precision.describe(result.get('device'), mode),
                 images=result['data_checksum'][:8])
 

@@ -17,12 +17,13 @@ from sesemi.flags import DEFAULTS, IDENTITY_FLAGS, RESUMED_FLAGS, parse_given, s
 from sesemi.record.identity import git_revision, list_versions
 from sesemi.record.lock import is_held, lock
 from sesemi.settings import default_directory
-from sesemi.system.files import PARTIAL_NAME, try_to_write, write_json, write_table
+from sesemi.system.files import PARTIAL_NAME, try_to_write, write_atomic, write_json, write_table
 
 # keys that every args.json and result.json has
 RECORD_KEYS = 'flags', 'data_checksum'
 RESULT_KEYS = (*RECORD_KEYS, 'classification_error_rate', 'classification_error_rate_1_view',
                'balanced_error_rate', 'steps', 'seconds_per_step', 'images_per_second')
+INITIAL_MODEL = 'init.h5'       # a run's copy of the file of --init
 # Raised when the same flags train differently. 2: other averages and masks; 3: other whitening of folders.
 FORMAT = 3
 
@@ -124,7 +125,7 @@ class Run:
         return os.path.join(self.folder, name)
 
     def start(self, flags, device, dataset, labeled, checksum, held_out=()):
-        """Write args.json and labeled.csv, unless the run is resumed. From then on the folder holds a run.
+        """Write args.json, labeled.csv and a copy of --init, unless resumed. Now the folder holds a run.
 
         flags: a dict of all flags; device: 'cpu', 'gpu' or 'npu'; dataset: the datasets.Dataset as read;
         labeled: int (labels,), indices of its labeled training images; checksum: of its images; held_out: the
@@ -141,6 +142,8 @@ class Run:
             {'index': int(i), 'file': dataset.train_names[i],
              'class': dataset.class_names[dataset.train_labels[i]],
              'split': 'valid' if dataset.train_names[i] in held_out else 'train'} for i in labeled])
+        if self.flags['init']:      # a resumed run reads this copy
+            write_atomic(self.path(INITIAL_MODEL), pathlib.Path(self.flags['init_file']).read_bytes())
         # absolute, so that a resumed run finds it from any folder
         flags = dict(self.flags, dataset=self.flags['dataset'] and os.path.abspath(self.flags['dataset']))
         write_json(self.path('args.json'), {
@@ -285,6 +288,8 @@ def recorded_flags(folder):
         raise InputError('%s: begun by another version of this program (%s); finish the run with that one or '
                          'give another --result.'
                          % (os.path.join(folder, 'args.json'), str(error).split('; --help')[0])) from None
+    if flags.get('init'):       # a checksum in the record, a file on the command line
+        flags['init'] = os.path.join(folder, INITIAL_MODEL)
     return flags
 
 
