@@ -1,5 +1,6 @@
 """Runs of two real processes: by TensorFlow's collectives, and as NPUs by the stand-in's all-reduce."""
 import glob
+import gzip
 import json
 import os
 import re
@@ -40,6 +41,12 @@ def start(workers, rank, folder, *flags, program=TINY, **environment):
     of_rank = ['--workers', workers, '--rank', rank] if workers else []
     return start_program(program, *FLAGS, '--device', 'cpu', '--result', folder,
                          *flags, *of_rank, **environment)
+
+
+def initial_model(path):
+    """Write a model of the tiny trunk for --init to `path`; returns the path."""
+    path.write_bytes(gzip.decompress((PROJECT / 'tests/fixture/none/sesemi.h5.gz').read_bytes()))
+    return path
 
 
 @pytest.fixture(scope='module', params=['gpus', 'npu'] + ['mixed'] * ('SESEMI_BFLOAT16' in os.environ))
@@ -190,12 +197,15 @@ def test_both_ranks_name_what_differs(tmp_path):
     (tmp_path / 'tensorflow-9.8.7.dist-info').mkdir()
     (tmp_path / 'tensorflow-9.8.7.dist-info/METADATA').write_text(
         'Metadata-Version: 2.1\nName: tensorflow\nVersion: 9.8.7\n')
-    workers = addresses()
-    both = [start(workers, rank, tmp_path / 'run', '--seed', rank, '--eval-every', rank, **path)
+    workers, models = addresses(), [initial_model(tmp_path / name) for name in ('0.h5', '1.h5')]
+    with models[1].open('ab') as file:
+        file.write(b'other')
+    both = [start(workers, rank, tmp_path / 'run', '--seed', rank, '--eval-every', rank, '--init',
+                  models[rank], **path)
             for rank, path in enumerate([{}, {'PYTHONPATH': str(tmp_path)}])]
     for ended in map(result, both):
         assert ended.status == 2
-        assert ('Rank 1 (%s) differs from rank 0 in --seed (1, not 0), --eval-every (1, not 0), '
+        assert ('Rank 1 (%s) differs from rank 0 in --init, --seed (1, not 0), --eval-every (1, not 0), '
                 'TensorFlow (9.8.7, not %s); '
                 % (workers.split(',')[1], runtime.tf.__version__)) in ended.sentence()
     assert not (tmp_path / 'run').exists()
@@ -258,13 +268,14 @@ def test_find_rank():
 
 
 def test_several_runs_of_several_ranks(tmp_path):
-    workers = addresses()
-    flags = '--runs', '2', '--epochs', '1', '--validation', '0.1', '--keep', 'best'
+    workers, model = addresses(), initial_model(tmp_path / 'a.h5')
+    flags = '--runs', '2', '--epochs', '1', '--validation', '0.1', '--keep', 'best', '--init', model
     ended = list(map(result, [start(workers, rank, tmp_path / 'run', *flags) for rank in (0, 1)]))
     assert [each.status for each in ended] == [0, 0], ended
     assert re.findall('^Seed ([01]): error rate', ended[0].out, re.MULTILINE) == ['0', '1']
     assert ended[1].out == ''
     assert len(glob.glob(str(tmp_path / 'run/seed-[01]/sesemi.h5'))) == 2
+    model.unlink()      # each run has a copy
     workers = addresses()
     ended = list(map(result, [start(workers, rank, tmp_path / 'run', *flags, '--resume') for rank in (0, 1)]))
     assert [each.status for each in ended] == [0, 0] and ended[0].out.count('holds the finished run') == 2
