@@ -41,7 +41,7 @@ from sesemi.training.initial_model import InitialModel, take_settings
 
 
 def parse_args(argv):
-    """Parse the flags into a Namespace that has every flag, and `flip` and `init_file`.
+    """Parse the flags into a Namespace that has every flag, and `flip`, with --init also `init_file`.
 
     A flag that is not given has the value recorded by the run to resume, if there is one, else its default.
     Raises InputError naming the flag.

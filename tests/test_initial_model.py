@@ -72,6 +72,15 @@ def test_the_weights_are_those_of_the_file_and_the_rest_begins_anew(folder, monk
     assert len(changed) >= 2 and 'self_clf' not in changed
 
 
+def test_class_names_are_compared_in_one_form_of_unicode(folder):
+    initial = InitialModel(str(folder / 'none/sesemi.h5'))
+    with runtime.open_session('cpu'):
+        _, inference_model = networks.build_sesemi('tiny', (16, 16, 3), 3)
+        for other, said in ('caf\u00e9', 'the class head of'), ('cafe', 'begins anew'):
+            initial.class_names = CLASSES[:2] + ['cafe\u0301']
+            assert said in initial.set_weights(inference_model, CLASSES[:2] + [other])
+
+
 @pytest.mark.parametrize('kind', ['zca', 'channel', 'none'])
 def test_the_whitening_is_that_of_the_file(tmp_path, kind):
     blocks = np.random.RandomState(0).randint(0, 200, (500, 4, 4, 3)) + [0, 20, 50]
@@ -108,7 +117,8 @@ def test_a_model_that_does_not_fit_is_refused(train, folder, tmp_path, name, giv
 
 def test_a_run_takes_the_whitening_and_records_the_file_by_its_checksum(train, folder, tmp_path):
     model = folder / 'channel/sesemi.h5'
-    done = train(*flags_for(folder, 'channel', '--result', tmp_path / 'run', '--epochs=1', '--quiet'))
+    other_images = '--dataset', folder / 'images/train'
+    done = train(*flags_for(folder, 'channel', '--result', tmp_path / 'run', '--epochs=1', *other_images))
     assert done.status == 0, done.err
     assert 'Whitening: channel (that of %s).' % model in done.out
     assert 'Initial weights: the trunk and the class head of %s.' % model in done.out

@@ -125,7 +125,7 @@ class Run:
         return os.path.join(self.folder, name)
 
     def start(self, flags, device, dataset, labeled, checksum, held_out=()):
-        """Write args.json, labeled.csv and a copy of --init, unless resumed. Now the folder holds a run.
+        """Write args.json, labeled.csv and a copy of --init, unless resumed. Then the folder holds a run.
 
         flags: a dict of all flags; device: 'cpu', 'gpu' or 'npu'; dataset: the datasets.Dataset as read;
         labeled: int (labels,), indices of its labeled training images; checksum: of its images; held_out: the

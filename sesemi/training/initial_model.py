@@ -1,6 +1,7 @@
 """The model that a run begins from: the file of --init."""
 import hashlib
 import os
+import unicodedata
 
 import numpy as np
 
@@ -8,8 +9,7 @@ from sesemi.errors import InputError
 from sesemi.training import model_file
 from utils import ChannelStandardizer, Whitener
 
-HEAD = 'super_clf'
-OUTSIDE_TRUNK = 'contrast', 'whiten', 'whitened', HEAD      # layers with weights
+OUTSIDE_TRUNK = 'contrast', 'whiten', 'whitened', 'super_clf'     # layers with weights
 
 
 class InitialModel:
@@ -61,7 +61,9 @@ class InitialModel:
         if trunk != own_trunk:
             raise InputError('--init %s: is of another network; give the --network that it was trained with '
                              'or another model.' % self.path)
-        same_classes = self.class_names == list(class_names)
+        stored_names, class_names = ([unicodedata.normalize('NFC', name) for name in names]
+                                     for names in (self.class_names, class_names))
+        same_classes = stored_names == class_names
         names = [name for name in variables
                  if '/moving_' not in name and (same_classes or name in own_trunk)]
         assign_variables([variables[name] for name in names], [self.weights[name] for name in names])
@@ -73,18 +75,17 @@ class InitialModel:
 def take_settings(args, given, recorded):
     """Check all flags, `args`, against the model of --init, and take its whitening.
 
-    args['init'] changes from the file's path to its checksum; the path is in args['init_file']. given,
+    args['init'] changes from the file's path to its checksum, and the path goes to args['init_file']. given,
     recorded: as for flags.resolve. Raises InputError.
     """
     path = args['init']
-    if recorded.get('init') and not os.path.isfile(path):
-        path = recorded['init']     # the run's own copy
-    args['init_file'] = path
     if path is None:
         return
+    if recorded.get('init') and not os.path.isfile(path):
+        path = recorded['init']     # the run's own copy
     model = InitialModel(path)
-    args['init'] = model.checksum
-    if recorded:        # the run in the folder is compared with, flag by flag
+    args['init'], args['init_file'] = model.checksum, path
+    if recorded:        # record.run_folder compares the flags
         return
     args['whitening'] = given.get('whitening', model.whitening)
     for flag, value, needed in (('--image-size', args['image_size'], model.image_size),
