@@ -158,10 +158,9 @@ def train_on(data, plan, info, run, cache, clock):
             # 6. Train
             schedule = training.Schedule(args.lr * (args.ranks if args.scale_lr else 1), plan.steps_per_epoch,
                                          args.epochs)
-            optimizer = runtime.optimizer(device, training.scheduled_rate(schedule.base_rate, schedule.steps),
-                                          MOMENTUM, options, ranks)
+            optimizer = runtime.optimizer(device, schedule.base_rate, MOMENTUM, options, ranks)
             class_weights = training.balanced_weights(labels) if args.class_weights else None
-            train_step = training.training_function(model, optimizer, class_weights, ranks)
+            train_step = training.training_function(model, optimizer, class_weights, ranks, schedule)
             checkpoints = Checkpoints(os.path.join(args.result, 'checkpoints'), model, optimizer,
                                       plan.steps_per_epoch, args.checkpoint_minutes, ranks)
             if initial:

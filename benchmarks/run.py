@@ -151,7 +151,7 @@ def host_share(args):
     with one_core(), runtime.open_session('cpu'):
         model, _ = build_sesemi('pool', (32, 32, 3), 10)
         train_step = training.training_function(
-            model, runtime.optimizer('cpu', training.scheduled_rate(0.05, 10 ** 6), MOMENTUM))
+            model, runtime.optimizer('cpu', 0.05, MOMENTUM), schedule=training.Schedule(0.05, 10 ** 6, 1))
         train_step(*batch)
 
         def train(step):

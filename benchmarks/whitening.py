@@ -114,8 +114,9 @@ def measure_error(dataset, whitening, flip, seed, steps):
     with runtime.open_session('cpu'):
         model, inference_model = build_sesemi('nin', (SIZE, SIZE, 3), len(dataset.class_names), seed=seed,
                                                       batch_number=runtime.batch_number())
-        optimizer = runtime.optimizer('cpu', training.scheduled_rate(LEARNING_RATE, steps), MOMENTUM)
-        train_step = training.training_function(model, optimizer)
+        optimizer = runtime.optimizer('cpu', LEARNING_RATE, MOMENTUM)
+        train_step = training.training_function(model, optimizer,
+                                                schedule=training.Schedule(LEARNING_RATE, steps, 1))
         runtime.keras.backend.get_session().run(runtime.tf.global_variables_initializer())
         for t in range(steps):
             train_step(*batches[t])

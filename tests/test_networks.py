@@ -177,7 +177,8 @@ def run(request, tmp_path_factory):
         classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(path)
         probabilities = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
         evaluating = operations()
-        training.training_function(model, optimizer('cpu', training.scheduled_rate(0.05, 10), MOMENTUM))
+        training.training_function(model, optimizer('cpu', 0.05, MOMENTUM),
+                                   schedule=training.Schedule(0.05, 10, 1))
         evaluation.NormStatistics(model, [], 10, Ranks())
         return SimpleNamespace(evaluating=evaluating, training=operations(), model=path, images=images,
                                probabilities=probabilities)

@@ -143,7 +143,7 @@ def losses_of_one_process(steps):
                 computed.append(compute([inputs[name] for name in model.input_names]
                                        + [targets[name] for name in model.output_names] + [True]))
             losses.append([loss for loss, *_ in computed])
-            rate = np.float32(training.learning_rate(0.1, t, steps))
+            rate = np.float32(training.Schedule(0.1, steps, 1).rate(t))
             for i, weight in enumerate(weights):
                 gradient = (computed[0][1 + i] + computed[1][1 + i]) / 2
                 velocity[i] = np.float32(0.9) * velocity[i] - rate * gradient

@@ -35,8 +35,8 @@ class Run:
         with open_session('cpu'):
             build = networks.build_sesemi if method == 'asl' else networks.build_supervised
             self.model, _ = build('tiny', SHAPE, 3, in_network_dropout=0.3, batch_number=batch_number())
-            sgd = optimizer('cpu', training.scheduled_rate(lr, STEPS * EPOCHS), MOMENTUM)
-            train_step = training.training_function(self.model, sgd)
+            sgd, schedule = optimizer('cpu', lr, MOMENTUM), training.Schedule(lr, STEPS, EPOCHS)
+            train_step = training.training_function(self.model, sgd, schedule=schedule)
             self.checkpoints = Checkpoints(self.folder, self.model, sgd, STEPS, minutes, Ranks())
             start = self.checkpoints.restore()
             self.started_at = self.step = start.step
@@ -46,7 +46,7 @@ class Run:
                 return train_step(*arguments)
             try:
                 self.progress = training.train(
-                    counted_step, batches(method), training.Schedule(lr, STEPS, EPOCHS), start, self,
+                    counted_step, batches(method), schedule, start, self,
                     training.Hooks(self.checkpoints.is_due, self.checkpoints.save, self.rows.extend,
                                    verbose=False))
             except training.Interrupted:
@@ -62,14 +62,44 @@ class Run:
         raise training.Interrupted(signal.SIGTERM)
 
 
-def test_the_rate_of_each_step():
+def test_the_rate_of_each_step_and_its_weight_in_the_averages():
+    """Beside the values, what a step with them changes, as a fraction of what the first step changes."""
+    schedule, changes = training.Schedule(0.05, 3125, 50), {}
     with open_session('cpu'):
-        rate = keras.backend.function([], [training.scheduled_rate(0.05, 18600)])
-        for t in (0, 1, 9300, 18599):
-            keras.backend.set_value(step_variable(), t)
-            expected = 0.05 * (1 - t / 18600) ** 0.5
-            assert rate([])[0] == pytest.approx(expected, rel=1e-6)
-            assert training.learning_rate(0.05, t, 18600) == pytest.approx(expected)
+        model, _ = networks.build_supervised('tiny', SHAPE, 3, super_dropout=0.0)
+        sgd = optimizer('cpu', 1.0, MOMENTUM)
+        train_step = training.training_function(model, sgd, schedule=schedule)
+        changing = [model.get_layer('super_clf').kernel, training.batch_statistics(model)[0][0]]
+        variables = changing + [variable for variable in model.weights + sgd.weights
+                                if all(variable is not other for other in changing)]
+        before = training.read_variables(variables)
+        for t, rate, weight in ((0, 0.05, 1), (1, 0.05 * (156249 / 156250) ** 0.5, 0.01 / (1 - 0.99 ** 2)),
+                                (60000, 0.05 * 0.616 ** 0.5, 0.01), (100000, 0.03, 0.01)):
+            assert schedule.rate(t) == pytest.approx(rate, rel=1e-12)
+            assert training.average_weight(t) == pytest.approx(weight, rel=1e-12)
+            training.assign_variables(variables, before)
+            train_step(*batches('supervised')[0], t=t)
+            after = training.read_variables(changing)
+            changes[t] = [np.linalg.norm(a - b) for a, b in zip(after, before)]
+            assert changes[t] == pytest.approx(np.multiply([rate / 0.05, weight], changes[0]), rel=1e-4)
+
+
+def test_the_step_counter_reaches_no_float_but_through_the_dropout_masks():
+    """An NPU may compute in float16, which has no number above 65,504."""
+    with open_session('cpu'):
+        model, _ = networks.build_sesemi('tiny', SHAPE, 3, in_network_dropout=0.3,
+                                         batch_number=batch_number())
+        training.training_function(model, optimizer('cpu', 0.05, MOMENTUM),
+                                   schedule=training.Schedule(0.05, STEPS, EPOCHS))
+        reached, found = set(), [step_variable().op]
+        while found:
+            operation = found.pop()
+            if operation not in reached and operation.type != 'StatelessRandomUniformInt':
+                found += [user for output in operation.outputs for user in output.consumers()]
+            reached.add(operation)
+        assert [operation.type for operation in reached].count('StatelessRandomUniformInt') == 3
+        assert [operation.name for operation in reached if operation.type != 'StatelessRandomUniformInt'
+                for output in operation.outputs if output.dtype.base_dtype.is_floating] == []
 
 
 @pytest.mark.parametrize('method', ['asl', 'supervised'])

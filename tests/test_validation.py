@@ -47,8 +47,8 @@ class Run:
         self.weights, steps = {}, STEPS * EPOCHS
         with open_session('cpu'):
             model, _ = networks.build_sesemi('tiny', SHAPE, 3)
-            sgd = optimizer('cpu', training.scheduled_rate(0.05, steps), MOMENTUM)
-            train_step = training.training_function(model, sgd)
+            sgd, schedule = optimizer('cpu', 0.05, MOMENTUM), training.Schedule(0.05, STEPS, EPOCHS)
+            train_step = training.training_function(model, sgd, schedule=schedule)
             checkpoints = Checkpoints(str(folder), model, sgd, STEPS, minutes, Ranks())
             statistics = evaluation.NormStatistics(model, batches(), steps, Ranks())
             start = checkpoints.restore()
@@ -66,8 +66,7 @@ class Run:
                 checkpoints.save(progress)
             try:
                 training.train(
-                    train_step, batches(), training.Schedule(0.05, STEPS, EPOCHS), start,
-                    training.StopSignals(),
+                    train_step, batches(), schedule, start, training.StopSignals(),
                     training.Hooks(checkpoints.is_due, save, after_epoch, verbose=False))
             except KeyboardInterrupt:
                 return
@@ -247,10 +246,10 @@ def test_the_first_of_several_runs_tells_their_flags(tmp_path):
 
 
 @pytest.mark.parametrize('data, begun, refused', [
-    ('folder', 2, True), ('cifar10', 2, False), ('cifar10', None, True), ('folder', 99, True),
-    ('folder', run_folder.FORMAT, False)])
+    ('folder', 2, True), ('cifar10', 2, True), ('cifar10', None, True), ('cifar10', 3, True),
+    ('folder', 99, True), ('folder', run_folder.FORMAT, False)])
 def test_a_run_that_another_version_began(tmp_path, data, begun, refused):
-    begin(tmp_path, '--data %s --dataset x' % data, format=begun or 1)
+    begin(tmp_path, '--data %s --dataset x' % data, format=begun)
     args = vars(train_evaluate_sesemi.parse_args(['--result', str(tmp_path), '--resume']))
     if refused:
         with pytest.raises(InputError, match='begun by another version of this program'):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 from sesemi.device import npu
 from sesemi.device.backend import keras, tf
 
-_STEP = 'sesemi/step'    # a collection of a graph: the step counter's variable and its value
+_STEP = 'sesemi/step'    # a collection of a graph: the step counter
 PROFILED_STEP = 10      # on a CPU or GPU; the steps before it build and place the graph
 
 
@@ -61,13 +61,16 @@ def gpu_config():
 
 
 def optimizer(device, learning_rate, momentum, options=Options(), ranks=None):
-    """Keras' SGD with Nesterov momentum for the device. learning_rate: a number or a scalar tensor.
+    """Keras' SGD with Nesterov momentum for the device.
+
+    learning_rate: a number. Its `lr` is a scalar tensor, so that a step can be fed another.
 
     With several ranks it averages the gradients over them: on the NPU by the adapter's wrapper, which reads
     RANK_SIZE, else by TensorFlow's collective operations. With precision 'mixed' on a GPU, that is float16,
     it scales the loss, because small gradients would become zero. bfloat16 on a CPU has the range of float32.
     """
-    sgd = keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum, nesterov=True)
+    rate = tf.placeholder_with_default(learning_rate, (), 'rate')
+    sgd = keras.optimizers.SGD(learning_rate=rate, momentum=momentum, nesterov=True)
     if device == 'npu':
         return npu.import_adapter().npu_distributed_optimizer_wrapper(sgd)
     if device == 'gpu' and options.precision_mode == 'mixed':
@@ -94,12 +97,10 @@ def profiler_callbacks(device, options, model, steps):
 
 def step_variable():
     """The current graph's counter of steps done: an int32 scalar variable. No h5 file holds it."""
-    return _step()[0]
-
-
-def step():
-    """The steps done before the current one: an int32 scalar tensor, read once in each step."""
-    return _step()[1]
+    found = tf.get_collection_ref(_STEP)
+    if not found:
+        found.append(keras.backend.variable(0, dtype='int32', name='step'))
+    return found[0]
 
 
 def batch_number(rank=0, ranks=1):
@@ -107,13 +108,4 @@ def batch_number(rank=0, ranks=1):
 
     rank: with several ranks an int32 scalar tensor that training feeds, so that all have the same graph.
     """
-    return step() * ranks + rank
-
-
-def _step():
-    found = tf.get_collection_ref(_STEP)
-    if not found:
-        with tf.control_dependencies(None):     # the first caller may be within a condition
-            variable = keras.backend.variable(0, dtype='int32', name='step')
-            found.extend([variable, tf.identity(variable)])
-    return found
+    return step_variable() * ranks + rank

@@ -25,7 +25,8 @@ RESULT_KEYS = (*RECORD_KEYS, 'classification_error_rate', 'classification_error_
                'balanced_error_rate', 'steps', 'seconds_per_step', 'images_per_second')
 INITIAL_MODEL = 'init.h5'       # a run's copy of the file of --init
 # Raised when the same flags train differently. 2: other averages and masks; 3: other whitening of folders.
-FORMAT = 3
+# 4: other rounding of the learning rate and the averages.
+FORMAT = 4
 
 
 @contextlib.contextmanager
@@ -95,13 +96,7 @@ class Run:
         if not flags['resume']:
             raise InputError('--result %s: holds a run already; go on with it by --resume, or give another '
                              '--result.' % folder)
-        finished, version = os.path.exists(self.path('result.json')), stored.get('format', 1)
-        if not finished and stored['flags'].get('whitening') == 'shrunk':
-            raise InputError('--resume: the run in %s was begun with --whitening shrunk, which this version '
-                             'does not have; finish it with the version that began it or give another '
-                             '--result.' % folder)
-        same_training = version == FORMAT or version == 2 and stored['flags']['data'] != 'folder'
-        if not same_training and not finished:
+        if stored.get('format') != FORMAT and not os.path.exists(self.path('result.json')):
             raise InputError('--resume: the run in %s was begun by another version of this program, which '
                              'trains otherwise; finish it with that version or give another --result.'
                              % folder)
@@ -280,7 +275,7 @@ def recorded_flags(folder):
     Raises InputError if this version does not accept one of them.
     """
     flags = (stored_record(folder) or {'flags': {}})['flags']
-    known = set(DEFAULTS) - {'whitening'}       # Run refuses shrunk, a kind of earlier versions
+    known = set(DEFAULTS) - {'whitening'}       # earlier versions also had shrunk, in runs that Run refuses
     try:
         parse_given(['%s=%s' % (spell_flag(name), value)
                      for name, value in flags.items() if name in known and value is not None])

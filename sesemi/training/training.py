@@ -1,6 +1,6 @@
 """The training loop and what a step needs: the update, learning rate, progress line and signals."""
 import contextlib
-import math
+import itertools
 import signal
 import time
 from typing import Callable, List, NamedTuple, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from networks.layers import BatchNormalization
 from sesemi.device.backend import keras, tf
-from sesemi.device.runtime import step, step_variable
+from sesemi.device.runtime import step_variable
 from sesemi.errors import RunError
 from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 from sesemi.system import signals
@@ -45,26 +45,15 @@ class Progress(NamedTuple):
     rows: List[dict] = []       # a row of metrics for each finished epoch
 
 
-def learning_rate(base, t, steps):
-    """The rate of step t of `steps`, counted from 0: base * (1 - t / steps) ** 0.5, as published.
-
-    t: a number or a scalar tensor.
-    """
-    return base * ((steps - t) / steps) ** DECAY_POWER
-
-
-def scheduled_rate(base, steps):
-    """The learning rate of the current step: a float32 scalar tensor of the current graph."""
-    return learning_rate(base, tf.cast(step(), tf.float32), steps)
-
-
-def training_function(model, optimizer, class_weights=None, ranks=None):
+def training_function(model, optimizer, class_weights=None, ranks=None, schedule=None):
     """Returns a function that trains one step: (inputs, targets) -> metrics, a dict of floats.
 
     inputs, targets: dicts of arrays, as batches[t] has them. Each call is one run of the session: it updates
-    the weights, then the batch-norm averages, and counts the step (runtime.step). The loss is the plain sum
+    the weights, then the batch-norm averages, and counts the step (step_variable). The loss is the plain sum
     of the outputs' cross-entropies and the kernels' L2. class_weights, float32 (classes,): an image's
-    cross-entropy in the super branch is multiplied by the weight of its class.
+    cross-entropy in the super branch is multiplied by the weight of its class. schedule: a Schedule; None
+    means that the rate is always the optimizer's. The function also takes `t`, the number of the step; by
+    default the calls are counted from 0.
 
     ranks: a collective.Ranks, or None for one process. With several ranks the function takes a third
     argument, a function that returns this rank's VOTES values, and adds 'votes' to the metrics: the int32
@@ -81,11 +70,15 @@ def training_function(model, optimizer, class_weights=None, ranks=None):
                                          tf.float32))
                   for target, output in zip(targets, model.outputs)]
     loss = tf.add_n(losses + model.losses)
-    updates = optimizer.get_updates(loss, model.trainable_weights) + average_updates(model)
+    # Fed, because an NPU in float16 cannot compute them from the number of the step.
+    weight = keras.backend.placeholder((), name='average_weight')
+    fed = {weight: average_weight, **({optimizer.lr: schedule.rate} if schedule else {})}
+    updates = optimizer.get_updates(loss, model.trainable_weights) + [
+        tf.assign_add(average, (value - average) * weight) for average, value in batch_statistics(model)]
     with tf.control_dependencies(updates):
         counted = tf.assign_add(step_variable(), 1)
     names = ['loss'] + [name + kind for kind in ('_loss', '_acc') for name in model.output_names]
-    inputs = model.inputs + targets + [keras.backend.learning_phase()]
+    inputs = model.inputs + targets + [keras.backend.learning_phase(), *fed]
     outputs, options = [loss] + losses + accuracies, {}
     several = ranks and not ranks.alone
     if several:
@@ -95,11 +88,12 @@ def training_function(model, optimizer, class_weights=None, ranks=None):
             votes = ranks.all_reduce(tf.concat([own_votes, [diverged]], axis=0))
         inputs, outputs = inputs + [own_votes, ranks.rank_input], outputs + [votes]
         options = {'options': ranks.run_options} if ranks.run_options else {}
-    run = keras.backend.function(inputs, outputs, [counted], **options)
+    run, numbers = keras.backend.function(inputs, outputs, [counted], **options), itertools.count()
 
-    def train_step(inputs, targets, get_votes=None):
+    def train_step(inputs, targets, get_votes=None, t=None):
+        t = next(numbers) if t is None else t
         arrays = [*[inputs[name] for name in model.input_names],
-                  *[targets[name] for name in model.output_names], True]
+                  *[targets[name] for name in model.output_names], True, *[at(t) for at in fed.values()]]
         if several:
             with ranks.waiting('step'):
                 *values, summed = run(
@@ -122,16 +116,12 @@ def balanced_weights(labels_one_hot):
     return (len(labels_one_hot) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def average_updates(model):
-    """The operations that update the batch-norm averages after a step.
+def average_weight(t):
+    """The weight w of step t, counted from 0, in the batch-norm averages: m becomes m + (x - m) * w.
 
-    At step t = 1, 2, ... the average m becomes m + (x - m) * 0.01 / (1 - 0.99 ** t): zero-debiased, so that
-    the first step sets m to x, as in the published runs.
+    0.01 / (1 - 0.99 ** (t + 1)): zero-debiased, so that the first step sets m to x, as in the published runs.
     """
-    # 1 - 0.99 ** t, computed so that it is exact for small t
-    debias = -tf.math.expm1(tf.cast(step() + 1, tf.float32) * math.log(BATCH_NORM_MOMENTUM))
-    weight = (1 - BATCH_NORM_MOMENTUM) / debias
-    return [tf.assign_add(average, (value - average) * weight) for average, value in batch_statistics(model)]
+    return (1 - BATCH_NORM_MOMENTUM) / (1 - BATCH_NORM_MOMENTUM ** (t + 1))
 
 
 def batch_statistics(model):
@@ -166,8 +156,8 @@ class Schedule(NamedTuple):
         return self.steps_per_epoch * self.epochs
 
     def rate(self, t):
-        """The learning rate of step t, a number or a scalar tensor."""
-        return learning_rate(self.base_rate, t, self.steps)
+        """The learning rate of step t, counted from 0, as published."""
+        return self.base_rate * ((self.steps - t) / self.steps) ** DECAY_POWER
 
 
 class Hooks(NamedTuple):
@@ -241,7 +231,7 @@ def train(train_step, batches, schedule, progress, stop, hooks):
                 callback.on_train_batch_begin(t)
             with saving(progress):
                 batch = next(upcoming)
-            metrics = train_step(*batch, lambda: get_votes(t + 1))
+            metrics = train_step(*batch, lambda: get_votes(t + 1), t)
             for callback in hooks.callbacks:
                 callback.on_train_batch_end(t)
             votes = metrics.pop('votes', None)      # None with one process, which asks get_votes below
