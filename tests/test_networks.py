@@ -8,7 +8,7 @@ from conftest import PROJECT
 import networks
 import utils
 from networks.layers import Dropout
-from sesemi.device.backend import keras
+from sesemi.device.backend import keras, tf
 from sesemi.device.collective import Ranks
 from sesemi.device.runtime import batch_number, open_session, optimizer, step_variable
 from sesemi.settings import MOMENTUM, NORM_BATCHES
@@ -147,7 +147,22 @@ def test_measured_statistics_are_means_over_batches_and_the_averages_are_put_bac
 
 
 def operations():
-    return {operation.type for operation in keras.backend.get_session().graph.get_operations()}
+    """The types of the operations in the current graph, before and after TensorFlow's Grappler rewrites it.
+
+    The rewrites are those of an NPU's session. Grappler fuses only operations that are placed on a device.
+    """
+    from tensorflow.python.grappler import tf_optimizer  # not before sesemi.device.backend
+    graph, config = keras.backend.get_session().graph, tf.ConfigProto()
+    rewrite = config.graph_options.rewrite_options
+    rewrite.remapping = rewrite.memory_optimization = rewrite.OFF
+    made = tf.train.export_meta_graph(graph=graph, collection_list=[])
+    for node in made.graph_def.node:
+        node.device = '/job:localhost/replica:0/task:0/device:CPU:0'
+    made.collection_def['train_op'].node_list.value.extend(
+        operation.name for operation in graph.get_operations()
+        if not any(output.consumers() for output in operation.outputs))
+    nodes = [*made.graph_def.node, *tf_optimizer.OptimizeGraph(config, made).node]
+    return {node.op for node in nodes}
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +188,7 @@ def run(request, tmp_path_factory):
     images = np.random.RandomState(0).randint(0, 256, (4, 16, 16, 3)).astype(np.float32)
     with open_session('cpu'):
         model, inference_model = getattr(networks, build)(
-            network, (16, 16, 3), 10, super_dropout=0.5, in_network_dropout=0.5)
+            network, (16, 16, 3), 10, super_dropout=0.5, in_network_dropout=0.5, batch_number=batch_number())
         classifier.Classifier(inference_model, whitener, list('abcdefghij')).save(path)
         probabilities = inference_model.predict_on_batch(whitener(utils.global_contrast_normalize(images)))
         evaluating = operations()
