@@ -137,10 +137,14 @@ def make_local_folder(purpose, rank):
 
 @contextlib.contextmanager
 def collected_signals():
-    """Within the block, append SIGTERM and Ctrl-C to the list it yields instead of ending this process."""
+    """Within the block, append signals to the list it yields instead of ending this process.
+
+    These are SIGTERM, Ctrl-C and, unless they are ignored, SIGUSR1 and SIGXCPU.
+    """
     signals = []
     before = {number: signal.signal(number, lambda number, frame: signals.append(number))
-              for number in (signal.SIGTERM, signal.SIGINT)}
+              for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU)
+              if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield signals
     finally:

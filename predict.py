@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 if __name__ == '__main__':
     from sesemi.system import command_line, signals
     command_line.keep_docstrings()
+    command_line.report_import_errors()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 import numpy as np

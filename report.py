@@ -5,7 +5,8 @@
 import sys
 
 if __name__ == '__main__':
-    from sesemi.system import signals
+    from sesemi.system import command_line, signals
+    command_line.report_import_errors()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 
 from sesemi.record import comparison

@@ -3,8 +3,8 @@
 Tran 2019, "Exploring Self-Supervised Regularization for Supervised and Semi-Supervised Learning", arXiv
 1906.10343. The last line of standard output is `classification error rate: 0.xxxx`; with --runs it has the
 mean and the standard deviation. Exit status 1: a rank or a process was lost; 2: wrong input; 3: training
-diverged; 130, 143 and 129: stopped by Ctrl-C, SIGTERM and SIGHUP. When a signal stops the training, it saves
-a checkpoint first, and --resume continues from there.
+diverged; 130, 143, 129, 138 and 152: stopped by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU. When a signal
+stops the training, it saves a checkpoint first, and --resume continues from there.
 """
 import argparse
 import contextlib
@@ -15,6 +15,7 @@ from typing import NamedTuple
 if __name__ == '__main__':
     from sesemi.system import command_line, output, signals
     command_line.keep_docstrings()
+    command_line.report_import_errors()
     output.tolerate_write_errors()
     signals.watch()     # before the slow imports, so that a signal during them is handled too
 

@@ -10,8 +10,8 @@ signal_ranks() {
 
 # Starts ranks 0 to $1 - 1 at once, waits for all and returns the status of the first that failed, else 0. If
 # one fails, the others have a second to end by themselves, then get SIGTERM; 2 s later a second SIGTERM,
-# which ends them at once; and 8 s later SIGKILL. SIGTERM, SIGHUP and Ctrl-C go to all ranks as SIGTERM: they
-# stop together after a step and save.
+# which ends them at once; and 8 s later SIGKILL. SIGTERM, SIGHUP and Ctrl-C go to all ranks as SIGTERM,
+# SIGUSR1 and SIGXCPU as they are: the ranks stop together after a step and save.
 run_ranks() {
     local rank status=0 ended=0 signalled=0 pids=()
     for ((rank = 0; rank < $1; rank++)); do
@@ -19,6 +19,8 @@ run_ranks() {
         pids+=($!)
     done
     trap 'signalled=1; signal_ranks TERM "${pids[@]}"' TERM INT HUP
+    trap 'signalled=1; signal_ranks USR1 "${pids[@]}"' USR1
+    trap 'signalled=1; signal_ranks XCPU "${pids[@]}"' XCPU
     while ((ended < $1 && status == 0)); do
         wait -n || status=$?
         if ((signalled)); then      # the signal ended wait, not a rank
@@ -28,6 +30,7 @@ run_ranks() {
         fi
     done
     trap - TERM INT HUP
+    trap '' USR1 XCPU       # their repeats must not end the wait for the other ranks
     if ((status)); then
         {
             sleep 1

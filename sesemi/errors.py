@@ -3,6 +3,9 @@ import re
 
 # control characters, those that change the direction of text, and bytes of a name that are not UTF-8
 CONTROL_CHARACTERS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]')
+# (interpreter, reason)
+CANNOT_IMPORT = ('%s cannot import what this program needs (%s); use an interpreter that has the packages of '
+                 'requirements.txt, or run_1p.sh without PYTHON, which finds or installs one.')
 MAX_DESCRIPTION = 300   # characters of an error's description
 
 

@@ -48,6 +48,14 @@ def _gpus(text):
     return text
 
 
+def _steps(text):
+    for part in text.split('|'):
+        first, dash, last = part.partition('-')
+        if not first.isdecimal() or dash and not (last.isdecimal() and int(first) < int(last)):
+            raise argparse.ArgumentTypeError('%s is not a list of steps, as in 0|5|10-20' % text)
+    return text
+
+
 PRECISION_HELP = (
     'cpu, gpu: float32 (default) or mixed; mixed is float16 on a gpu and bfloat16 on a cpu, which needs '
     'TensorFlow 2 and a processor with amx_bf16 or avx512_bf16. npu: force_fp32, force_fp16, '
@@ -145,7 +153,7 @@ TABLE = {
         _switch('over_dump', NOT_KEPT, 'npu: write detected overflows to RESULT/over_dump'),
         _switch('data_dump', NOT_KEPT, "npu: write operators' inputs and outputs to RESULT/data_dump"),
         _flag('data_dump_step', None, NOT_KEPT, 'steps for --data-dump, as 0|5|10-20 (default: 0)',
-              metavar='STEPS'),
+              type=_steps, metavar='STEPS'),
     ],
     'several devices': [
         _flag('gpus', None, NOT_KEPT, 'start a process for each of these GPUs of this host', type=_gpus,

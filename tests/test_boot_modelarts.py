@@ -210,7 +210,8 @@ def test_failed_training_leaves_its_log_and_its_status(job, end, expected, train
     assert (job.root / out / 'train.log').read_text() == 'the reason\n'
 
 
-@pytest.mark.parametrize('number, expected', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('number, expected', [
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGXCPU, 152)])
 def test_signals_reach_the_training_and_results_are_still_copied(job, number, expected):
     job.set_training('trap \'kill $! 2>/dev/null || :; echo saved; touch "$result/step-9.npz"; exit %d\' %s\n'
                'sleep 600 & echo ready; wait' % (expected, number.name))

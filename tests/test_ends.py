@@ -87,14 +87,15 @@ def test_a_folder_has_one_run_at_a_time(start, tmp_path):
 
 
 def test_a_signal_before_the_training_ends_the_program_in_one_sentence(start):
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+    for number in signals.STOP_SIGNALS:
         process = start(SWALLOWS)
         programs.read_until(process, 'ready')
         process.send_signal(number)
         assert programs.result(process)[::2] == (128 + number, 'Stopped by %s.\n' % number.name)
-    process = start(WAITS, prefix="trap '' HUP; ")      # as nohup does
+    process = start(WAITS, prefix="trap '' HUP USR1 XCPU; ")      # as nohup does
     programs.read_until(process, 'ready')
-    process.send_signal(signal.SIGHUP)
+    for number in signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU:
+        process.send_signal(number)
     process.send_signal(signal.SIGINT)
     assert programs.result(process)[::2] == (130, 'Stopped by SIGINT.\n')
 
@@ -209,6 +210,35 @@ def test_the_same_signal_again_ends_the_process_unless_it_comes_at_once(tmp_path
     assert patient.poll() is None
     patient.kill()
     patient.communicate()
+
+
+NOTICED = '''
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from sesemi.system import pools, signals
+signals.REPEAT_SECONDS = 0
+signals.watch()
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)
+seen = []
+with signals.handle_with(seen.append):
+    for number in 2 * signals.NOTICES:
+        send(number)
+send(signals.NOTICES[0])        # between two of several runs, or while the process ends
+with signals.handle_with(seen.append):
+    send(signals.NOTICES[1])
+with pools.make_process_pool(2) as pool:        # which leaves them to its parent
+    for number in signals.NOTICES:
+        os.kill(pool.submit(os.getpid).result(), number)
+    time.sleep(0.1)
+    print(seen == 2 * list(signals.NOTICES), pool.submit(os.getppid).result() == os.getpid())
+'''
+
+
+def test_repeated_notices_end_nothing_and_one_that_was_late_stops_the_next_run():
+    done = programs.run(sys.executable, '-c', NOTICED, PROJECT)
+    assert done == (0, 'True True\n', '')
 
 
 PRINTS_AND_WAITS = '''

@@ -149,16 +149,20 @@ Exit status 2, wrong input of report.py:
     test_report.py test_a_wrong_command_is_one_sentence
 Exit status 2, wrong input of boot_modelarts.py:
     test_boot_modelarts.py test_wrong_arguments
+Exit status 2, a Python without the packages:
+    test_wrong_input.py test_an_interpreter_without_a_package
 Exit status 2, no Python for run_1p.sh:
     test_run_1p.py test_nothing_to_set_up_with
 Exit status 3, training diverged:
     test_train_evaluate.py test_divergence_ends_with_status_3
-Exit status 130 and 143, by Ctrl-C and SIGTERM in training:
+Exit status 130, 143, 138 and 152, by Ctrl-C, SIGTERM, SIGUSR1 and SIGXCPU in training:
     test_train_evaluate.py test_a_signal_saves_and_says_so
-Exit status 130, 143 and 129, by Ctrl-C, SIGTERM and SIGHUP before it:
+Exit status 130, 143, 129, 138 and 152, by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU before it:
     test_ends.py test_a_signal_before_the_training_ends_the_program_in_one_sentence
 Exit status 143, by SIGTERM to several ranks:
     test_ranks.py test_a_signal_to_run_local_saves_and_ends_both_ranks
+Exit status 138 and 152, by SIGUSR1 and SIGXCPU to several ranks:
+    test_ranks.py test_notices_reach_the_ranks_and_their_repeats_end_none
 run_1p.sh has the exit status of the training:
     test_run_1p.py test_flags_and_exit_status_go_through
 boot_modelarts.py has the exit status of the training:

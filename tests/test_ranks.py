@@ -1,4 +1,5 @@
 """Runs of two real processes: by TensorFlow's collectives, and as NPUs by the stand-in's all-reduce."""
+import contextlib
 import glob
 import gzip
 import json
@@ -6,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -259,12 +261,33 @@ def test_find_rank():
     for workers, rank, environment in [
             ('a:1,b', 0, {}), ('a..b:1,c:2', 1, {}), (64 * 'a' + ':1,c:2', 1, {}), ('a:1,a:1', 0, {}),
             ('a:1,b:' + 5000 * '1', 0, {}), ('a:1,b:2', 2, {}), (None, 1, {}),
-            (None, None, {'TF_CONFIG': '{}'}), (None, None, {'CM_WORKER_SIZE': 'x'})]:
+            (None, None, {'TF_CONFIG': '{'}), (None, None, {'TF_CONFIG': '[1]'}),
+            (None, None, {'CM_WORKER_SIZE': 'x'}),
+            (None, None, {'TF_CONFIG': cluster.replace('"index": 1', '"index": 2')}),
+            (None, None, {'TF_CONFIG': cluster.replace('"type": "worker"', '"type": "evaluator"')}),
+            (None, None, {'TF_CONFIG': tf_config({'chief': ['a:1']}, 'evaluator')})]:
         with pytest.raises(InputError):
             find_rank(workers, rank, environment)
     for environment in {'CM_WORKER_SIZE': '8'}, {'CM_WORKER_SIZE': '2', 'RANK_SIZE': '2'}:
         with pytest.raises(InputError, match='^CM_WORKER_SIZE=[28]: .*run_8p.sh with RANK_TABLE_FILE'):
             find_rank(None, None, environment)
+
+
+def tf_config(cluster, task):
+    return json.dumps({'cluster': cluster, 'task': {'type': task, 'index': 0}})
+
+
+@pytest.mark.parametrize('text', [
+    '', '{}', 'null', '{"cluster": {}}', '{"cluster": null, "task": null}', '{"environment": "cloud"}',
+    '{"task": {"type": "worker", "index": 0}}', '{"cluster": {"worker": ["localhost:2222"]}}',
+    tf_config({}, 'master'), tf_config({'worker': []}, 'worker'), tf_config({'worker': ['a:1']}, 'worker'),
+    tf_config({'chief': ['localhost']}, 'chief'), tf_config({'master': ['a:1']}, 'master')])
+def test_a_tf_config_of_one_process_changes_nothing(tmp_path, text):
+    assert find_rank(None, None, {'TF_CONFIG': text}) == RankInfo()
+    table = tmp_path / 'table.json'
+    table.write_text(json.dumps({'server_list': [{'device': [{'rank_id': '0'}, {'rank_id': '1'}]}]}))
+    ascend = {'RANK_ID': '1', 'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(table)}
+    assert find_rank(None, None, dict(ascend, TF_CONFIG=text)) == RankInfo(1, 2, (), 2)
 
 
 def test_several_runs_of_several_ranks(tmp_path):
@@ -290,6 +313,32 @@ def test_a_signal_to_run_local_saves_and_ends_both_ranks(tmp_path):
     ended = result(process)         # waits for all processes that hold the pipe, so for both ranks
     assert ended.status == 143 and '--resume' in ended.err
     assert list((tmp_path / 'run' / 'checkpoints').glob('*.npz'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGXCPU])
+def test_notices_reach_the_ranks_and_their_repeats_end_none(tmp_path, number):
+    """With an interpreter that takes its time to save."""
+    python = tmp_path / 'python'
+    python.write_text("""#!/usr/bin/env bash
+if [[ $1 == -c ]]; then exit 0; fi
+trap 'noticed=1' %s
+echo ready
+until [[ ${noticed:-} ]]; do sleep 0.02; done
+if [[ $RANK_ID == 1 ]]; then sleep 0.5; fi
+echo saved
+exit %d
+""" % (number.name[3:], 128 + number))
+    python.chmod(0o755)
+    (tmp_path / 'table.json').write_text('{}')
+    process = start_program('bash', PROJECT / 'run_8p.sh', RANK_SIZE='2', PYTHON=str(python),
+                            RANK_TABLE_FILE=str(tmp_path / 'table.json'))
+    read_until(process, 'ready\nready\n')
+    while process.poll() is None:
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    ended = result(process)
+    assert (ended.status, ended.out.count('saved')) == (128 + number, 2), ended
 
 
 def test_how_many_ascend_ranks_share_a_host(tmp_path):

@@ -1,5 +1,6 @@
 """The report page of made-up runs, comparisons of runs, and events."""
 import base64
+import contextlib
 import errno
 import html.parser
 import io
@@ -399,6 +400,36 @@ print(report.main(['compare', {!r}, '--plot', 'no.png']))""".format(
     page = Page(tmp_path)
     assert 'log.csv' in page.source and not page.all('svg') and page.all('img', inside='images mistakes')
     assert not list(tmp_path.glob('*.png'))
+
+
+DRAWS = '''
+import hashlib
+from sesemi.record import plots
+assert not plots.import_error(), plots.import_error()
+for picture in (plots.curves(%r, 'a run')[0], plots.comparison_png({'asl': {10: [0.2]}}, ''),
+                plots.confusion_png(plots.np.eye(3, dtype=int), 'abc', True, '')):
+    print(hashlib.md5(picture).hexdigest())
+'''
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    """What DRAWS prints without any settings, in this process."""
+    with io.StringIO() as out, contextlib.redirect_stdout(out):
+        exec(DRAWS % make_rows(3), {})
+        return out.getvalue()
+
+
+@pytest.mark.parametrize('settings, environment', [
+    (b'text.usetex: True\nfont.size: 20\nsavefig.bbox: tight', {}),
+    (b'font.family: No Such Font\nbackend: module://no.such.backend', {'MPLBACKEND': 'no_such_backend'}),
+    (b'\xff', {'MATPLOTLIBRC': 'other/matplotlibrc', 'MPLBACKEND': 'module://no.such.backend'})])
+def test_pictures_do_not_depend_on_the_users_settings(tmp_path, drawn, settings, environment):
+    path = tmp_path / environment.get('MATPLOTLIBRC', 'matplotlibrc')
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(settings)
+    assert run(sys.executable, '-c', DRAWS % make_rows(3), cwd=tmp_path, PYTHONPATH=str(PROJECT),
+               **environment) == (0, drawn, '')
 
 
 def blocked_by_a_folder(path, monkeypatch):

@@ -91,10 +91,15 @@ def test_npu_runs_once_a_step_and_compiles_few_graphs(npu_run):
     assert sum(runs.values()) <= 20 + 3 * 8 + 5, runs
 
 
-@pytest.mark.parametrize('nodes, level, onednn', [
-    (['/dev/davinci0'], None, None), ([], '3', ONEDNN)])
-def test_what_is_set_before_tensorflow_is_imported(nodes, level, onednn):
-    """TF_CPP_MIN_LOG_LEVEL=3 would hide the adapter's errors and its line about the compiled model."""
+@pytest.mark.parametrize('nodes, level, onednn, variable', [
+    (['/dev/davinci0'], None, None, None),
+    ([], '3', ONEDNN, 'KERAS_HOME')])
+def test_what_is_set_before_tensorflow_is_imported(tmp_path, nodes, level, onednn, variable):
+    """The adapter's errors, its line about the compiled model too, are hidden by TF_CPP_MIN_LOG_LEVEL=3.
+
+    The user's keras.json, in the home folder or where a variable says, is not read.
+    """
+    environment = {variable: str(tmp_path / '.keras')} if variable else {}
     code = '''
 import glob, os
 for name in 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS':
@@ -103,9 +108,15 @@ real = glob.glob
 glob.glob = lambda pattern, **options: %r if 'davinci' in pattern else real(pattern, **options)
 import sesemi.device.runtime
 print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), os.environ.get('TF_ENABLE_ONEDNN_OPTS'))
+keras = sesemi.device.runtime.keras.backend
+print(keras.floatx(), keras.epsilon(), keras.image_data_format())
 ''' % nodes
-    status, out, err = run(sys.executable, '-c', code, cwd=PROJECT, PYTHONPATH=str(STAND_INS))
-    assert (status, out) == (0, '%s %s\n' % (level, onednn)), err
+    (tmp_path / '.keras').mkdir()
+    (tmp_path / '.keras/keras.json').write_text(json.dumps({
+        'floatx': 'float64', 'epsilon': 0.1, 'image_data_format': 'channels_first', 'backend': 'theano'}))
+    status, out, err = run(sys.executable, '-c', code, cwd=PROJECT, PYTHONPATH=str(STAND_INS),
+                           HOME=str(tmp_path), **environment)
+    assert (status, out) == (0, '%s %s\nfloat32 1e-07 channels_last\n' % (level, onednn)), err
 
 
 SESSIONS = '''

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sys
+import time
 
 import numpy as np
 import programs
@@ -19,6 +20,7 @@ import predict
 import train_evaluate_sesemi
 from networks import sesemi
 from sesemi.record import comparison
+from sesemi.system.signals import NOTICES
 from train_evaluate_sesemi import parse_args
 
 CLASSES = ('cat', 'dog', 'mouse')
@@ -195,10 +197,13 @@ def test_a_run_killed_at_random_and_resumed_ends_as_one_left_alone(finished, dat
 
 
 def stop(data, result, number):
-    """The Result of a run that gets a signal in its second epoch."""
+    """The Result of a run that gets a signal in its second epoch, a notice again and again."""
     process = start(TINY, *flags_for(data, result, '--epochs', '1000'))
     read_until(process, 'Epoch 2/1000')
     process.send_signal(number)
+    while number in NOTICES and process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.1)
     return programs.result(process)
 
 
@@ -206,11 +211,11 @@ def checkpoints(result):
     return {path.name: path.read_bytes() for path in (result / 'checkpoints').iterdir()}
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, *NOTICES])
 def test_a_signal_saves_and_says_so(data, tmp_path, number):
     done = stop(data, tmp_path / 'run', number)
     assert done.status == 128 + number
-    assert '--resume' in done.sentence()
+    assert done.sentence() == 'Stopped by %s; go on with --resume.' % signal.Signals(number).name
     assert [name for name in checkpoints(tmp_path / 'run') if name.endswith('.npz')]
     if number == signal.SIGTERM:
         check_that_a_full_disk_loses_no_checkpoint(data, tmp_path / 'run')

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import write_classes, write_image
+from conftest import PROJECT, write_classes, write_image
 from programs import Result, run
 
 import train_evaluate_sesemi
@@ -85,6 +85,27 @@ def test_a_damaged_image_that_pillow_also_warns_about(here, no_tensorflow, own_i
     check_refusal(done, path, 'cannot be read as an image', 'replace or remove')
 
 
+NEEDS = 'cannot import what this program needs ('
+
+
+@pytest.mark.parametrize('program', ['train_evaluate_sesemi.py', 'predict.py', 'report.py', 'export.py'])
+def test_an_interpreter_without_a_package(tmp_path, program):
+    (tmp_path / 'numpy.py').write_text('raise ImportError("No module named \'numpy\'")')
+    check_refusal(run(program, '--help', PYTHONPATH=str(tmp_path)), sys.executable, NEEDS,
+                  "No module named 'numpy'", 'requirements.txt', 'PYTHON')
+
+
+@pytest.mark.parametrize('code, reason', [
+    ('raise ImportError("libcublas.so.12: cannot open shared object file")', 'libcublas.so.12'),
+    ('raise TypeError("Descriptors cannot be created directly.\\nIf this call came")',
+     'Descriptors cannot be created directly. If this call came'),
+    ('import numpy\nnumpy.no_such_type', 'no_such_type'), ('', "No module named 'tensorflow.compat'")])
+def test_a_tensorflow_that_cannot_be_imported(here, images, tmp_path, code, reason):
+    (tmp_path / 'tensorflow.py').write_text(code)
+    done = run('bash', PROJECT / 'run_1p.sh', *folder(images), cwd=here, PYTHONPATH=str(tmp_path))
+    check_refusal(done, sys.executable, NEEDS, reason, 'requirements.txt')
+
+
 # Flags
 
 
@@ -102,6 +123,8 @@ def test_flags(refuses, images, given, words):
     '--lr fast', '--device tpu', '--resume maybe', '--labels some', '--labels -5', '--labels 1.5',
     '--labels 1e3', '--labels ²', '--epochs 0', '--epochs 1e3', '--batch-size 0', '--batch-size -1',
     '--seed x', '--split-seed -1', '--split-seed 4294967296', '--eval-every -1', '--checkpoint-minutes 0',
+    '--data-dump-step 3-1', '--data-dump-step 3-3', '--data-dump-step 5-', '--data-dump-step -5',
+    '--data-dump-step 1|', '--data-dump-step 1-2-3', '--data-dump-step 0,5', '--data-dump-step all',
     '--whitening pca', '--whitening zca --image-size 52', '--image-size 30', '--image-size 132',
     '--no-flip False --data digits', '--validation 0', '--validation 0.6', '--keep first',
     '--class-weights 3'])

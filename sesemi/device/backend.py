@@ -13,10 +13,12 @@ import sys
 import warnings
 
 from sesemi.device import npu
-from sesemi.errors import InputError
+from sesemi.errors import CANNOT_IMPORT, InputError, describe_error
 
 # From TensorFlow 2.16 on, keras is otherwise Keras 3, which this program cannot use.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
+# Keras reads its settings from keras.json in this folder: a user's own would change the numbers of a run.
+os.environ['KERAS_HOME'] = os.devnull
 # Not on an NPU, where this would hide the adapter's errors and its message that the model was compiled.
 if not npu.find()[0]:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -59,12 +61,14 @@ def filtered_stderr():
         sed.wait()
 
 
-with contextlib.ExitStack() if VERBOSE else filtered_stderr():
-    import tensorflow.compat.v1 as tf
-
-if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):
-    raise InputError('TensorFlow %s needs the package tf_keras: pip install -r requirements.txt.'
-                     % tf.__version__)
-tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
-tf.disable_v2_behavior()
-from tensorflow.compat.v1 import keras  # noqa: E402, F401
+try:
+    with contextlib.ExitStack() if VERBOSE else filtered_stderr():
+        import tensorflow.compat.v1 as tf
+    if tuple(map(int, tf.__version__.split('.')[:2])) >= (2, 16) and not importlib.util.find_spec('tf_keras'):
+        raise ImportError('TensorFlow %s needs the package tf_keras' % tf.__version__)
+    tf.logging.set_verbosity(tf.logging.INFO if VERBOSE else tf.logging.ERROR)
+    tf.disable_v2_behavior()
+    from tensorflow.compat.v1 import keras
+    keras.backend.floatx()      # TensorFlow 2 imports its Keras only now
+except Exception as error:      # packages that do not fit each other raise other types than ImportError too
+    raise InputError(CANNOT_IMPORT % (sys.executable, describe_error(error))) from None

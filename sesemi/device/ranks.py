@@ -36,13 +36,13 @@ def find_rank(workers, rank, environment):
     elif rank is not None:
         raise InputError('--rank %d: needs the addresses of all ranks; give --workers HOST:PORT,HOST:PORT '
                          'too.' % rank)
-    elif environment.get('TF_CONFIG'):
-        info = _read_tf_config(environment['TF_CONFIG'])
-    elif size > 1:
+    else:
+        info = _read_tf_config(environment.get('TF_CONFIG') or '{}')
+    if info is None:
+        if size == 1:
+            return RankInfo()
         rank = _read_number(environment, 'RANK_ID', 0)
         return RankInfo(rank, size, (), _ranks_on_host(environment.get('RANK_TABLE_FILE'), rank))
-    else:
-        return RankInfo()
     if size > 1 and (info.rank, info.world_size) != (_read_number(environment, 'RANK_ID', 0), size):
         raise InputError('RANK_ID and RANK_SIZE say rank %s of %d, but --workers or TF_CONFIG rank %d of %d; '
                          'make them agree.'
@@ -80,10 +80,17 @@ def _is_host(text):
 
 
 def _read_tf_config(text):
-    """The RankInfo of a TF_CONFIG. If the cluster has a chief beside its workers, that is rank 0."""
+    """The RankInfo of a TF_CONFIG. If the cluster has a chief beside its workers, that is rank 0.
+
+    None without a cluster, or if the only task of the cluster is this process.
+    """
     try:
-        config = json.loads(text)
-        chief, workers = (list(config['cluster'].get(name, ())) for name in ('chief', 'worker'))
+        config = json.loads(text) or {}
+        cluster = config.get('cluster') or {}
+        tasks = sum(map(len, cluster.values()))
+        if not tasks or tasks == 1 and (config.get('task') or {}).get('type') in (None, *cluster):
+            return None
+        chief, workers = (list(cluster.get(name, ())) for name in ('chief', 'worker'))
         task = config['task']['type']
         rank = int(config['task']['index']) + (len(chief) if task == 'worker' else 0)
         if task not in ('chief', 'worker'):

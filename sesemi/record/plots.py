@@ -5,6 +5,7 @@ They use matplotlib's Figure, not pyplot, which keeps figures and a backend for 
 import functools
 import html
 import io
+import os
 import re
 import warnings
 
@@ -42,6 +43,8 @@ PANELS = (
 @functools.lru_cache(maxsize=None)
 def import_error():
     """The exception with which matplotlib cannot be imported; None if it can."""
+    # the user's own backend and settings, which may not work here
+    os.environ.update(MPLBACKEND='agg', MATPLOTLIBRC=os.devnull)
     try:
         import matplotlib.figure  # noqa: F401
     except Exception as error:      # a broken installation raises other types than ImportError too
@@ -51,6 +54,17 @@ def import_error():
     return None
 
 
+def _in_default_style(draw):
+    """Decorate a function to use matplotlib's own settings, whatever file of settings was read."""
+    @functools.wraps(draw)
+    def wrapped(*arguments):
+        import matplotlib
+        with matplotlib.rc_context(matplotlib.rcParamsDefault):
+            return draw(*arguments)
+    return wrapped
+
+
+@_in_default_style
 def curves(rows, title):
     """The curves of a run: (PNG bytes of all panels, a list of <svg> elements for HTML, one for each panel).
 
@@ -91,6 +105,7 @@ def confusion_colours(matrix):
     return colours
 
 
+@_in_default_style
 def confusion_png(matrix, class_names, numbered, title):
     """The confusion matrix, int (n, n), as PNG bytes. It has class names if there are at most 100.
 
@@ -116,6 +131,7 @@ def confusion_png(matrix, class_names, numbered, title):
     return _png(figure)
 
 
+@_in_default_style
 def comparison_png(series, title):
     """Errors by the number of labels, as PNG bytes: a line through the means, and a dot for each run.
 

@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 
-from sesemi.errors import InputError, RunError
+from sesemi.errors import CANNOT_IMPORT, InputError, RunError, describe_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +22,18 @@ def keep_docstrings():
     if sys.flags.optimize > 1:
         os.environ.pop('PYTHONOPTIMIZE', None)
         os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def report_import_errors():
+    """From now on an uncaught ImportError, as of a missing package, is one sentence and exit status 2."""
+    sys.excepthook = _report_import_error
+
+
+def _report_import_error(kind, error, traceback):
+    if not issubclass(kind, ImportError):
+        return sys.__excepthook__(kind, error, traceback)
+    print(CANNOT_IMPORT % (sys.executable, describe_error(error)), file=sys.stderr)
+    sys.exit(InputError.status)
 
 
 def report_run_errors(main):

@@ -45,9 +45,8 @@ def make_process_pool(count):
 
 def _end_with_parent(parent):
     """Leave Ctrl-C to the parent, and end this process, which would wait forever, if the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in signals.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     signals.unblock()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
     if os.getppid() != parent:      # the parent died before the line above

@@ -15,7 +15,7 @@ from sesemi.settings import BATCH_NORM_MOMENTUM, DECAY_POWER
 from sesemi.system import signals
 from sesemi.system.pools import prefetch
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+SIGNALS = signals.STOP_SIGNALS
 # How many int32 values each rank adds to a sum in every step: a 1 for each kind of signal that it has
 # received, and a 1 if a checkpoint is due.
 VOTES = len(SIGNALS) + 1
@@ -31,7 +31,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """SIGTERM, SIGHUP or Ctrl-C arrived."""
+    """One of SIGNALS arrived."""
 
     def __init__(self, number):
         super().__init__('Stopped by %s; go on with --resume.' % signal.Signals(number).name)
@@ -254,8 +254,8 @@ def train(train_step, batches, schedule, progress, stop, hooks):
 class StopSignals:
     """Within the block, remembers signals instead of letting them end the process.
 
-    A second signal of the same kind ends it at once. sum_over_ranks: collective.Ranks.sum, so that a signal
-    to one rank stops all.
+    A second signal of the same kind ends it at once, except signals.NOTICES. sum_over_ranks:
+    collective.Ranks.sum, so that a signal to one rank stops all.
     """
 
     def __init__(self, sum_over_ranks=lambda counts: counts):
