@@ -68,9 +68,10 @@ def test_the_page_of_flags_is_current():
 
 def test_every_command_of_a_program_is_one_it_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # neither this machine's device, which may lack what a command asks for, nor a run to be resumed
+    # neither this machine's device, which may lack what a command asks for, nor a run or model to begin from
     monkeypatch.setattr(precision, 'known_device', lambda requested: None)
     monkeypatch.setattr(train_evaluate_sesemi, 'flags_to_resume', lambda folder: {})
+    monkeypatch.setattr(train_evaluate_sesemi, 'take_settings', lambda *args: None)
     taken = set()
     for command in sorted(set().union(*map(commands, PAGES.values()))):
         found = re.match(r'(?:[A-Z_]+=\S+ )*(?:bash|\S*python) (\S+)', command)
