@@ -21,19 +21,15 @@ def test_every_command_of_the_round(tmp_path):
     printed = ''
     for line in block.splitlines():
         start, words = line.split()[0], shlex.split(line)
+        if start == 'mv':       # which files there are depends on the model
+            words = ['mv', *sorted(tmp_path.glob('sorted-1/*/*'))[:2], words[2].replace('cat', 'ant')]
         words = {'bash': [TINY, *words[2:], *FLAGS], 'python': words[1:]}.get(start, words)
         done = run(*words, cwd=tmp_path)
         assert done.status == 0, (line, done)
         printed += done.out
-        if '--sort-into' in words:      # the user corrects it
-            left = sorted(tmp_path.glob('sorted-1/unlabeled/*'))
-            for name, path in zip(('ant', 'bee'), left[1:]):
-                (tmp_path / 'sorted-1' / name).mkdir(exist_ok=True)
-                path.rename(tmp_path / 'sorted-1' / name / path.name)
 
-    count = len(list(tmp_path.glob('photos/train/*/*')))
-    assert count >= 10 and count + len(list(tmp_path.glob('photos/unlabeled/*'))) == 20
     assert 'ssl: 8 of 8 training images labeled' in printed
-    assert 'ssl: %d of %d training images labeled' % (count, count) in printed
+    assert 'sorted-1: 12 images.' in printed and (tmp_path / 'round-1.html').exists()
+    assert 'ssl: 10 of 10 training images labeled' in printed
     assert 'Initial weights: the trunk and the class head of round-1/sesemi.h5.' in printed
-    assert any(tmp_path.glob('model.*'))
+    assert len(list(tmp_path.glob('model.*'))) == 1
