@@ -323,7 +323,10 @@ def test_notices_reach_the_ranks_and_their_repeats_end_none(tmp_path, number):
 if [[ $1 == -c ]]; then exit 0; fi
 trap 'noticed=1' %s
 echo ready
-until [[ ${noticed:-} ]]; do sleep 0.02; done
+for ((i = 0; i < 1000; i++)); do
+    sleep 0.02
+    if [[ ${noticed:-} ]]; then break; fi
+done
 if [[ $RANK_ID == 1 ]]; then sleep 0.5; fi
 echo saved
 exit %d

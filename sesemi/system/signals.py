@@ -4,8 +4,7 @@ These are Ctrl-C, SIGTERM, SIGHUP, and SIGUSR1 and SIGXCPU, which announce that 
 training they end the program after the current step. After watch() one thread waits for these signals and all
 other threads block them, so each is handled at once, even while a library computes or is imported. Unfinished
 files and folders are removed. Without watch(), as in a program that imports this one, signals keep their
-handlers.
-Standard library only, because this module is imported before those that take time.
+handlers. Standard library only, because this module is imported before those that take time.
 """
 import contextlib
 import os
