@@ -71,12 +71,8 @@ def predict(args):
     groups[list(unreadable)] = len(class_names) + 1
     ranked = [[] if i in unreadable else rank(row, class_names, args.top, groups[i] == len(class_names))
               for i, row in enumerate(probabilities)]
-    ordered = np.sort(np.pad(probabilities, ((0, 0), (1, 0)), 'constant'))      # a model may have one class
-    margins = ordered[:, -1] - ordered[:, -2]
-    rows = [table_row(path, best) for path, best in zip(paths, ranked)]
-    columns = dict.fromkeys((key for row in rows for key in row), '')
-    rows = [{**columns, **row, 'margin': '%.6f' % margin if best else ''}
-            for row, best, margin in zip(rows, ranked, margins)]
+    margins = compute_margins(probabilities)
+    rows = make_table(paths, ranked, margins)
     if args.sort_into:
         folders = [*class_names, 'unlabeled', '']
         targets = sorting.sort_files(paths, [folders[group] for group in groups], args.sort_into, args.copy)
@@ -102,6 +98,20 @@ def predict(args):
             print('\t'.join(map(escape_controls,
                                 [path] + (['%s %.4f' % pair for pair in best] or ['unreadable']))))
     return 1 if unreadable else 0
+
+
+def compute_margins(probabilities):
+    """The difference between the two highest probabilities of each row, float32 (n,)."""
+    ordered = np.sort(np.pad(probabilities, ((0, 0), (1, 0)), 'constant'))      # a model may have one class
+    return ordered[:, -1] - ordered[:, -2]
+
+
+def make_table(paths, ranked, margins):
+    """The rows of the CSV file, dicts with the same keys. ranked: for each image a list of rank(), or []."""
+    rows = [table_row(path, best) for path, best in zip(paths, ranked)]
+    columns = dict.fromkeys((key for row in rows for key in row), '')
+    return [{**columns, **row, 'margin': '%.6f' % margin if best else ''}
+            for row, best, margin in zip(rows, ranked, margins)]
 
 
 def list_images(paths, passed_over):
